@@ -1,0 +1,107 @@
+"""Training examples: a conversation as token ids and labels, how they are split, batched and padded."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+
+IGNORED = -100  # the label of a token that is not trained on, as torch's cross-entropy has it
+LOSSES = ("answer", "all")
+BATCHES_PER_CHUNK = 50  # within which examples are sorted by length: long enough to pack well, short enough to mix
+
+
+@dataclass(frozen=True)
+class Example:
+    """`labels[i]` belongs to `input_ids[i]` (not shifted): the same id where it is supervised, -100 elsewhere."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+def build_example(tokenizer: Any, messages: list[dict[str, str]], loss: str = "answer") -> Example:
+    """Encode a conversation that ends in the assistant's answer.
+
+    `loss="answer"` supervises exactly the answer and its end token and drops what the template prints after it;
+    `loss="all"` supervises every token. ValueError if the template does not let the two be told apart.
+    """
+    if loss not in LOSSES:
+        raise ValueError(f"unknown loss {loss!r}: expected one of {', '.join(LOSSES)}")
+    full = tokenizer.encode_chat(messages, add_generation_prompt=False)
+    if loss == "all":
+        return Example(full, list(full))
+    prompt = tokenizer.encode_chat(messages[:-1], add_generation_prompt=True)
+    start = len(prompt)
+    if full[:start] != prompt:
+        raise ValueError(
+            f"the chat template writes an answered prompt otherwise than the prompt alone (they share "
+            f"{_common_prefix(full, prompt)} of {start} tokens), so the answer cannot be told apart; use the loss 'all'"
+        )
+    ends = [i for i in range(start, len(full)) if full[i] in tokenizer.stop_ids]
+    if not ends:
+        raise ValueError(
+            f"the chat template ends an answer with none of the checkpoint's end tokens {sorted(tokenizer.stop_ids)}: "
+            f"the model would never learn to stop; its last token is {full[-1]}"
+        )
+    stop = ends[-1] + 1
+    return Example(full[:stop], [IGNORED] * start + full[start:stop])
+
+
+def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    shorter = min(len(left), len(right))
+    return next((i for i in range(shorter) if left[i] != right[i]), shorter)
+
+
+def describe_example(tokenizer: Any, example: Example) -> str:
+    """The decoded example with each stretch under a line that says whether it is trained on."""
+    supervised = sum(label != IGNORED for label in example.labels)
+    lines = [f"{len(example.input_ids)} tokens, {supervised} of them trained on"]
+    pairs = zip(example.input_ids, example.labels, strict=True)
+    for trained, stretch in groupby(pairs, key=lambda pair: pair[1] != IGNORED):
+        ids = [token for token, _ in stretch]
+        lines.append(f"----- {'trained on' if trained else 'context only'} ({len(ids)} tokens) -----")
+        lines.append(tokenizer.decode(ids, skip_special_tokens=False))
+    return "\n".join([*lines, "----- end -----"])
+
+
+def split_validation(examples: Sequence[Any], count: int, seed: int) -> tuple[list[Any], list[Any]]:
+    """Hold out `count` examples drawn by `seed`; return (training, validation), both in their old order."""
+    if not 0 <= count < len(examples):
+        raise ValueError(f"{count} validation examples asked for, but there are only {len(examples)} examples in all")
+    held_out = set(random.Random(seed).sample(range(len(examples)), count))
+    training = [example for i, example in enumerate(examples) if i not in held_out]
+    return training, [examples[i] for i in sorted(held_out)]
+
+
+def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """One epoch as batches of example indices: each index once, in an order that depends on (seed, epoch) alone.
+
+    A batch holds examples of like length, so that little of it is padding: the shuffled examples are sorted within
+    large chunks, cut into batches, and the batches are shuffled. One batch is short if the division leaves a rest.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: expected at least 1")
+    generator = random.Random(f"{seed} {epoch}")
+    order = list(range(len(lengths)))
+    generator.shuffle(order)
+    batches = []
+    chunk_size = batch_size * BATCHES_PER_CHUNK
+    for start in range(0, len(order), chunk_size):
+        chunk = sorted(order[start : start + chunk_size], key=lengths.__getitem__)
+        batches += [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
+    generator.shuffle(batches)
+    return batches
+
+
+def pad_batch(examples: Sequence[Example], pad_id: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad on the right to the longest: (input_ids, labels), both [B, T] int64 on the CPU; padding is labelled -100."""
+    longest = max(len(example.input_ids) for example in examples)
+    input_ids = torch.full((len(examples), longest), pad_id, dtype=torch.int64, device="cpu")
+    labels = torch.full_like(input_ids, IGNORED)
+    for row, example in enumerate(examples):
+        length = len(example.input_ids)
+        input_ids[row, :length] = torch.tensor(example.input_ids, dtype=torch.int64, device="cpu")
+        labels[row, :length] = torch.tensor(example.labels, dtype=torch.int64, device="cpu")
+    return input_ids, labels

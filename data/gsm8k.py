@@ -1,0 +1,60 @@
+"""GSM8K (Cobbe et al. 2021, https://arxiv.org/abs/2110.14168): grade-school word problems with worked answers.
+
+One JSON object a line: {"question": "Natalia sold clips to ...", "answer": "Natalia sold 48/2 = ...\\n#### 72"}.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from data.records import numbered_jsonl
+from data.scoring import extract_number
+from data.sources import dataset_file
+
+DEMO_FOLDER = Path(__file__).with_name("demo")
+SPLITS = ("train", "test")
+
+
+def load_gsm8k(source: str | Path, split: str) -> list[dict[str, Any]]:
+    """Load "gsm8k" (the official set), "demo" (the embedded one) or a JSONL file in the same format.
+
+    A file has no splits: both names give all of it. Returns records with the strings `id`, `question`, `answer`
+    (worked, ending in `#### number`) and `gold` (that number, as `extract_number` writes it). ValueError, naming file
+    and line, for anything that is not such a record, and for a missing or empty file.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
+    path, prefix = _locate(source, split)
+    records = []
+    for line, record in numbered_jsonl(path):
+        where = f"{path}, line {line}"
+        question, answer = _text(record, "question", where), _text(record, "answer", where)
+        gold = extract_number(answer, "homework")
+        if gold is None:
+            raise ValueError(f"{where}: the answer does not end in '#### number' but in {answer[-30:]!r}")
+        records.append({"id": f"{prefix}-{len(records)}", "question": question, "answer": answer, "gold": gold})
+    if not records:
+        raise ValueError(f"{path}: no records in this file")
+    return records
+
+
+def _locate(source: str | Path, split: str) -> tuple[Path, str]:
+    """The file to read and what its records' ids begin with."""
+    if source == "gsm8k":
+        return dataset_file(f"gsm8k/{split}.jsonl"), f"gsm8k-{split}"
+    if source == "demo":
+        return DEMO_FOLDER / f"{split}.jsonl", f"demo-{split}"
+    path = Path(source)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; the data is 'gsm8k', 'demo' or a JSONL file in GSM8K's format")
+    return path, path.stem
+
+
+def _text(record: dict[str, Any], field: str, where: str) -> str:
+    if field not in record:
+        raise ValueError(f"{where}: no {field!r}, only {sorted(record)}; a record has 'question' and 'answer'")
+    value = record[field]
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: {field!r} should be a string, found {type(value).__name__}")
+    if not value.strip():
+        raise ValueError(f"{where}: {field!r} is empty")
+    return value

@@ -1,0 +1,76 @@
+"""Chat messages for both tasks, and the choice of shots: worked training problems shown before the question."""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+Message = dict[str, str]
+
+INSTRUCTION = "Let's think step by step. At the end, you MUST write the answer as an integer after '####'."
+SELECTIONS = ("fixed", "random")
+
+
+def gsm8k_messages(question: str, shots: Sequence[dict[str, Any]] = ()) -> list[Message]:
+    """The chat up to the question: a user and an assistant turn for each shot, then the user turn to be answered."""
+    messages = []
+    for shot in shots:
+        messages.append({"role": "user", "content": f"Q: {shot['question']}"})
+        messages.append({"role": "assistant", "content": f"A: {shot['answer']}"})
+    messages.append({"role": "user", "content": f"Q: {question} {INSTRUCTION}"})
+    return messages
+
+
+def gsm8k_training_messages(question: str, answer: str, shots: Sequence[dict[str, Any]] = ()) -> list[Message]:
+    """The same chat closed by the assistant turn with the worked answer."""
+    return [*gsm8k_messages(question, shots), {"role": "assistant", "content": f"A: {answer}"}]
+
+
+def ailuminate_messages(prompt: str) -> list[Message]:
+    """The prompt as it is, in a single user turn."""
+    return [{"role": "user", "content": prompt}]
+
+
+class ShotSelector:
+    """Chooses `count` shots from `pool` for one record after another; a question is never its own shot.
+
+    `fixed` takes the first records of the pool, `random` draws anew for each record from (seed, record id), so that a
+    record's shots depend neither on the order of the records nor on which others there are. ValueError for an unknown
+    selection and for more shots than the pool can give.
+    """
+
+    def __init__(self, pool: Sequence[dict[str, Any]], count: int, selection: str = "fixed", seed: int = 0) -> None:
+        if selection not in SELECTIONS:
+            raise ValueError(f"unknown shot selection {selection!r}: expected one of {', '.join(SELECTIONS)}")
+        if not 0 <= count <= len(pool):
+            raise ValueError(f"{count} shots asked for, but there are {len(pool)} training records to take them from")
+        self.pool = pool
+        self.count = count
+        self.selection = selection
+        self.seed = seed
+        self.questions = [_normalise(record["question"]) for record in pool] if count else []
+        self.copies = Counter(self.questions)
+
+    def select(self, record: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the shots for `record`, of which the fields `id` and `question` are used."""
+        if self.count == 0:
+            return []
+        own = _normalise(record["question"])
+        wanted = self.count + self.copies[own]  # one to spare for each copy of the question itself
+        if wanted > len(self.pool):
+            raise ValueError(
+                f"{self.count} shots asked for, but without the question of {record['id']} itself "
+                f"there are {len(self.pool) - self.copies[own]} training records to take them from"
+            )
+        ranking = self._ranking(record, wanted)
+        return [self.pool[i] for i in ranking if self.questions[i] != own][: self.count]
+
+    def _ranking(self, record: dict[str, Any], wanted: int) -> Sequence[int]:
+        """The indices of the `wanted` best candidates in the pool, the best one first."""
+        if self.selection == "random":
+            return random.Random(f"{self.seed} {record['id']}").sample(range(len(self.pool)), wanted)
+        return range(wanted)
+
+
+def _normalise(question: str) -> str:
+    return " ".join(question.split())

@@ -1,0 +1,104 @@
+"""Files a run leaves behind: append-only JSONL records and atomically replaced JSON summaries.
+
+A crash may cut the last JSONL line short. `open_records` drops such a line before it appends, so a file that is
+resumed holds exactly one finished record per line.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+
+def numbered_jsonl(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield one JSON object per line with its line number, counted from 1; blank lines are skipped but counted.
+
+    Raises ValueError naming the file and the line for anything that is not a JSON object.
+    """
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:  # broken JSON, bytes that are no text, absurd nesting
+                raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from None
+            if not isinstance(record, dict):
+                raise ValueError(f"{path}, line {number}: expected a JSON object, found {type(record).__name__}")
+            yield number, record
+
+
+def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Read a whole file as `numbered_jsonl` does, without the line numbers."""
+    return [record for _, record in numbered_jsonl(path)]
+
+
+def repair_jsonl(path: str | os.PathLike) -> None:
+    """Cut a half-written last line off `path`; a complete last record that only lacks its newline gets one."""
+    path = Path(path)
+    if not path.exists():
+        return
+    with open(path, "r+b") as file:
+        content = file.read()
+        start = content.rfind(b"\n") + 1
+        if start == len(content):
+            return
+        try:
+            json.loads(content[start:])
+        except ValueError:
+            file.truncate(start)
+        else:
+            file.write(b"\n")
+
+
+def open_records(path: str | os.PathLike, resume: bool) -> tuple[list[dict[str, Any]], TextIO]:
+    """Open `path` for appending records; return those already finished (none unless `resume`) and the file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        return [], open(path, "w", encoding="utf-8")
+    repair_jsonl(path)
+    finished = read_jsonl(path) if path.exists() else []
+    return finished, open(path, "a", encoding="utf-8")
+
+
+def rewrite_records(path: str | os.PathLike, records: Iterable[dict[str, Any]]) -> None:
+    """Replace `path` atomically by these records, one a line."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        for record in records:
+            append_record(file, record)
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def append_record(file: TextIO, record: dict[str, Any]) -> None:
+    """Write one record as one line and flush it, so that a crash loses at most the record being written."""
+    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    file.flush()
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """Read one JSON object; ValueError names the file if it is anything else."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def write_json(path: str | os.PathLike, value: dict[str, Any]) -> None:
+    """Replace `path` atomically: a reader sees the old file or the new one, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)

@@ -1,0 +1,135 @@
+"""The decoder: Llama (Touvron et al. 2023; Llama 3, 2024) and Qwen3 (2025), told apart by `ModelConfig` alone.
+
+Shapes: B batch, T tokens, E hidden_size, H query heads, K key/value heads, D head_dim, V vocabulary.
+Parameter names are those of the published checkpoints, so weights load without renaming.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llama.config import ModelConfig
+from llama.rope import rotary_tables, rotate
+
+# How queries meet keys and values: (layer, [B, T, H, D], [B, T, K, D], [B, T, K, D]) -> [B, T, H, D].
+# A cache or a packed batch puts its own function here; the decoder knows neither.
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+def causal_attention(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Every token sees itself and what stands before it in its own row."""
+    out = F.scaled_dot_product_attention(
+        queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), is_causal=True, enable_gqa=True
+    )
+    return out.transpose(1, 2)
+
+
+class RMSNorm(nn.Module):
+    """Root mean square normalisation (Zhang & Sennrich 2019) in float32, scaled in the input's dtype."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention (Ainslie et al. 2023) with rotary positions; Qwen3 normalises its heads first."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        bias, width = config.attention_bias, config.hidden_size
+        self.q_proj = nn.Linear(width, config.num_attention_heads * config.head_dim, bias=bias)
+        self.k_proj = nn.Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
+        self.v_proj = nn.Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
+        self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, width, bias=bias)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        heads = (*x.shape[:-1], -1, self.head_dim)
+        queries = rotate(self.q_norm(self.q_proj(x).view(heads)), cos, sin)  # [B, T, H, D]
+        keys = rotate(self.k_norm(self.k_proj(x).view(heads)), cos, sin)  # [B, T, K, D]
+        values = self.v_proj(x).view(heads)
+        return self.o_proj(attend(self.layer, queries, keys, values).flatten(-2))
+
+
+class MLP(nn.Module):
+    """SwiGLU feed-forward (Shazeer 2020)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each normalised before and added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Token ids in, hidden states out; `logits` is separate, so nobody pays for positions nobody reads."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = nn.ModuleDict(
+            {
+                "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
+                "layers": nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers)),
+                "norm": RMSNorm(config.hidden_size, config.rms_norm_eps),
+            }
+        )
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model["embed_tokens"].weight
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.lm_head.weight.dtype
+
+    def forward(self, input_ids: Tensor, positions: Tensor | None = None, attend: Attend = causal_attention) -> Tensor:
+        """Final hidden states [B, T, E] of `input_ids` [B, T] int64; feed them to `logits`.
+
+        `positions` [B, T] or [T] int64 default to 0 .. T-1. Padding on the right needs no mask: causal attention
+        never looks at it.
+        """
+        if positions is None:
+            positions = torch.arange(input_ids.shape[-1], device=input_ids.device)
+        x = self.model["embed_tokens"](input_ids)
+        cos, sin = rotary_tables(self.config, positions, x.dtype)
+        for block in self.model["layers"]:
+            x = block(x, cos, sin, attend)
+        return self.model["norm"](x)
+
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        """Scores over the vocabulary: [..., E] -> [..., V]."""
+        return self.lm_head(hidden_states)

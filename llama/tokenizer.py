@@ -1,0 +1,252 @@
+"""Text to token ids and back, and chats through the checkpoint's own template.
+
+A template writes control tokens such as `<|eot_id|>` as text, and a tokenizer turns that text into ids wherever it
+finds it, also inside a message somebody else wrote. Here only the template can write them: characters in message
+contents that could begin or end such a token are replaced by stand-ins while the template runs, the rendered text is
+cut at the control tokens that remain, and the pieces between are encoded as plain text.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import tokenizers
+from jinja2 import ext, nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from llama.files import read_json_object
+from llama.hub import resolve
+
+MONTHS = "January February March April May June July August September October November December".split()
+WEEKDAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+FIRST_SURROGATE, SURROGATES = 0xD800, 2048
+
+
+def load_tokenizer(ref: str | Path, date: str = "26 Jul 2024") -> "Tokenizer":
+    """The tokenizer of the checkpoint at `ref` (local folder, Hub id or alias).
+
+    `date` is the day that chat templates print as today's. Raises ValueError for a missing or broken file.
+    """
+    return Tokenizer(resolve(ref, allow_weights=False), date)
+
+
+class Tokenizer:
+    """A checkpoint's `tokenizer.json`, special tokens and chat template.
+
+    `stop_ids`: every end token the checkpoint names; `pad_id`: its padding token or None; `vocab_size`: added tokens
+    included (a model's embedding may have more rows than that).
+    """
+
+    def __init__(self, folder: Path, date: str = "26 Jul 2024") -> None:
+        self.path = folder / "tokenizer.json"
+        raw = read_json_object(self.path) | {"truncation": None, "padding": None}  # leftovers of somebody's training
+        self._tokenizer = _build(raw, self.path)
+        self._plain = _build(raw | {"added_tokens": []}, self.path)  # leaves control tokens in the text as text
+        added = [token for token in raw.get("added_tokens") or [] if token["content"]]
+        self._added = {token["content"]: token["id"] for token in added}
+        self._control_ids = {token["id"] for token in added if token["special"]}
+        longest_first = sorted(self._added, key=len, reverse=True)
+        self._cut = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
+        # Lone surrogates stand in for first and last characters: no text that can be encoded has any.
+        edges = sorted({token[0] for token in self._added} | {token[-1] for token in self._added})
+        self._hide = {ord(edge): FIRST_SURROGATE + index for index, edge in enumerate(edges)}
+        self._reveal = {FIRST_SURROGATE + index: edge for index, edge in enumerate(edges)}
+        self._check_added_tokens()
+
+        config_path = folder / "tokenizer_config.json"
+        config = read_json_object(config_path) if config_path.is_file() else {}
+        self._named = _named_tokens(config, config_path)
+        self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        pad_token = self._named.get("pad_token")
+        self.pad_id: int | None = None if pad_token is None else self._tokenizer.token_to_id(pad_token)
+        self.stop_ids: frozenset[int] = self._read_stop_ids(folder)
+        self._template = _load_template(folder, config, date)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text` as plain text: nothing is added, and special tokens spelled out in it stay text."""
+        _require_text("text", text)
+        ids = self._plain.encode(text, add_special_tokens=False).ids
+        if not self._control_ids.isdisjoint(ids):
+            raise ValueError(f"{self.path}: plain text would become a special token in {text[:80]!r}")
+        return ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of `ids`, without special tokens unless asked for."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def encode_chat(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool = True) -> list[int]:
+        """Ids of a chat, `[{"role": ..., "content": ...}, ...]`, rendered by the checkpoint's chat template.
+
+        The ids are those of transformers' `apply_chat_template`, with one deliberate difference: added tokens spelled
+        out in a message's content (`<|eot_id|>`, and also `<think>`) stay plain text. Raises ValueError for messages of
+        another form, a checkpoint without a template, or a chat that the template refuses.
+        """
+        return self._encode_rendered(self._render(messages, add_generation_prompt))
+
+    def _encode_rendered(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for index, piece in enumerate(self._cut.split(text)):  # text, token, text, ..., token, text
+            ids += [self._added[piece]] if index % 2 else self.encode(piece.translate(self._reveal))
+        return ids
+
+    def _render(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool) -> str:
+        """The chat as text, with stand-ins for the characters in contents that begin or end an added token."""
+        if self._template is None:
+            raise ValueError(f"{self.path.parent}: no chat template (chat_template.jinja or in tokenizer_config.json)")
+        if not messages:
+            raise ValueError("a chat needs at least one message")
+        for index, message in enumerate(messages):
+            self._check_message(f"message {index + 1}", message)
+        try:
+            return self._template.render(
+                messages=[message | {"content": message["content"].translate(self._hide)} for message in messages],
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._named,
+            )
+        except Exception as error:  # a template is a program: it may raise anything
+            raise ValueError(
+                f"{self.path.parent}: the chat template refuses these messages: {_one_line(error)}"
+            ) from error
+
+    def _check_message(self, name: str, message: Any) -> None:
+        if not isinstance(message, dict) or set(message) != {"role", "content"}:
+            raise ValueError(f"{name}: expected an object with role and content, found {message!r}")
+        for field, value in message.items():
+            _require_text(f"{name}: {field}", value)
+        if self._cut.search(message["role"]):
+            raise ValueError(f"{name}: role {message['role']!r} contains a token of the tokenizer")
+
+    def _check_added_tokens(self) -> None:
+        """Cutting at added tokens and encoding the rest piece by piece must be what the tokenizer itself does."""
+        if len(self._hide) > SURROGATES:
+            raise ValueError(f"{self.path}: added tokens begin or end with more than {SURROGATES} different characters")
+        for token in self._added:
+            if any(edge.isalnum() or edge.isspace() for edge in (token[0], token[-1])):
+                raise ValueError(f"{self.path}: added token {token!r} looks like ordinary text: not supported")
+            for text in (f"a{token}a", f"a {token} a"):
+                if self._tokenizer.encode(text, add_special_tokens=False).ids != self._encode_rendered(text):
+                    raise ValueError(
+                        f"{self.path}: added token {token!r} does not cut text just where it stands: not supported"
+                    )
+
+    def _read_stop_ids(self, folder: Path) -> frozenset[int]:
+        """Every end token in generation_config.json, config.json and tokenizer_config.json."""
+        stop_ids = set()
+        for path in (folder / "generation_config.json", folder / "config.json"):
+            ids = read_json_object(path).get("eos_token_id") if path.is_file() else None
+            for index in ids if isinstance(ids, list) else [ids] if ids is not None else []:
+                if type(index) is not int or index < 0 or self._tokenizer.id_to_token(index) is None:
+                    raise ValueError(f"{path}: eos_token_id {index!r} is not in the vocabulary of {self.path}")
+                stop_ids.add(index)
+        if "eos_token" in self._named:
+            index = self._tokenizer.token_to_id(self._named["eos_token"])
+            if index is None:
+                raise ValueError(f"{self.path}: the eos_token {self._named['eos_token']!r} is not in the vocabulary")
+            stop_ids.add(index)
+        return frozenset(stop_ids)
+
+
+def _require_text(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be text, found {type(value).__name__}: {value!r}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} is not valid Unicode ({error.reason} at position {error.start})") from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _build(raw: dict[str, Any], path: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(json.dumps(raw))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise ValueError(f"{path}: not a tokenizer that the tokenizers library reads ({_one_line(error)})") from None
+
+
+def _named_tokens(config: dict[str, Any], path: Path) -> dict[str, str]:
+    """The special tokens that templates see; each is written as text or as an object with `content`."""
+    named = {}
+    for name in NAMED_TOKENS:
+        value = config.get(name)
+        value = value.get("content") if isinstance(value, dict) else value
+        if isinstance(value, str):
+            named[name] = value
+        elif config.get(name) is not None:
+            raise ValueError(f"{path}: {name} = {config[name]!r}: expected text or an object with content")
+    return named
+
+
+def _load_template(folder: Path, config: dict[str, Any], date: str) -> jinja2.Template | None:
+    """The compiled chat template: `chat_template.jinja`, else the one in tokenizer_config.json, else None."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        source = path.read_text(encoding="utf-8")
+    else:
+        path = folder / "tokenizer_config.json"
+        source = config.get("chat_template")
+        if isinstance(source, list):  # several templates by name
+            source = next((entry.get("template") for entry in source if entry.get("name") == "default"), None)
+    environment = _environment(date)
+    if source is None:
+        return None
+    if not isinstance(source, str):
+        raise ValueError(f"{path}: chat_template must be text, found {type(source).__name__}")
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise ValueError(f"{path}: broken chat template, line {error.lineno}: {error.message}") from None
+
+
+def _environment(date: str) -> ImmutableSandboxedEnvironment:
+    """What transformers offers to a template (its `utils/chat_template_utils.py`), with the date pinned."""
+    today = _parse_date(date)
+    names = {"%b": MONTHS[today.month - 1][:3], "%B": MONTHS[today.month - 1]}
+    names |= {"%a": WEEKDAYS[today.weekday()][:3], "%A": WEEKDAYS[today.weekday()]}
+
+    def strftime_now(form: str) -> str:
+        return today.strftime(re.sub("%.", lambda match: names.get(match[0], match[0]), form))  # English in any locale
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def tojson(
+        value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    ):
+        # jinja's own escapes HTML
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    extensions = [ext.loopcontrols, GenerationBlock]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    environment.filters["tojson"] = tojson
+    environment.globals |= {"strftime_now": strftime_now, "raise_exception": raise_exception}
+    return environment
+
+
+class GenerationBlock(ext.Extension):
+    """`{% generation %}...{% endgeneration %}` marks what the assistant wrote; here it only renders its body."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja reads the attribute
+
+    def parse(self, parser: Any) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body).set_lineno(line)
+
+
+def _parse_date(date: str) -> datetime:
+    """A day like '26 Jul 2024', whatever the locale."""
+    try:
+        day, month, year = date.split()
+        return datetime(int(year), [name[:3] for name in MONTHS].index(month) + 1, int(day))
+    except (AttributeError, ValueError):
+        raise ValueError(f"date {date!r}: expected a day like '26 Jul 2024'") from None

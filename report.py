@@ -1,0 +1,90 @@
+"""Compare runs: python report.py runs/base runs/tuned
+
+Prints what the runs measured as tables and writes report.md, report.html (one self-contained page with sample answers
+side by side) and, where matplotlib is installed, loss.png and scatter.png. The first run is the one that the others'
+answers are compared with. A run that is still being written is marked as running.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+from data import plots
+from data.page import Picture, render_page
+from data.results import Run, find_cautions, load_runs, short_names
+from data.tables import build_tables, to_markdown, to_text
+from llama import cli
+
+LOSS_CAPTION = "Training loss: each step (faint), smoothed, and on held-out examples (points)."
+SCATTER_CAPTION = (
+    "GSM8K accuracy against safety, with 95 % intervals. Grey: the course baselines. Only what Qwen3Guard judged is a "
+    "safe rate."
+)
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run folder, as train.py and the others write it"
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the report (report/ in the first run)")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="where the Markdown goes (DIR/report.md)")
+    return parser.parse_args(argv)
+
+
+def report(arguments: argparse.Namespace) -> None:
+    runs = load_runs(arguments.runs)
+    tables, cautions = build_tables(runs), find_cautions(runs)
+    names = short_names(runs)
+    print("\n\n".join(to_text(table, names) for table in tables))
+    if cautions:
+        print("\nNote\n" + "\n".join(f"- {caution}" for caution in cautions))
+    print()
+
+    output: Path = arguments.output or arguments.runs[0] / "report"
+    made = f"{datetime.now():%Y-%m-%d %H:%M}"
+    pictures = draw(runs, output) if plots.is_available() else []
+    if not plots.is_available():
+        print("no plots: matplotlib is not installed (pip install -e .[plots])")
+    notes = ["", "## Note", "", *(f"- {caution}" for caution in cautions)] if cautions else []
+    sections = ["# Unforget report", "", made, "", "\n\n".join(map(to_markdown, tables)), *notes]
+    write(arguments.markdown or output / "report.md", "\n".join(sections).encode() + b"\n")
+    page = output / "report.html"
+    write(page, render_page(runs, pictures, cautions, made).encode())
+    print(f"the report: {page.resolve()}")
+
+
+def draw(runs: list[Run], output: Path) -> list[Picture]:
+    """Write the plots that these runs have data for and remove those of an earlier report that they have not."""
+    plans: list[tuple[str, str, Callable]] = [
+        ("loss.png", LOSS_CAPTION, plots.loss_png),
+        ("scatter.png", SCATTER_CAPTION, plots.scatter_png),
+    ]
+    pictures = []
+    for name, caption, plot in plans:
+        light = plot(runs)
+        if light is None:
+            (output / name).unlink(missing_ok=True)
+            continue
+        write(output / name, light)
+        pictures.append(Picture(light, plot(runs, dark=True), caption))
+    return pictures
+
+
+def write(path: Path, content: bytes) -> None:
+    """Raises ValueError where `path` cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror}; choose another folder with --output") from None
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.run_script(report, parse_arguments(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

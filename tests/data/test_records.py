@@ -1,0 +1,83 @@
+import json
+
+import pytest
+
+from data.records import append_record, numbered_jsonl, open_records, read_json, read_jsonl, repair_jsonl, write_json
+
+
+def test_blank_lines_are_skipped_but_counted(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\n\n  \n{"a": 2}')
+    assert list(numbered_jsonl(path)) == [(1, {"a": 1}), (4, {"a": 2})]
+    assert read_jsonl(path) == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize("line", [b'{"a": ', b"[1]", b"\xff\xfe", b'"text"', b"[" * 100_000])
+def test_a_line_that_is_no_object_is_named(tmp_path, line):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\n{"a": 1}\n' + line + b"\n")
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 3: "):
+        read_jsonl(path)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b'{"a": 1}\n{"b": "\xc3', b'{"a": 1}\n'),  # cut inside a character
+        (b'{"a": 1}\n{"b": 2}', b'{"a": 1}\n{"b": 2}\n'),  # only the newline is missing
+        (b'{"a": 1}\n', b'{"a": 1}\n'),
+        (b'{"a', b""),
+        (b"", b""),
+    ],
+)
+def test_repair(tmp_path, before, after):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(before)
+    repair_jsonl(path)
+    assert path.read_bytes() == after
+
+
+def test_resuming_after_a_crash_loses_only_the_half_written_record(tmp_path):
+    path = tmp_path / "runs" / "a.jsonl"
+    finished, file = open_records(path, resume=True)
+    assert finished == []
+    append_record(file, {"id": 0, "text": "naïve\nline"})
+    file.write('{"id": 1, "te')
+    file.close()
+    finished, file = open_records(path, resume=True)
+    append_record(file, {"id": 1})
+    assert finished == [{"id": 0, "text": "naïve\nline"}]
+    assert read_jsonl(path) == [*finished, {"id": 1}]  # flushed, though the file is still open
+    file.close()
+
+
+def test_without_resume_the_file_starts_empty(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\n')
+    finished, file = open_records(path, resume=False)
+    file.close()
+    assert finished == [] and path.read_text() == ""
+
+
+def test_json_round_trip_leaves_no_partial_file(tmp_path):
+    path = tmp_path / "new" / "a.json"
+    write_json(path, {"a": "ü"})
+    write_json(path, {"a": [1, None]})
+    assert read_json(path) == {"a": [1, None]}
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3"])
+def test_read_json_names_the_file(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"a\.json: "):
+        read_json(path)

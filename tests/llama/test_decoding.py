@@ -1,0 +1,158 @@
+"""Batched decoding gives each prompt what transformers gives it alone, whatever the batch, prefix or chunk."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from llama import decoding, generate, load_model
+from llama.decoding import DecodingStats, common_prefix_length, sample
+from tests.tiny import save_transformers_model, tiny_transformers_model
+
+STOP_IDS = frozenset(range(3, 60, 7))  # enough of the vocabulary that some rows stop and some do not
+
+
+def ragged_prompts(seed: int, prefix: int = 0) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    shared = torch.randint(12, 199, (prefix,), generator=generator).tolist()
+    lengths = torch.randint(1, 30, (9,), generator=generator).tolist()
+    return [shared + torch.randint(12, 199, (n,), generator=generator).tolist() for n in lengths]
+
+
+def transformers_tokens(model, prompt: list[int], max_new_tokens: int, stop_ids=STOP_IDS) -> list[int]:
+    input_ids = torch.tensor([prompt])
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=sorted(stop_ids),
+            pad_token_id=0,
+        )
+    return output[0, len(prompt) :].tolist()
+
+
+@pytest.fixture(scope="module", params=["llama3-scaled", "qwen3"])
+def models(request, tmp_path_factory):
+    theirs = tiny_transformers_model(request.param)
+    return theirs, load_model(save_transformers_model(theirs, tmp_path_factory.mktemp(request.param)))
+
+
+@pytest.mark.parametrize("prefix", [0, 17])
+def test_greedy_tokens_equal_transformers(models, prefix):
+    theirs, ours = models
+    reasons = set()
+    for seed in range(3):
+        prompts = ragged_prompts(seed, prefix)
+        expected = [transformers_tokens(theirs, prompt, 40) for prompt in prompts]
+        for batch_size in (1, 2, 4, 32):
+            outputs = generate(ours, prompts, 40, STOP_IDS, batch_size)
+            assert [output.token_ids for output in outputs] == expected
+        stopped = [tokens[-1] in STOP_IDS for tokens in expected]
+        assert [output.finish_reason == "stop" for output in outputs] == stopped
+        reasons |= {output.finish_reason for output in outputs}
+    assert reasons == {"stop", "length"}, "both endings must occur for this to mean anything"
+
+
+def test_small_chunks_change_nothing(models, monkeypatch):
+    _, ours = models
+    prompts = ragged_prompts(5, prefix=40)
+    whole = generate(ours, prompts, 20, STOP_IDS, batch_size=4)
+    monkeypatch.setattr(decoding, "PREFILL_CHUNK", 7)
+    assert generate(ours, prompts, 20, STOP_IDS, batch_size=4) == whole
+
+
+def test_shared_prefix_is_computed_once(models):
+    _, ours = models
+    prompts = ragged_prompts(1, prefix=17)
+    stats = DecodingStats()
+    outputs = generate(ours, prompts, 5, STOP_IDS, batch_size=3, stats=stats)
+    total = sum(map(len, prompts))
+    assert stats.prompt_tokens == total
+    assert stats.prefill_tokens == total - 17 * (len(prompts) - 1)
+    assert stats.new_tokens == sum(len(output.token_ids) for output in outputs)
+
+
+def test_equal_prompts_and_a_prompt_that_begins_another(models):
+    theirs, ours = models
+    prompt = ragged_prompts(2)[0] * 3
+    prompts = [prompt, prompt, prompt[:-2], [*prompt, 50]]
+    expected = [transformers_tokens(theirs, p, 15) for p in prompts]
+    assert [output.token_ids for output in generate(ours, prompts, 15, STOP_IDS)] == expected
+
+
+def test_finished_rows_are_reported_at_once_and_in_input_order(models):
+    _, ours = models
+    prompts, seen = ragged_prompts(0), {}
+    outputs = generate(ours, prompts, 40, STOP_IDS, 3, on_finish=lambda i, output: seen.update({i: output}))
+    assert [seen[i] for i in range(len(prompts))] == outputs
+    assert list(seen) != sorted(seen), "rows end at different times"
+
+
+def test_context_end_cuts_generation(models):
+    _, ours = models
+    short = dataclasses.replace(ours.config, max_position_embeddings=20)
+    ours.config, full = short, ours.config
+    try:
+        (output,) = generate(ours, [[5] * 15], 40)
+        assert (len(output.token_ids), output.finish_reason) == (5, "length")
+        with pytest.raises(ValueError, match="prompt 1: 20 tokens leave no room in the model's context of 20"):
+            generate(ours, [[5], [5] * 20], 40)
+    finally:
+        ours.config = full
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"prompts": [[5], []]}, "prompt 1: the prompt is empty"),
+        ({"prompts": [[199]]}, "token id 199 is outside the vocabulary of 199"),
+        ({"max_new_tokens": 0}, "max_new_tokens = 0"),
+        ({"batch_size": 0}, "batch_size = 0"),
+        ({"temperature": -1.0}, "temperature = -1.0"),
+        ({"temperature": math.nan}, "temperature = nan"),
+        ({"top_p": 0.0}, "top_p = 0.0"),
+    ],
+)
+def test_bad_calls_are_refused(models, call, message):
+    with pytest.raises(ValueError, match=message):
+        generate(models[1], **{"prompts": [[5]], **call})
+
+
+def test_no_prompts_no_outputs(models):
+    assert generate(models[1], []) == []
+
+
+def test_samples_depend_on_seed_and_index_only(models):
+    _, ours = models
+    prompts = ragged_prompts(3)
+    settings = {"max_new_tokens": 12, "temperature": 1.0, "top_p": 0.9}
+    together = generate(ours, prompts, **settings, seed=1)
+    assert generate(ours, prompts, **settings, seed=1, batch_size=2) == together
+    assert generate(ours, prompts[4:5], **settings, seed=1, indices=[4]) == together[4:5]
+    assert generate(ours, prompts, **settings, seed=2) != together
+    twice = generate(ours, [prompts[0]] * 2, **settings, seed=1)
+    assert twice[0] != twice[1], "equal prompts draw from different generators"
+
+
+def test_sample_follows_the_nucleus_distribution():
+    probabilities = torch.tensor([0.05, 0.5, 0.3, 0.15])
+    draws = torch.linspace(0, 1, 10001)[:-1]
+    logits = probabilities.log().expand(len(draws), -1)
+    counts = torch.bincount(sample(logits, draws, 1.0, 1.0), minlength=4) / len(draws)
+    assert torch.allclose(counts, probabilities, atol=2e-3)
+    # 0.5 + 0.3 reaches 0.75: the rest is out, and what is left is renormalised
+    counts = torch.bincount(sample(logits, draws, 1.0, 0.75), minlength=4) / len(draws)
+    assert torch.allclose(counts, torch.tensor([0, 0.625, 0.375, 0]), atol=2e-3)
+    cold = torch.bincount(sample(logits, draws, 0.5, 1.0), minlength=4) / len(draws)
+    assert torch.allclose(cold, probabilities**2 / (probabilities**2).sum(), atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "length"),
+    [([[1, 2, 3]], 0), ([[1, 2], [1, 2]], 1), ([[1, 2, 3], [1, 2, 4]], 2), ([[1], [1, 2]], 0), ([[2, 1], [3, 1]], 0)],
+)
+def test_common_prefix_leaves_each_prompt_a_token(prompts, length):
+    assert common_prefix_length(prompts) == length

@@ -1,0 +1,68 @@
+"""Tiny random models that tests compare with, saved the way transformers saves them."""
+
+import json
+from pathlib import Path
+
+import torch
+import transformers
+
+LLAMA3_SCALING = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+SIZES = {
+    "vocab_size": 199,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+VARIANTS = {
+    "llama": ("Llama", {"tie_word_embeddings": False}),
+    "llama3-scaled": ("Llama", {"tie_word_embeddings": True, "rope_scaling": LLAMA3_SCALING, "rope_theta": 500.0}),
+    "llama-biased": ("Llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}),
+    "qwen3": ("Qwen3", {"head_dim": 20, "tie_word_embeddings": True, "rope_theta": 1000.0}),
+    "qwen3-untied": ("Qwen3", {"head_dim": 12, "tie_word_embeddings": False, "attention_bias": True}),
+}
+
+
+def tiny_transformers_model(variant: str, seed: int = 0, **changes) -> torch.nn.Module:
+    """A random float32 transformers model whose norms, biases and heads are all far from trivial."""
+    family, settings = VARIANTS[variant]
+    settings = {**SIZES, **settings, **changes}
+    rope = settings.pop("rope_scaling", None) or {"rope_type": "default"}
+    settings["rope_parameters"] = {**rope, "rope_theta": settings.pop("rope_theta", 10000.0)}
+    config = getattr(transformers, f"{family}Config")(**settings)
+    torch.manual_seed(seed)
+    model = getattr(transformers, f"{family}ForCausalLM")(config).float().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.uniform_(0.5, 1.5)
+            else:
+                parameter.normal_(std=0.2)
+    return model.requires_grad_(False)
+
+
+def save_transformers_model(model: torch.nn.Module, folder: Path, spelling: int = 5, shards: bool = False) -> Path:
+    """Save as a checkpoint folder whose config spells its rotary settings as transformers 4 or 5 does."""
+    size = sum(parameter.numel() for parameter in model.parameters()) * 4
+    model.save_pretrained(folder, max_shard_size=size // 3 if shards else size * 2)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    assert "rope_parameters" in config, "transformers changed its spelling: adapt this helper"
+    if spelling == 4:
+        rope = config.pop("rope_parameters")
+        config["rope_theta"] = rope.pop("rope_theta")
+        config["rope_scaling"] = rope if rope["rope_type"] != "default" else None
+    path.write_text(json.dumps(config))
+    return folder

@@ -1,0 +1,233 @@
+"""Fine-tune a chat model on GSM8K with LoRA: python train.py
+
+Writes RUN/adapter/ (PEFT's format), RUN/train.jsonl (a line a step) and RUN/train.summary.json. After an interruption
+the same command goes on from the newest checkpoint in RUN/checkpoints/.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from data.examples import LOSSES, Example, build_example, describe_example, split_validation
+from data.gsm8k import load_gsm8k
+from data.prompts import SELECTIONS, ShotSelector, gsm8k_training_messages
+from data.records import append_record, open_records, read_json, read_jsonl, repair_jsonl, rewrite_records, write_json
+from llama import cli
+from llama.decoding import check_prompts
+from llama.tokenizer import Tokenizer, load_tokenizer
+from llama.weights import load_model
+from lora import LoRAConfig, inject_lora, save_adapter
+from lora.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from lora.layer import ALL_LINEARS
+from lora.trainer import SCHEDULES, Trainer, TrainerOptions, training_batches
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli.add_run_options(parser, "meta-llama/Llama-3.2-1B-Instruct", 16, "examples per optimizer step (%(default)s)")
+    cli.add_date_option(parser)
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", default="gsm8k", help="gsm8k, demo, or a JSONL file in GSM8K's format (%(default)s)")
+    data.add_argument("--shots", type=cli.non_negative_int, default=0, help="worked examples before each question (0)")
+    data.add_argument("--shot-selection", choices=SELECTIONS, default="fixed", help="(%(default)s)")
+    data.add_argument(
+        "--loss", choices=LOSSES, default="answer", help="train on the answer, or on every token (answer)"
+    )
+    data.add_argument(
+        "--validation", type=cli.non_negative_int, default=64, metavar="N", help="examples held out (%(default)s)"
+    )
+    adapter = parser.add_argument_group("LoRA")
+    adapter.add_argument("--rank", type=cli.positive_int, default=8, help="(%(default)s)")
+    adapter.add_argument("--alpha", type=cli.positive_float, default=16.0, help="update scaled by alpha / rank (16)")
+    adapter.add_argument("--dropout", type=cli.fraction, default=0.0, help="before the low-rank path (%(default)s)")
+    adapter.add_argument("--target-modules", nargs="+", default=list(ALL_LINEARS), help="linears adapted (all seven)")
+    optimizer = parser.add_argument_group("optimizer")
+    optimizer.add_argument("--lr", type=cli.positive_float, default=2e-4, help="peak learning rate (%(default)s)")
+    optimizer.add_argument("--schedule", choices=SCHEDULES, default="cosine", help="after the warm-up (%(default)s)")
+    optimizer.add_argument("--warmup", type=cli.fraction, default=0.03, help="share of the steps (%(default)s)")
+    length = optimizer.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=cli.positive_float, default=1.0, help="passes over the data (1)")
+    length.add_argument("--steps", type=cli.positive_int, help="optimizer steps, instead of --epochs")
+    optimizer.add_argument("--weight-decay", type=cli.non_negative_float, default=0.0, help="AdamW's (%(default)s)")
+    optimizer.add_argument("--clip", type=cli.positive_float, default=1.0, help="largest gradient norm (%(default)s)")
+    optimizer.add_argument(
+        "--micro-batch-tokens",
+        type=cli.positive_int,
+        default=2048,
+        metavar="N",
+        help="tokens in one forward pass: more memory, never other gradients (%(default)s)",
+    )
+    optimizer.add_argument(
+        "--checkpoint-every", type=cli.positive_int, default=50, metavar="STEPS", help="also validates (%(default)s)"
+    )
+    return parser.parse_args(argv)
+
+
+def build_examples(arguments: argparse.Namespace, tokenizer: Tokenizer) -> tuple[list[Example], list[str]]:
+    """The tokenised training examples and the ids of their records."""
+    pool = load_gsm8k(arguments.data, "train")
+    records = pool[: arguments.limit]
+    selector = ShotSelector(pool, arguments.shots, arguments.shot_selection, arguments.seed)
+    examples = []
+    for record in tqdm(records, desc="tokenising", leave=False, disable=None):
+        messages = gsm8k_training_messages(record["question"], record["answer"], selector.select(record))
+        examples.append(build_example(tokenizer, messages, arguments.loss))
+    return examples, [record["id"] for record in records]
+
+
+def training_settings(arguments: argparse.Namespace, dtype: torch.dtype, examples: list[Example]) -> dict[str, Any]:
+    """Every option that changes the result; the examples go in by their hash."""
+    ignored = {"run", "resume", "device", "dtype", "micro_batch_tokens", "checkpoint_every", "data", "model", "epochs"}
+    settings = {name: value for name, value in vars(arguments).items() if name not in ignored}
+    token_ids = json.dumps([[example.input_ids, example.labels] for example in examples]).encode()
+    return {
+        "model": str(arguments.model),
+        "data": str(arguments.data),
+        "dtype": str(dtype).removeprefix("torch."),
+        **settings,
+        "examples_sha256": hashlib.sha256(token_ids).hexdigest()[:12],
+    }
+
+
+def train(arguments: argparse.Namespace) -> None:
+    run: Path = arguments.run
+    cli.prepare_run(run)
+    device = cli.resolve_device(arguments.device)
+    dtype = cli.resolve_dtype(arguments.dtype, device)
+    tokenizer = load_tokenizer(arguments.model, date=arguments.date)
+    examples, names = build_examples(arguments, tokenizer)
+    if arguments.steps is None:
+        held_in = len(examples) - arguments.validation
+        arguments.steps = max(1, round(arguments.epochs * math.ceil(held_in / arguments.batch_size)))
+    settings = training_settings(arguments, dtype, examples)
+    summary_path = run / "train.summary.json"
+    if arguments.resume and summary_path.exists():
+        earlier = read_json(summary_path)
+        cli.check_settings(summary_path, earlier.get("settings", {}), settings)
+        if earlier.get("finished"):
+            print(f"{run / 'adapter'} is finished already; --no-resume trains it again")
+            return
+    training, validation = split_validation(examples, arguments.validation, arguments.seed)
+    print(describe_example(tokenizer, training[0]), flush=True)
+
+    model = load_model(arguments.model, dtype=dtype, device=device)
+    check_prompts(model.config, [example.input_ids[:-1] for example in examples], names)
+    torch.manual_seed(arguments.seed)
+    config = LoRAConfig(arguments.rank, arguments.alpha, arguments.dropout, tuple(arguments.target_modules))
+    inject_lora(model, config)
+    trainer = Trainer(
+        model,
+        TrainerOptions(
+            total_steps=arguments.steps,
+            learning_rate=arguments.lr,
+            schedule=arguments.schedule,
+            warmup_steps=round(arguments.warmup * arguments.steps),
+            weight_decay=arguments.weight_decay,
+            clip_norm=arguments.clip,
+            micro_batch_tokens=arguments.micro_batch_tokens,
+            seed=arguments.seed,
+            dtype=dtype,
+        ),
+    )
+    write_json(summary_path, {"task": "train", "finished": False, "settings": settings})
+    log = TrainingRun(run, trainer, arguments.resume)
+    log.follow(training, validation, arguments)
+    save_adapter(model, run / "adapter", base_model=str(arguments.model))
+    summary = {"task": "train", "finished": True, "settings": settings, **log.summary(len(training))}
+    summary |= {"trainable_parameters": sum(p.numel() for p in trainer.parameters)}
+    write_json(summary_path, summary | {"environment": cli.environment(device)})
+    print(
+        f"{run / 'adapter'}: {summary['steps']} steps in {summary['seconds']:.0f} s, "
+        f"{summary['examples_per_second']:.2f} examples/s, "
+        f"loss {summary['first_loss']:.4f} -> {summary['last_loss']:.4f}"
+    )
+
+
+class TrainingRun:
+    """The loop around the trainer: progress, RUN/train.jsonl and checkpoints, from the newest one on."""
+
+    def __init__(self, run: Path, trainer: Trainer, resume: bool) -> None:
+        self.run, self.trainer = run, trainer
+        self.seconds = 0.0  # of training alone, over all calls
+        self.records: list[dict[str, Any]] = []
+        path = run / "train.jsonl"
+        if not resume:
+            shutil.rmtree(run / "checkpoints", ignore_errors=True)
+        elif saved := checkpoints(run / "checkpoints"):
+            tensors, values = load_checkpoint(saved[-1])
+            trainer.load_state(tensors, values)
+            self.seconds = values["seconds"]
+            print(f"going on from {saved[-1]}", flush=True)
+            repair_jsonl(path)
+            # Steps after the checkpoint are about to be taken again.
+            self.records = [record for record in read_jsonl(path) if record["step"] <= trainer.completed_steps]
+        rewrite_records(path, self.records)
+        _, self.file = open_records(path, resume=True)
+
+    def follow(self, training: list[Example], validation: list[Example], arguments: argparse.Namespace) -> None:
+        trainer, total = self.trainer, arguments.steps
+        started = trainer.completed_steps
+        batches = training_batches(training, arguments.batch_size, arguments.seed, started, total)
+        with self.file, tqdm(total=total, initial=started, desc="training", unit="step", disable=None) as bar:
+            for batch in batches:
+                begin = time.perf_counter()
+                result = trainer.step(batch)
+                self.seconds += time.perf_counter() - begin
+                self._record({"step": trainer.completed_steps, **vars(result), "seconds": round(self.seconds, 3)})
+                speed = result.tokens / (time.perf_counter() - begin)
+                memory = cli.peak_memory_bytes(trainer.model.device) / 2**30
+                bar.set_postfix_str(f"loss {result.loss:.4f}, {speed:.0f} tokens/s, {memory:.1f} GiB")
+                bar.update()
+                if trainer.completed_steps % arguments.checkpoint_every == 0 or trainer.completed_steps == total:
+                    self._checkpoint(validation)
+
+    def _checkpoint(self, validation: list[Example]) -> None:
+        if validation:
+            loss = self.trainer.validation_loss(validation)
+            self._record({"step": self.trainer.completed_steps, "validation_loss": loss})
+            tqdm.write(f"step {self.trainer.completed_steps}: validation loss {loss:.4f}")
+        tensors, values = self.trainer.state()
+        values["seconds"] = self.seconds
+        save_checkpoint(self.run / "checkpoints", self.trainer.completed_steps, tensors, values)
+
+    def _record(self, record: dict[str, Any]) -> None:
+        append_record(self.file, record)
+        self.records.append(record)
+
+    def summary(self, examples: int) -> dict[str, Any]:
+        steps = [record for record in self.records if "loss" in record]
+        validation = [record["validation_loss"] for record in self.records if "validation_loss" in record]
+        seen, tokens = sum(r["examples"] for r in steps), sum(r["tokens"] for r in steps)
+        return {
+            "examples": examples,
+            "examples_seen": seen,
+            "steps": len(steps),
+            "skipped_steps": self.trainer.skipped_steps,
+            "tokens": tokens,
+            "supervised_tokens": sum(r["supervised_tokens"] for r in steps),
+            "first_loss": steps[0]["loss"],
+            "last_loss": steps[-1]["loss"],
+            "last_validation_loss": validation[-1] if validation else None,
+            "best_validation_loss": min(validation, default=None),
+            "seconds": round(self.seconds, 3),
+            "examples_per_second": seen / self.seconds,
+            "tokens_per_second": tokens / self.seconds,
+            "peak_memory_bytes": cli.peak_memory_bytes(self.trainer.model.device),
+        }
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.run_script(train, parse_arguments(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
