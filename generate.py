@@ -131,8 +131,11 @@ def summarise(task: str, records: list[dict[str, Any]]) -> dict[str, Any]:
 class TaskRun:
     """One task's answers in RUN: what an earlier call finished, what is to do, records and summary."""
 
-    def __init__(self, task: str, arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, task: str, arguments: argparse.Namespace, settings: dict[str, Any], adapter: Path | None
+    ) -> None:
         self.task, self.settings = task, settings
+        self.adapter = str(adapter) if adapter else None  # where it lay; the settings hold its fingerprint
         self.records = load_records(task, arguments)
         self.path: Path = arguments.run / f"{task}.jsonl"
         self.summary_path = arguments.run / f"{task}.summary.json"
@@ -203,7 +206,9 @@ class TaskRun:
         summary = {
             "task": self.task,
             "finished": finished,
+            "planned": len(self.records),
             **summarise(self.task, done),
+            "adapter_path": self.adapter,
             "settings": self.settings,
             "seconds": round(self.seconds, 3),
             "prompt_tokens": sum(record["prompt_tokens"] for record in done),
@@ -253,7 +258,7 @@ def answer_tasks(arguments: argparse.Namespace) -> None:
     }
     gsm8k_only = {name: getattr(arguments, name) for name in ("split", "shots", "shot_selection")}
     tokenizer = load_tokenizer(arguments.model, date=arguments.date)
-    runs = [TaskRun(task, arguments, settings | (gsm8k_only if task == "gsm8k" else {})) for task in tasks]
+    runs = [TaskRun(t, arguments, settings | (gsm8k_only if t == "gsm8k" else {}), adapter) for t in tasks]
     loaded: list[Decoder] = []
 
     def model() -> Decoder:

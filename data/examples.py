@@ -1,12 +1,10 @@
-"""Training examples: a conversation as token ids and labels, how they are split, batched and padded."""
+"""Training examples: a conversation as token ids and labels, how they are split and batched."""
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
-
-import torch
 
 IGNORED = -100  # the label of a token that is not trained on, as torch's cross-entropy has it
 LOSSES = ("answer", "all")
@@ -78,7 +76,7 @@ def split_validation(examples: Sequence[Any], count: int, seed: int) -> tuple[li
 def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """One epoch as batches of example indices: each index once, in an order that depends on (seed, epoch) alone.
 
-    A batch holds examples of like length, so that little of it is padding: the shuffled examples are sorted within
+    A batch holds examples of like length, so that steps cost alike: the shuffled examples are sorted within
     large chunks, cut into batches, and the batches are shuffled. One batch is short if the division leaves a rest.
     """
     if batch_size < 1:
@@ -93,15 +91,3 @@ def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int
         batches += [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
     generator.shuffle(batches)
     return batches
-
-
-def pad_batch(examples: Sequence[Example], pad_id: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pad on the right to the longest: (input_ids, labels), both [B, T] int64 on the CPU; padding is labelled -100."""
-    longest = max(len(example.input_ids) for example in examples)
-    input_ids = torch.full((len(examples), longest), pad_id, dtype=torch.int64, device="cpu")
-    labels = torch.full_like(input_ids, IGNORED)
-    for row, example in enumerate(examples):
-        length = len(example.input_ids)
-        input_ids[row, :length] = torch.tensor(example.input_ids, dtype=torch.int64, device="cpu")
-        labels[row, :length] = torch.tensor(example.labels, dtype=torch.int64, device="cpu")
-    return input_ids, labels

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from llama.hub import resolve
+from tests.tiny import save_chat_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +15,9 @@ def smollm2_folder() -> Path:
         return resolve("smollm2")
     except (ValueError, OSError) as error:
         pytest.skip(f"no smollm2: {error}")
+
+
+@pytest.fixture(scope="session")
+def chat_checkpoint(tmp_path_factory) -> Path:
+    """A tiny random chat model, to run the scripts on."""
+    return save_chat_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny-chat")

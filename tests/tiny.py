@@ -3,8 +3,12 @@
 import json
 from pathlib import Path
 
+import tokenizers
 import torch
 import transformers
+
+from data.gsm8k import load_gsm8k
+from llama import Decoder, ModelConfig, save_model
 
 LLAMA3_SCALING = {
     "rope_type": "llama3",
@@ -65,4 +69,47 @@ def save_transformers_model(model: torch.nn.Module, folder: Path, spelling: int 
         config["rope_theta"] = rope.pop("rope_theta")
         config["rope_scaling"] = rope if rope["rope_type"] != "default" else None
     path.write_text(json.dumps(config))
+    return folder
+
+
+CHAT_TEMPLATE = """{%- for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def save_chat_checkpoint(folder: Path, context: int = 2048) -> Path:
+    """A random two-layer Llama with a byte-level tokenizer and a chat template: enough to run the scripts on."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    records = load_gsm8k("demo", "train")[:50]
+    tokenizer.train_from_iterator([f"{r['question']} {r['answer']}" for r in records] + [CHAT_TEMPLATE], trainer)
+    config = ModelConfig.from_dict(
+        {
+            "model_type": "llama",
+            "vocab_size": tokenizer.get_vocab_size(),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "max_position_embeddings": context,
+            "tie_word_embeddings": True,
+        }
+    )
+    torch.manual_seed(0)
+    model = Decoder(config)
+    torch.nn.init.normal_(model.lm_head.weight, std=0.3)
+    save_model(model, folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     return folder

@@ -24,7 +24,7 @@ def problems():
 
 
 def test_the_generator_writes_the_committed_files(tmp_path):
-    subprocess.run([sys.executable, FOLDER / "make_demo.py", tmp_path], check=True)
+    subprocess.run([sys.executable, FOLDER / "make_demo.py", tmp_path], check=True, timeout=60)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts.csv", "test.jsonl", "train.jsonl"]
     for path in tmp_path.iterdir():
         assert path.read_bytes() == (FOLDER / path.name).read_bytes(), path.name

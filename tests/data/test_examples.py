@@ -1,13 +1,10 @@
 import pytest
-import torch
 
 from data.examples import (
     BATCHES_PER_CHUNK,
-    Example,
     build_example,
     describe_example,
     epoch_batches,
-    pad_batch,
     split_validation,
 )
 
@@ -142,10 +139,3 @@ def test_batches_are_of_like_length_and_not_in_its_order():
 def test_a_batch_size_of_zero_is_refused():
     with pytest.raises(ValueError, match="batch_size is 0"):
         epoch_batches(LENGTHS, 0, seed=0, epoch=0)
-
-
-def test_padding():
-    input_ids, labels = pad_batch([Example([5, 6, 7], [-100, 6, 7]), Example([8], [8])], pad_id=9)
-    assert input_ids.dtype == labels.dtype == torch.int64
-    assert input_ids.tolist() == [[5, 6, 7], [8, 9, 9]]
-    assert labels.tolist() == [[-100, 6, 7], [8, -100, -100]]

@@ -1,0 +1,38 @@
+# make demo   the whole path on a small real model, in minutes on a laptop
+# make test   lint and tests
+# Both set up .venv first, if it is not there yet.
+
+PYTHON3 ?= python3
+PYTHON := .venv/bin/python
+GUARD ?= Qwen/Qwen3Guard-Gen-0.6B
+BASE := runs/demo/base
+TUNED := runs/demo/tuned
+DEMO := --model smollm2 --data demo
+
+.PHONY: demo test clean
+
+demo: .venv/installed
+	$(PYTHON) generate.py $(DEMO) --run $(BASE) --no-adapter --max-new-tokens 200
+	$(PYTHON) train.py $(DEMO) --run $(TUNED) --lr 1e-3 --validation 20
+	$(PYTHON) generate.py $(DEMO) --run $(TUNED) --max-new-tokens 200
+	@if $(PYTHON) judge.py --run $(BASE) --model $(GUARD); then \
+		$(PYTHON) judge.py --run $(TUNED) --model $(GUARD); \
+	else \
+		echo "No guard to be had (see the line above): counting refusal phrases instead."; \
+		$(PYTHON) judge.py --run $(BASE) --method refusal && $(PYTHON) judge.py --run $(TUNED) --method refusal; \
+	fi
+	$(PYTHON) report.py $(BASE) $(TUNED) --output runs/demo/report
+
+test: .venv/installed
+	$(PYTHON) -m ruff check
+	$(PYTHON) -m ruff format --check
+	$(PYTHON) -m pytest
+
+.venv/installed: setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON3) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or newer is needed: make PYTHON3=..."'
+	$(PYTHON3) -m venv .venv
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[demo,plots,test]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache

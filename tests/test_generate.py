@@ -1,0 +1,150 @@
+"""generate.py end to end on a tiny model: records, summaries, resumption, adapters, bad input."""
+
+import re
+import shutil
+
+import pytest
+
+import generate
+import train
+from data.ailuminate import load_ailuminate
+from data.gsm8k import load_gsm8k
+from data.records import read_json, read_jsonl
+from data.scoring import extract_number
+
+OPTIONS = ["--data", "demo", "--limit", "7", "--max-new-tokens", "12"]
+
+
+@pytest.fixture
+def call(chat_checkpoint, tmp_path):
+    def run(*more: str, folder: str = "run") -> int:
+        return generate.main(["--model", str(chat_checkpoint), "--run", str(tmp_path / folder), *OPTIONS, *more])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def adapter(chat_checkpoint, tmp_path_factory):
+    run = tmp_path_factory.mktemp("trained")
+    options = ["--data", "demo", "--limit", "20", "--validation", "0", "--steps", "4", "--lr", "0.05"]
+    assert train.main(["--model", str(chat_checkpoint), "--run", str(run), *options]) == 0
+    return run / "adapter"
+
+
+def answers(path) -> dict[str, list[int]]:
+    return {record["id"]: record["token_ids"] for record in read_jsonl(path)}
+
+
+def test_both_tasks_leave_records_and_summaries(call, tmp_path, capsys):
+    assert call("--shots", "2") == 0
+    run = tmp_path / "run"
+    records, summary = read_jsonl(run / "gsm8k.jsonl"), read_json(run / "gsm8k.summary.json")
+    wanted = load_gsm8k("demo", "test")[:7]
+    assert {record["id"] for record in records} == {record["id"] for record in wanted}
+    fields = "id question response token_ids finish_reason prompt_tokens prediction gold correct".split()
+    for record in records:
+        assert list(record) == fields
+        assert record["prediction"] == extract_number(record["response"], "homework")
+        assert record["correct"] == (record["prediction"] == record["gold"])
+        assert len(record["token_ids"]) <= 12
+    assert summary["finished"] and summary["questions"] == 7
+    assert summary["accuracy"]["homework"]["count"] == sum(record["correct"] for record in records)
+    assert summary["prompt_tokens"] == sum(record["prompt_tokens"] for record in records)
+    assert summary["new_tokens"] == sum(len(record["token_ids"]) for record in records)
+    assert 0 < summary["prefill_tokens"] < summary["prompt_tokens"] / 2, "the two shots are read once"
+    assert summary["settings"]["shots"] == 2
+    prompts = read_jsonl(run / "ailuminate.jsonl")
+    fields = "id prompt hazard persona locale response token_ids finish_reason prompt_tokens".split()
+    assert [list(record) for record in prompts] == [fields] * 7
+    assert {record["id"] for record in prompts} <= {record["id"] for record in load_ailuminate("demo")}
+    assert read_json(run / "ailuminate.summary.json")["prompts"] == 7
+    printed = capsys.readouterr().out
+    assert "the base model" in printed and "95 % interval" in printed
+
+
+def test_finished_answers_are_kept_and_a_larger_limit_goes_on(call, tmp_path):
+    assert call("--task", "gsm8k", "--limit", "3") == 0
+    path = tmp_path / "run" / "gsm8k.jsonl"
+    before = path.read_text()
+    path.write_text(before + '{"id": "demo-test-3", "resp')  # what a crash leaves
+    assert call("--task", "gsm8k") == 0
+    assert path.read_text().startswith(before)
+    assert len(answers(path)) == 7
+    assert call("--task", "gsm8k", folder="whole") == 0
+    assert answers(path) == answers(tmp_path / "whole" / "gsm8k.jsonl")
+
+
+def test_batch_size_changes_nothing_and_samples_follow_the_seed(call, tmp_path):
+    def run(folder, *more):
+        assert call("--task", "gsm8k", *more, folder=folder) == 0
+        return answers(tmp_path / folder / "gsm8k.jsonl")
+
+    assert run("a", "--batch-size", "1") == run("b", "--batch-size", "5")
+    sampled = ("--temperature", "1", "--top-p", "0.9", "--limit", "7")
+    first = run("c", *sampled)
+    assert first != run("a")
+    assert run("d", *sampled, "--seed", "1") != first
+    # a sample belongs to its question: what was answered before it does not matter
+    assert call("--task", "gsm8k", *sampled[:-1], "4", folder="e") == 0
+    assert run("e", *sampled) == first
+
+
+def test_other_settings_are_refused_without_losing_answers(call, tmp_path, capsys):
+    assert call("--task", "gsm8k") == 0
+    before = (tmp_path / "run" / "gsm8k.jsonl").read_text()
+    assert call("--task", "gsm8k", "--shots", "1") == 2
+    assert "was made with shots = 0, now it is 1" in capsys.readouterr().err
+    assert call("--task", "gsm8k", "--shots", "1", "--no-resume", "--model", str(tmp_path / "nowhere")) == 2
+    assert (tmp_path / "run" / "gsm8k.jsonl").read_text() == before
+    assert call("--task", "gsm8k", "--shots", "1", "--no-resume", "--limit", "2") == 0
+    assert len(answers(tmp_path / "run" / "gsm8k.jsonl")) == 2
+
+
+def test_the_runs_own_adapter_is_used_and_can_be_scaled_away(call, adapter, tmp_path, capsys):
+    def run(folder, *more):
+        assert call("--task", "gsm8k", *more, folder=folder) == 0
+        return answers(tmp_path / folder / "gsm8k.jsonl")
+
+    base = run("base")
+    shutil.copytree(adapter, tmp_path / "tuned" / "adapter")
+    tuned = run("tuned")
+    assert f"adapter {tmp_path / 'tuned' / 'adapter'}" in capsys.readouterr().out
+    assert tuned != base
+    assert run("other", "--adapter", str(adapter)) == tuned
+    assert run("scaled", "--adapter", str(adapter), "--adapter-scale", "0") == base
+    shutil.copytree(adapter, tmp_path / "plain" / "adapter")
+    assert run("plain", "--no-adapter") == base
+    assert read_json(tmp_path / "tuned" / "gsm8k.summary.json")["settings"]["adapter"] is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "some.csv"], "--data some.csv is one file: say with --task"),
+        (["--task", "ailuminate", "--data", "some.csv"], "some.csv: no such file"),
+        (["--task", "gsm8k", "--data", "some.jsonl"], "some.jsonl: no such file"),
+        (["--adapter", "nowhere"], "adapter_model.safetensors"),
+        (["--shots", "100000"], "100000 shots asked for, but"),
+        (["--shots", "40"], "demo-test-0: .* leave no room in the model's context of 2048"),
+        (["--model", "no/such/folder"], "no such folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(options, message, call, capsys):
+    assert call(*options) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and re.search(message, error), error
+
+
+def test_csv_without_prompts_is_named(call, tmp_path, capsys):
+    path = tmp_path / "prompts.csv"
+    path.write_text("id,text\n1,hello\n")
+    assert call("--task", "ailuminate", "--data", str(path)) == 2
+    assert "no column 'prompt_text'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--limit", "--batch-size", "--max-new-tokens", "--top-p"])
+@pytest.mark.parametrize("value", ["0", "-1", "x"])
+def test_options_out_of_range_end_with_status_2(option, value, call):
+    with pytest.raises(SystemExit) as exit_status:
+        call(option, value)
+    assert exit_status.value.code == 2

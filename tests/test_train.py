@@ -1,0 +1,138 @@
+"""train.py end to end on a tiny model: files, resumption, settings, bad input."""
+
+import json
+import re
+
+import pytest
+
+import train
+from data.records import read_json, read_jsonl
+from llama import load_model
+from lora import load_adapter, lora_parameters
+from lora.trainer import Trainer
+
+OPTIONS = ["--data", "demo", "--limit", "40", "--validation", "8", "--batch-size", "4", "--lr", "1e-2"]
+
+
+@pytest.fixture
+def call(chat_checkpoint, tmp_path):
+    def run(*more: str, folder: str = "run") -> int:
+        return train.main(["--model", str(chat_checkpoint), "--run", str(tmp_path / folder), *OPTIONS, *more])
+
+    return run
+
+
+def losses(folder) -> list[float]:
+    return [record["loss"] for record in read_jsonl(folder / "train.jsonl") if "loss" in record]
+
+
+def test_a_run_leaves_an_adapter_a_log_and_a_summary(call, chat_checkpoint, tmp_path, capsys):
+    assert call("--epochs", "2", "--checkpoint-every", "6") == 0
+    run = tmp_path / "run"
+    printed = capsys.readouterr().out
+    assert "----- trained on (" in printed and "#### " in printed, "one example with its mask is shown"
+    model = load_model(chat_checkpoint)
+    load_adapter(model, run / "adapter")
+    assert any(parameter.abs().max() > 0 for parameter in lora_parameters(model)[1::2])
+    log = read_jsonl(run / "train.jsonl")
+    summary = read_json(run / "train.summary.json")
+    assert [record["step"] for record in log if "loss" in record] == list(range(1, 17))
+    assert [record["step"] for record in log if "validation_loss" in record] == [6, 12, 16]
+    assert summary["finished"] and summary["steps"] == 16 and summary["examples"] == 32
+    assert summary["examples_seen"] == 64
+    assert summary["examples_per_second"] == pytest.approx(64 / summary["seconds"], rel=1e-2)
+    assert (summary["first_loss"], summary["last_loss"]) == (log[0]["loss"], losses(run)[-1])
+    assert summary["last_loss"] < summary["first_loss"] - 0.3
+    assert summary["last_validation_loss"] == log[-1]["validation_loss"]
+    assert summary["settings"]["lr"] == 1e-2
+    assert summary["peak_memory_bytes"] > 2**20
+
+
+def test_finished_work_is_not_redone_and_other_settings_are_refused(call, tmp_path, capsys):
+    assert call("--steps", "3") == 0
+    before = (tmp_path / "run" / "train.jsonl").read_text()
+    assert call("--steps", "3") == 0
+    assert "finished already" in capsys.readouterr().out
+    assert call("--steps", "3", "--rank", "4") == 2
+    assert "train.summary.json was made with rank = 8, now it is 4" in capsys.readouterr().err
+    assert (tmp_path / "run" / "train.jsonl").read_text() == before
+    assert call("--steps", "2", "--rank", "4", "--no-resume") == 0
+    assert len(losses(tmp_path / "run")) == 2
+
+
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(call, tmp_path, monkeypatch, capsys):
+    options = ("--steps", "9", "--checkpoint-every", "3", "--dropout", "0.2")
+    assert call(*options, folder="whole") == 0
+    step = Trainer.step
+
+    def interrupted(self, examples):
+        if self.completed_steps == 5:
+            raise KeyboardInterrupt
+        return step(self, examples)
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    assert call(*options) == 130
+    monkeypatch.setattr(Trainer, "step", step)
+    assert len(losses(tmp_path / "run")) == 5
+    assert call(*options) == 0
+    assert "going on from" in capsys.readouterr().out
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    adapters = [(tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("run", "whole")]
+    assert adapters[0] == adapters[1]
+
+
+def test_loss_all_supervises_everything(call, tmp_path):
+    assert call("--steps", "1", "--loss", "all", folder="all") == 0
+    assert call("--steps", "1", folder="answer") == 0
+    every, answer = (read_jsonl(tmp_path / name / "train.jsonl")[0] for name in ("all", "answer"))
+    assert every["supervised_tokens"] > 1.5 * answer["supervised_tokens"]
+    assert every["supervised_tokens"] >= every["tokens"] - every["examples"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
+        (["--shots", "500"], "500 shots asked for, but"),
+        (["--limit", "8"], "8 validation examples asked for, but"),
+        (["--model", "no/such/folder"], "no such folder"),
+        (["--target-modules", "qkv_proj"], r"\['qkv_proj'\] match no linear"),
+        (["--date", "yesterday"], "date 'yesterday'"),
+        (["--device", "nonsense"], "--device nonsense"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(options, message, call, capsys):
+    assert call(*options) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and re.search(message, error), error
+
+
+@pytest.mark.parametrize("option", ["--limit", "--batch-size", "--rank", "--lr", "--epochs", "--steps", "--alpha"])
+@pytest.mark.parametrize("value", ["0", "-1", "x"])
+def test_options_out_of_range_end_with_status_2(option, value, call, capsys):
+    with pytest.raises(SystemExit) as exit_status:
+        call(option, value)
+    assert exit_status.value.code == 2
+    assert f"argument {option}: expected a" in capsys.readouterr().err
+
+
+def test_bad_records_are_named_with_file_and_line(call, tmp_path, capsys):
+    good = {"question": "1+1?", "answer": "It is 2.\n#### 2"}
+    for bad, message in (
+        ('{"question": "x"', "line 2: not valid JSON"),
+        (json.dumps({"question": "x"}), "line 2: no 'answer'"),
+        (json.dumps({"question": "x", "answer": "#### many"}), "line 2: the answer does not end in '#### number'"),
+        (json.dumps({"question": "", "answer": "#### 1"}), "line 2: 'question' is empty"),
+    ):
+        path = tmp_path / "bad.jsonl"
+        path.write_text(json.dumps(good) + "\n" + bad + "\n")
+        assert call("--data", str(path)) == 2
+        assert f"{path}, {message}" in capsys.readouterr().err
+
+
+def test_example_longer_than_the_context_is_named(tmp_path, chat_checkpoint, call, capsys):
+    path = tmp_path / "long.jsonl"
+    records = [{"question": "short?", "answer": "#### 1"}, {"question": "word " * 3000, "answer": "#### 2"}]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert call("--data", str(path), "--validation", "0") == 2
+    assert "long-1: " in capsys.readouterr().err
