@@ -80,14 +80,19 @@ class PackedBatch:
 
 
 def micro_batches(examples: Sequence[Example], max_tokens: int) -> list[list[Example]]:
-    """Cut an optimizer step's examples, in order, into passes of at most `max_tokens` tokens (a longer one alone)."""
+    """Cut an optimizer step's examples, in order, into passes of at most `max_tokens` tokens (a longer one alone).
+
+    What all of them begin with counts once a pass, since it is computed once.
+    """
+    prefix = common_prefix_length([example.input_ids for example in examples])
     batches, used = [], max_tokens + 1
     for example in examples:
-        used += len(example.input_ids)
-        if used > max_tokens:
+        own = len(example.input_ids) - prefix
+        if used + own > max_tokens:
             batches.append([])
-            used = len(example.input_ids)
+            used = prefix
         batches[-1].append(example)
+        used += own
     return batches
 
 

@@ -129,3 +129,10 @@ def test_micro_batches_keep_order_and_bound():
     assert [len(part) for part in micro_batches(examples, 1)] == [1, 1, 1, 1]
     assert [len(part) for part in micro_batches(examples, 1000)] == [4]
     assert [example for part in micro_batches(examples, 30) for example in part] == examples
+
+
+def test_micro_batches_count_a_shared_prefix_once():
+    examples = make_examples(0, prefix=50)  # 14, 15, 21 and 14 tokens of their own
+    assert [len(part) for part in micro_batches(examples, 85)] == [2, 2]
+    assert [len(part) for part in micro_batches(examples, 50 + 64)] == [4]
+    assert PackedBatch(examples).input_ids.shape[1] == 50 + 64
