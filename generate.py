@@ -44,19 +44,40 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "(JSONL or CSV), with --task (%(default)s)",
     )
     data.add_argument("--split", choices=SPLITS, default="test", help="of GSM8K (%(default)s)")
-    data.add_argument("--shots", type=cli.non_negative_int, default=0, help="worked examples before each question (0)")
-    data.add_argument("--shot-selection", choices=SELECTIONS, default="fixed", help="(%(default)s)")
+    data.add_argument(
+        "--shots", type=cli.non_negative_int, default=0, metavar="N", help="worked examples before each (0)"
+    )
+    data.add_argument(
+        "--shot-selection",
+        choices=SELECTIONS,
+        default="fixed",
+        help="shots: the first N of the training file, or drawn anew for each question (fixed)",
+    )
     adapter = parser.add_argument_group("adapter")
     which = adapter.add_mutually_exclusive_group()
     which.add_argument("--adapter", type=Path, metavar="DIR", help="a LoRA adapter in PEFT's format (RUN/adapter)")
     which.add_argument("--no-adapter", action="store_true", help="the base model, whatever RUN holds")
     adapter.add_argument(
-        "--adapter-scale", type=cli.non_negative_float, default=1.0, help="0 is the base model, 1 as trained (1)"
+        "--adapter-scale",
+        type=cli.non_negative_float,
+        default=1.0,
+        metavar="X",
+        help="0 is the base model, 1 as trained (1)",
     )
     decoding = parser.add_argument_group("decoding")
-    decoding.add_argument("--max-new-tokens", type=cli.positive_int, default=1024, help="(%(default)s)")
-    decoding.add_argument("--temperature", type=cli.non_negative_float, default=0.0, help="0 is greedy (%(default)s)")
-    decoding.add_argument("--top-p", type=cli.probability, default=1.0, help="nucleus sampling (%(default)s)")
+    decoding.add_argument(
+        "--max-new-tokens", type=cli.positive_int, default=1024, metavar="N", help="longest answer, in tokens (1024)"
+    )
+    decoding.add_argument(
+        "--temperature", type=cli.non_negative_float, default=0.0, metavar="X", help="0 is greedy (0)"
+    )
+    decoding.add_argument(
+        "--top-p",
+        type=cli.probability,
+        default=1.0,
+        metavar="P",
+        help="sample from the likeliest tokens that make up P (1)",
+    )
     return parser.parse_args(argv)
 
 

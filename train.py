@@ -36,9 +36,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     cli.add_run_options(parser, "meta-llama/Llama-3.2-1B-Instruct", 16, "examples per optimizer step (%(default)s)")
     cli.add_date_option(parser)
     data = parser.add_argument_group("data")
-    data.add_argument("--data", default="gsm8k", help="gsm8k, demo, or a JSONL file in GSM8K's format (%(default)s)")
-    data.add_argument("--shots", type=cli.non_negative_int, default=0, help="worked examples before each question (0)")
-    data.add_argument("--shot-selection", choices=SELECTIONS, default="fixed", help="(%(default)s)")
+    data.add_argument(
+        "--data", default="gsm8k", metavar="gsm8k|demo|FILE", help="FILE: JSONL in GSM8K's format (gsm8k)"
+    )
+    data.add_argument(
+        "--shots", type=cli.non_negative_int, default=0, metavar="N", help="worked examples before each (0)"
+    )
+    data.add_argument(
+        "--shot-selection",
+        choices=SELECTIONS,
+        default="fixed",
+        help="shots: the first N, or drawn for each question (fixed)",
+    )
     data.add_argument(
         "--loss", choices=LOSSES, default="answer", help="train on the answer, or on every token (answer)"
     )
@@ -46,19 +55,29 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--validation", type=cli.non_negative_int, default=64, metavar="N", help="examples held out (%(default)s)"
     )
     adapter = parser.add_argument_group("LoRA")
-    adapter.add_argument("--rank", type=cli.positive_int, default=8, help="(%(default)s)")
-    adapter.add_argument("--alpha", type=cli.positive_float, default=16.0, help="update scaled by alpha / rank (16)")
-    adapter.add_argument("--dropout", type=cli.fraction, default=0.0, help="before the low-rank path (%(default)s)")
-    adapter.add_argument("--target-modules", nargs="+", default=list(ALL_LINEARS), help="linears adapted (all seven)")
+    adapter.add_argument("--rank", type=cli.positive_int, default=8, metavar="N", help="of the low-rank update (8)")
+    adapter.add_argument(
+        "--alpha", type=cli.positive_float, default=16.0, metavar="X", help="update times alpha / rank (16)"
+    )
+    adapter.add_argument("--dropout", type=cli.fraction, default=0.0, metavar="P", help="before the low-rank path (0)")
+    adapter.add_argument(
+        "--target-modules", nargs="+", default=list(ALL_LINEARS), metavar="NAME", help="adapted linears (all 7)"
+    )
     optimizer = parser.add_argument_group("optimizer")
-    optimizer.add_argument("--lr", type=cli.positive_float, default=2e-4, help="peak learning rate (%(default)s)")
+    optimizer.add_argument(
+        "--lr", type=cli.positive_float, default=2e-4, metavar="X", help="peak learning rate (0.0002)"
+    )
     optimizer.add_argument("--schedule", choices=SCHEDULES, default="cosine", help="after the warm-up (%(default)s)")
-    optimizer.add_argument("--warmup", type=cli.fraction, default=0.03, help="share of the steps (%(default)s)")
+    optimizer.add_argument(
+        "--warmup", type=cli.fraction, default=0.03, metavar="P", help="as a share of the steps (0.03)"
+    )
     length = optimizer.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=cli.positive_float, default=1.0, help="passes over the data (1)")
-    length.add_argument("--steps", type=cli.positive_int, help="optimizer steps, instead of --epochs")
-    optimizer.add_argument("--weight-decay", type=cli.non_negative_float, default=0.0, help="AdamW's (%(default)s)")
-    optimizer.add_argument("--clip", type=cli.positive_float, default=1.0, help="largest gradient norm (%(default)s)")
+    length.add_argument("--epochs", type=cli.positive_float, default=1.0, metavar="X", help="passes over the data (1)")
+    length.add_argument("--steps", type=cli.positive_int, metavar="N", help="optimizer steps, instead of --epochs")
+    optimizer.add_argument("--weight-decay", type=cli.non_negative_float, default=0.0, metavar="X", help="AdamW's (0)")
+    optimizer.add_argument(
+        "--clip", type=cli.positive_float, default=1.0, metavar="X", help="largest norm of the gradients (1)"
+    )
     optimizer.add_argument(
         "--micro-batch-tokens",
         type=cli.positive_int,
@@ -67,7 +86,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="tokens in one forward pass: more memory, never other gradients (%(default)s)",
     )
     optimizer.add_argument(
-        "--checkpoint-every", type=cli.positive_int, default=50, metavar="STEPS", help="also validates (%(default)s)"
+        "--checkpoint-every",
+        type=cli.positive_int,
+        default=50,
+        metavar="N",
+        help="steps; validates as well (%(default)s)",
     )
     return parser.parse_args(argv)
 

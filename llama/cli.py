@@ -61,13 +61,21 @@ def add_run_options(parser: argparse.ArgumentParser, model: str, batch_size: int
         "--run", type=Path, default=Path("runs/default"), metavar="DIR", help="run folder (%(default)s)"
     )
     parser.add_argument(
-        "--model", default=model, help="local checkpoint folder, Hugging Face id, or the alias smollm2 (%(default)s)"
+        "--model",
+        default=model,
+        help="local checkpoint folder, Hugging Face id, or the small model smollm2 (%(default)s)",
     )
     parser.add_argument(
-        "--dtype", choices=DTYPES, default="auto", help="of the model; auto: bfloat16 on CUDA, float32 on CPU"
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        metavar="TYPE",
+        help="float32, bfloat16, float16, or auto: bfloat16 on CUDA, float32 on CPU",
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: CUDA if there is one")
-    parser.add_argument("--seed", type=non_negative_int, default=0, help="of everything that is random (%(default)s)")
+    parser.add_argument(
+        "--seed", type=non_negative_int, default=0, metavar="N", help="of all that is random (%(default)s)"
+    )
     parser.add_argument("--limit", type=positive_int, metavar="N", help="use only N records (all)")
     parser.add_argument("--batch-size", type=positive_int, default=batch_size, metavar="N", help=batch_help)
     parser.add_argument(

@@ -35,6 +35,7 @@ TENSOR_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+SPECIAL_TOKENS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # ours -> GGUF's
 CONTROL_TOKEN = 3  # GGUF's token types: 1 is an ordinary token
 
 
@@ -91,9 +92,6 @@ def convert(gguf_path: Path, folder: Path) -> None:
     write_json(folder / "tokenizer_config.json", tokenizer_config(metadata, special))
     (folder / "chat_template.jinja").write_text(metadata["tokenizer.chat_template"], encoding="utf-8")
     save_file(read_tensors(reader, metadata), folder / "model.safetensors", metadata={"format": "pt"})
-
-
-SPECIAL_TOKENS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # ours -> GGUF's
 
 
 def model_config(metadata: dict[str, Any]) -> dict[str, Any]:

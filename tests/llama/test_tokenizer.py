@@ -17,7 +17,7 @@ from transformers.utils import chat_template_utils
 
 from llama.tokenizer import Tokenizer, load_tokenizer
 
-FIXTURES = Path(os.environ.get("UNFORGET_FIXTURES") or Path(__file__).parents[3] / "shared" / "fixtures")
+FIXTURES = Path(os.environ.get("UNFORGET_FIXTURES") or "fixtures")
 SPLIT = r"(?i:'s|'t|'re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA_TOKENS = [
     "<|begin_of_text|>",
@@ -496,3 +496,10 @@ def test_folder_with_nothing_but_a_tokenizer(tmp_path):
     assert tokenizer.stop_ids == frozenset() and tokenizer.pad_id is None
     with pytest.raises(ValueError, match="no chat template"):
         tokenizer.encode_chat(CHATS[0])
+
+
+def test_more_kinds_of_added_tokens_than_stand_ins(tmp_path):
+    raw = raw_tokenizer([chr(code) for code in range(0x2190, 0x2C00) if not chr(code).isalnum()])
+    raw.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match="more than 2048 different characters"):
+        load_tokenizer(tmp_path)
