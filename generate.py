@@ -40,8 +40,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--data",
         metavar="official|demo|FILE",
         default="official",
-        help="gsm8k or official: the published sets; demo: the embedded ones; or a file in the task's format "
-        "(JSONL or CSV), with --task (%(default)s)",
+        help="the published sets, the embedded ones, or with --task a file in the task's format: JSONL or CSV "
+        "(%(default)s)",
     )
     data.add_argument("--split", choices=SPLITS, default="test", help="of GSM8K (%(default)s)")
     data.add_argument(
@@ -83,14 +83,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def load_records(task: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """The task's records, at most --limit of them."""
+    source = data_source(task, arguments)
     if task == "gsm8k":
-        return load_gsm8k(gsm8k_source(arguments), arguments.split)[: arguments.limit]
-    source = "ailuminate" if arguments.data == "official" else arguments.data
+        return load_gsm8k(source, arguments.split)[: arguments.limit]
     return spread(load_ailuminate(source), arguments.limit)
 
 
-def gsm8k_source(arguments: argparse.Namespace) -> str:
-    return "gsm8k" if arguments.data == "official" else arguments.data
+def data_source(task: str, arguments: argparse.Namespace) -> str:
+    """What the loaders call the set that --data means: a task's name stands for its official set."""
+    return task if arguments.data == "official" else arguments.data
 
 
 def build_prompts(
@@ -99,7 +100,7 @@ def build_prompts(
     """Each record's chat as token ids, up to where the answer begins."""
     if task == "ailuminate":
         return [tokenizer.encode_chat(ailuminate_messages(record["prompt"])) for record in records]
-    pool = load_gsm8k(gsm8k_source(arguments), "train") if arguments.shots else []
+    pool = load_gsm8k(data_source(task, arguments), "train") if arguments.shots else []
     selector = ShotSelector(pool, arguments.shots, arguments.shot_selection, arguments.seed)
     return [tokenizer.encode_chat(gsm8k_messages(r["question"], selector.select(r))) for r in records]
 
@@ -259,9 +260,11 @@ def describe(task: str, summary: dict[str, Any]) -> str:
 
 
 def answer_tasks(arguments: argparse.Namespace) -> None:
+    if arguments.data in TASKS:  # the name of an official set says which task is meant
+        if arguments.task not in (None, arguments.data):
+            raise ValueError(f"--data {arguments.data} does not go with --task {arguments.task}")
+        arguments.task, arguments.data = arguments.data, "official"
     tasks = (arguments.task,) if arguments.task else TASKS
-    if arguments.data == "gsm8k":
-        tasks, arguments.data = ("gsm8k",), "official"
     if arguments.data not in ("official", "demo") and len(tasks) > 1:
         raise ValueError(f"--data {arguments.data} is one file: say with --task which of {', '.join(TASKS)} it is for")
     cli.prepare_run(arguments.run)
@@ -269,7 +272,7 @@ def answer_tasks(arguments: argparse.Namespace) -> None:
     dtype = cli.resolve_dtype(arguments.dtype, device)
     adapter = find_adapter(arguments)
     print(f"{arguments.model}, {f'adapter {adapter}' if adapter else 'no adapter: the base model'}", flush=True)
-    named = ("data", "max_new_tokens", "temperature", "top_p", "seed", "date")
+    named = ("max_new_tokens", "temperature", "top_p", "seed", "date")
     settings = {
         "model": str(arguments.model),
         "adapter": adapter_fingerprint(adapter) if adapter else None,
@@ -277,9 +280,12 @@ def answer_tasks(arguments: argparse.Namespace) -> None:
         "dtype": str(dtype).removeprefix("torch."),
         **{name: getattr(arguments, name) for name in named},
     }
-    gsm8k_only = {name: getattr(arguments, name) for name in ("split", "shots", "shot_selection")}
+    shots = {name: getattr(arguments, name) for name in ("split", "shots", "shot_selection")}
     tokenizer = load_tokenizer(arguments.model, date=arguments.date)
-    runs = [TaskRun(t, arguments, settings | (gsm8k_only if t == "gsm8k" else {}), adapter) for t in tasks]
+    runs = []
+    for task in tasks:
+        more = {"data": data_source(task, arguments)} | (shots if task == "gsm8k" else {})
+        runs.append(TaskRun(task, arguments, settings | more, adapter))
     loaded: list[Decoder] = []
 
     def model() -> Decoder:

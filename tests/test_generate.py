@@ -121,6 +121,7 @@ def test_the_runs_own_adapter_is_used_and_can_be_scaled_away(call, adapter, tmp_
     ("options", "message"),
     [
         (["--data", "some.csv"], "--data some.csv is one file: say with --task"),
+        (["--task", "ailuminate", "--data", "gsm8k"], "--data gsm8k does not go with --task ailuminate"),
         (["--task", "ailuminate", "--data", "some.csv"], "some.csv: no such file"),
         (["--task", "gsm8k", "--data", "some.jsonl"], "some.jsonl: no such file"),
         (["--adapter", "nowhere"], "adapter_model.safetensors"),

@@ -2,11 +2,14 @@
 
 import dataclasses
 import math
+import os
 
 import pytest
 import torch
 
-from llama import decoding, generate, load_model
+from data.gsm8k import load_gsm8k
+from data.prompts import ShotSelector, gsm8k_messages
+from llama import decoding, generate, load_model, load_tokenizer
 from llama.decoding import DecodingStats, common_prefix_length, sample
 from tests.tiny import save_transformers_model, tiny_transformers_model
 
@@ -54,6 +57,24 @@ def test_greedy_tokens_equal_transformers(models, prefix):
         assert [output.finish_reason == "stop" for output in outputs] == stopped
         reasons |= {output.finish_reason for output in outputs}
     assert reasons == {"stop", "length"}, "both endings must occur for this to mean anything"
+
+
+def test_smollm2_answers_50_questions_as_transformers_does_one_by_one(smollm2_folder):
+    """A real model in float32 on real prompts: official questions if UNFORGET_DATA has them, else the demo's."""
+    import transformers
+
+    source = "gsm8k" if os.environ.get("UNFORGET_DATA") else "demo"
+    records, pool = load_gsm8k(source, "test")[:50], load_gsm8k(source, "train")
+    tokenizer, ours = load_tokenizer(smollm2_folder), load_model(smollm2_folder)
+    prompts = [
+        tokenizer.encode_chat(gsm8k_messages(record["question"], ShotSelector(pool, i % 3, "random").select(record)))
+        for i, record in enumerate(records)
+    ]
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(smollm2_folder, dtype=torch.float32)
+    expected = [transformers_tokens(theirs, prompt, 24, tokenizer.stop_ids) for prompt in prompts]
+    for batch_size in (50, 7):
+        outputs = generate(ours, prompts, 24, tokenizer.stop_ids, batch_size)
+        assert [output.token_ids for output in outputs] == expected
 
 
 def test_small_chunks_change_nothing(models, monkeypatch):
