@@ -1,7 +1,8 @@
 """Batched decoding: continuous batching over a KV cache whose common prefix is computed and stored once.
 
 A finished row leaves at once and the next prompt takes its slot. Prompts are read in chunks beside the decoding rows,
-without padding, so a long prompt neither stalls the others nor needs memory for more than one chunk.
+without padding, so a long prompt neither stalls the others nor needs memory for more than one chunk. When few rows are
+left, a step is bound by reading the weights, so each greedy row also verifies a draft of its own text (prompt lookup).
 """
 
 from collections import deque
@@ -17,6 +18,7 @@ from llama.config import ModelConfig
 from llama.model import Decoder
 
 PREFILL_CHUNK = 512  # prompt tokens read in one forward pass
+VERIFIED_TOKENS = 16  # a forward pass over so many tokens costs little more than over one
 
 
 @dataclass(frozen=True)
@@ -146,16 +148,23 @@ class Engine:
         self._read_prefix()
         while self.waiting or any(self.slots):
             self._admit()
-            for row, token in self._step():
-                row.new.append(token)
-                self.stats.new_tokens += 1
-                if token not in self.stop_ids and len(row.new) < row.limit:
-                    continue
-                reason = "stop" if token in self.stop_ids else "length"
-                self.outputs[row.index] = Output(row.new, reason)
-                self.slots[self.slots.index(row)] = None
-                if on_finish:
-                    on_finish(row.index, self.outputs[row.index])
+            for row, tokens in self._step():
+                if reason := self._extend(row, tokens):
+                    self.outputs[row.index] = Output(row.new, reason)
+                    self.slots[self.slots.index(row)] = None
+                    if on_finish:
+                        on_finish(row.index, self.outputs[row.index])
+
+    def _extend(self, row: Row, tokens: list[int]) -> str | None:
+        """Add new tokens up to the row's end; return why it ended, or None."""
+        for token in tokens:
+            row.new.append(token)
+            self.stats.new_tokens += 1
+            if token in self.stop_ids:
+                return "stop"
+            if len(row.new) == row.limit:
+                return "length"
+        return None
 
     def _read_prefix(self) -> None:
         for start in range(0, len(self.prefix), PREFILL_CHUNK):
@@ -175,33 +184,64 @@ class Engine:
                 self.cache.move(len(self.slots), hole, last.cached)
                 self.slots[hole] = last
 
-    def _step(self) -> list[tuple[Row, int]]:
-        """One forward pass: the next token of every row whose prompt is read, and a chunk of those still waiting."""
-        decoding = [slot for slot, row in enumerate(self.slots) if row.new]
-        tokens = [self.slots[slot].new[-1] for slot in decoding]
-        lengths = [self.slots[slot].cached for slot in decoding]
-        chunks, budget = [], PREFILL_CHUNK
-        ready, last = [self.slots[slot] for slot in decoding], list(range(len(decoding)))
+    def _step(self) -> list[tuple[Row, list[int]]]:
+        """One forward pass: new tokens of every row whose prompt is read, and a chunk of the prompts still waiting."""
+        plain, drafted = self._plan_decoding()
+        decoding = [self.slots.index(row) for row in plain]
+        tokens, lengths = [row.new[-1] for row in plain], [row.cached for row in plain]
+        chunks, wanted = [], list(range(len(plain)))  # whose hidden states meet the output head
+        for row, draft in drafted:
+            chunks.append(Chunk(self.slots.index(row), row.cached, 1 + len(draft)))
+            wanted += range(len(tokens), len(tokens) + 1 + len(draft))
+            tokens += [row.new[-1], *draft]
+        ready, budget = [], PREFILL_CHUNK
         for slot, row in enumerate(self.slots):
             length = min(len(row.own) - row.cached, budget)
             if row.new or length == 0:
                 continue
             chunks.append(Chunk(slot, row.cached, length))
             tokens += row.own[row.cached : row.cached + length]
+            row.cached += length
             budget -= length
-            if row.cached + length == len(row.own):
+            self.stats.prefill_tokens += length
+            if row.cached == len(row.own):
                 ready.append(row)
-                last.append(len(tokens) - 1)  # only a prompt's last position meets the output head
+                wanted.append(len(tokens) - 1)  # only a prompt's last position
         step = StepPass(self.cache, decoding, lengths, chunks)
         hidden = self._forward(tokens, step.positions, step.attend)
-        for slot in decoding:
-            self.slots[slot].cached += 1
-        for chunk in chunks:
-            self.slots[chunk.slot].cached += chunk.length
-            self.stats.prefill_tokens += chunk.length
-        if not ready:
+        if not wanted:
             return []
-        return list(zip(ready, self._choose(self.model.logits(hidden[last]), ready), strict=True))
+        return self._accept(self.model.logits(hidden[wanted]), plain, drafted, ready)
+
+    def _plan_decoding(self) -> tuple[list[Row], list[tuple[Row, list[int]]]]:
+        """The rows that take one token in this step, and those that also verify a draft."""
+        rows = [row for row in self.slots if row.new]
+        share = VERIFIED_TOKENS // len(rows) - 1 if rows and self.sampling.temperature == 0 else 0
+        plain, drafted = [], []
+        for row in rows:
+            length = min(share, row.limit - len(row.new) - 1)
+            draft = look_up_draft(self.prefix + row.own + row.new, length) if length > 0 else []
+            if draft:
+                drafted.append((row, draft))
+            else:
+                plain.append(row)
+        return plain, drafted
+
+    def _accept(
+        self, logits: Tensor, plain: list[Row], drafted: list[tuple[Row, list[int]]], ready: list[Row]
+    ) -> list[tuple[Row, list[int]]]:
+        """New tokens of each row from its logits: one, or as much of a draft as greedy decoding would have chosen."""
+        chosen = iter(
+            self._choose(logits, [*plain, *(row for row, draft in drafted for _ in range(1 + len(draft))), *ready])
+        )
+        accepted = [(row, [next(chosen)]) for row in plain]
+        for row, draft in drafted:
+            greedy = [next(chosen) for _ in range(1 + len(draft))]
+            right = next((i for i, token in enumerate(draft) if token != greedy[i]), len(draft))
+            accepted.append((row, greedy[: right + 1]))
+        for row, tokens in accepted:
+            row.cached += len(tokens)  # of a refused draft, what is stored is overwritten by the next step
+        return accepted + [(row, [next(chosen)]) for row in ready]
 
     def _forward(self, tokens: list[int], positions: Tensor, attend: Callable) -> Tensor:
         """Hidden states [N, E] of a flat list of tokens."""
@@ -224,6 +264,20 @@ def common_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
     low, high = min(prompts), max(prompts)  # what the extremes of the sorted order share, all share
     limit = min(map(len, prompts)) - 1
     return next((i for i in range(limit) if low[i] != high[i]), limit)
+
+
+def look_up_draft(tokens: list[int], length: int) -> list[int]:
+    """Guess the next `length` tokens (Saxena 2023): what followed the latest earlier occurrence of the last three.
+
+    Text that ends in a loop is continued around the loop. Empty if the last two tokens never occurred before.
+    """
+    for size in (3, 2):
+        tail = tokens[-size:]
+        for start in range(len(tokens) - size - 1, -1, -1):
+            if tokens[start] == tail[0] and tokens[start : start + size] == tail:
+                following = tokens[start + size : start + size + length]
+                return (following * length)[:length]
+    return []
 
 
 def sample(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:

@@ -85,6 +85,35 @@ def test_small_chunks_change_nothing(models, monkeypatch):
     assert generate(ours, prompts, 20, STOP_IDS, batch_size=4) == whole
 
 
+def test_drafts_change_nothing_but_the_number_of_passes(models, monkeypatch):
+    _, ours = models
+    prompts = [prompt * 3 for prompt in ragged_prompts(7)]  # text that repeats itself invites good and bad drafts
+    results, passes = [], []
+    for verified in (1, 16, 64):
+        monkeypatch.setattr(decoding, "VERIFIED_TOKENS", verified)
+        stats = DecodingStats()
+        results.append(generate(ours, prompts, 60, STOP_IDS, batch_size=2, stats=stats))
+        passes.append(stats.forward_passes)
+    assert results[0] == results[1] == results[2]
+    assert passes[2] <= passes[1] < 0.9 * passes[0]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "length", "draft"),
+    [
+        ([1, 2, 3, 4, 5, 1, 2, 3], 2, [4, 5]),
+        ([1, 2, 3, 9, 1, 2, 3, 8, 1, 2, 3], 1, [8]),  # the latest occurrence
+        ([7, 2, 3, 4, 8, 2, 3], 1, [4]),  # two tokens will do
+        ([5, 6, 5, 6, 5, 6], 5, [5, 6, 5, 6, 5]),  # around the loop
+        ([4, 4, 4, 4], 3, [4, 4, 4]),
+        ([1, 2, 3, 4], 3, []),
+        ([1], 3, []),
+    ],
+)
+def test_look_up_draft(tokens, length, draft):
+    assert decoding.look_up_draft(tokens, length) == draft
+
+
 def test_shared_prefix_is_computed_once(models):
     _, ours = models
     prompts = ragged_prompts(1, prefix=17)
