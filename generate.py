@@ -7,7 +7,6 @@ left one there, is used. An interrupted call goes on where it stopped.
 import argparse
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,9 @@ from data.records import append_record, open_records, read_json, read_jsonl, rep
 from data.scoring import extract_number, score_gsm8k
 from data.statistics import rate
 from llama import cli
+from llama.config import ModelConfig
 from llama.decoding import DecodingStats, Output, check_prompts, generate
+from llama.hub import resolve
 from llama.model import Decoder
 from llama.tokenizer import Tokenizer, load_tokenizer
 from llama.weights import load_model
@@ -121,6 +122,8 @@ def find_adapter(arguments: argparse.Namespace) -> Path | None:
     if arguments.no_adapter:
         return None
     if arguments.adapter:
+        if not arguments.adapter.is_dir():
+            raise ValueError(f"--adapter {arguments.adapter}: no such folder")
         return arguments.adapter
     return arguments.run / "adapter" if (arguments.run / "adapter").is_dir() else None
 
@@ -154,7 +157,13 @@ class TaskRun:
     """One task's answers in RUN: what an earlier call finished, what is to do, records and summary."""
 
     def __init__(
-        self, task: str, arguments: argparse.Namespace, settings: dict[str, Any], adapter: Path | None
+        self,
+        task: str,
+        arguments: argparse.Namespace,
+        settings: dict[str, Any],
+        adapter: Path | None,
+        tokenizer: Tokenizer,
+        config: ModelConfig,
     ) -> None:
         self.task, self.settings = task, settings
         self.adapter = str(adapter) if adapter else None  # where it lay; the settings hold its fingerprint
@@ -173,15 +182,15 @@ class TaskRun:
             finished = read_jsonl(self.path)
         self.answered = {record["id"]: record for record in finished}
         self.to_do = [i for i, record in enumerate(self.records) if record["id"] not in self.answered]
+        to_do = [self.records[i] for i in self.to_do]
+        self.prompts = build_prompts(task, to_do, arguments, tokenizer)
+        check_prompts(config, self.prompts, [record["id"] for record in to_do])
 
-    def answer(self, model: Callable[[], Decoder], tokenizer: Tokenizer, arguments: argparse.Namespace) -> None:
+    def answer(self, model: Decoder, tokenizer: Tokenizer, arguments: argparse.Namespace) -> None:
         """Answer what is left to do; the summary is true even if this is interrupted."""
         to_do = [self.records[i] for i in self.to_do]
         if not to_do:
             return
-        prompts = build_prompts(self.task, to_do, arguments, tokenizer)
-        decoder = model()
-        check_prompts(decoder.config, prompts, [record["id"] for record in to_do])
         # Only now, with everything in order, may --no-resume replace what an earlier call left.
         _, file = open_records(self.path, arguments.resume)
         self.write_summary(finished=False)
@@ -191,7 +200,9 @@ class TaskRun:
 
             def on_finish(i: int, output: Output) -> None:
                 response = tokenizer.decode(output.token_ids)
-                record = make_record(to_do[i], {"response": response, **vars(output), "prompt_tokens": len(prompts[i])})
+                record = make_record(
+                    to_do[i], {"response": response, **vars(output), "prompt_tokens": len(self.prompts[i])}
+                )
                 append_record(file, record)
                 self.answered[record["id"]] = record
                 bar.set_postfix_str(self.progress(), refresh=False)
@@ -200,8 +211,8 @@ class TaskRun:
             begin = time.perf_counter()
             try:
                 generate(
-                    decoder,
-                    prompts,
+                    model,
+                    self.prompts,
                     arguments.max_new_tokens,
                     tokenizer.stop_ids,
                     arguments.batch_size,
@@ -282,17 +293,12 @@ def answer_tasks(arguments: argparse.Namespace) -> None:
     }
     shots = {name: getattr(arguments, name) for name in ("split", "shots", "shot_selection")}
     tokenizer = load_tokenizer(arguments.model, date=arguments.date)
+    config = ModelConfig.load(resolve(arguments.model, allow_weights=False))
     runs = []
     for task in tasks:
         more = {"data": data_source(task, arguments)} | (shots if task == "gsm8k" else {})
-        runs.append(TaskRun(task, arguments, settings | more, adapter))
-    loaded: list[Decoder] = []
-
-    def model() -> Decoder:
-        if not loaded:
-            loaded.append(load_tuned_model(arguments, adapter, dtype, device))
-        return loaded[0]
-
+        runs.append(TaskRun(task, arguments, settings | more, adapter, tokenizer, config))
+    model = load_tuned_model(arguments, adapter, dtype, device) if any(run.to_do for run in runs) else None
     for run in runs:
         run.answer(model, tokenizer, arguments)
         print(describe(run.task, run.write_summary(True, device)), flush=True)

@@ -22,7 +22,9 @@ from data.gsm8k import load_gsm8k
 from data.prompts import SELECTIONS, ShotSelector, gsm8k_training_messages
 from data.records import append_record, open_records, read_json, read_jsonl, repair_jsonl, rewrite_records, write_json
 from llama import cli
+from llama.config import ModelConfig
 from llama.decoding import check_prompts
+from llama.hub import resolve
 from llama.tokenizer import Tokenizer, load_tokenizer
 from llama.weights import load_model
 from lora import LoRAConfig, inject_lora, save_adapter
@@ -142,11 +144,12 @@ def train(arguments: argparse.Namespace) -> None:
     training, validation = split_validation(examples, arguments.validation, arguments.seed)
     print(describe_example(tokenizer, training[0]), flush=True)
 
+    config = ModelConfig.load(resolve(arguments.model, allow_weights=False))
+    check_prompts(config, [example.input_ids[:-1] for example in examples], names)
     model = load_model(arguments.model, dtype=dtype, device=device)
-    check_prompts(model.config, [example.input_ids[:-1] for example in examples], names)
     torch.manual_seed(arguments.seed)
-    config = LoRAConfig(arguments.rank, arguments.alpha, arguments.dropout, tuple(arguments.target_modules))
-    inject_lora(model, config)
+    targets = tuple(arguments.target_modules)
+    inject_lora(model, LoRAConfig(arguments.rank, arguments.alpha, arguments.dropout, targets))
     trainer = Trainer(
         model,
         TrainerOptions(

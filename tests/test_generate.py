@@ -124,7 +124,7 @@ def test_the_runs_own_adapter_is_used_and_can_be_scaled_away(call, adapter, tmp_
         (["--task", "ailuminate", "--data", "gsm8k"], "--data gsm8k does not go with --task ailuminate"),
         (["--task", "ailuminate", "--data", "some.csv"], "some.csv: no such file"),
         (["--task", "gsm8k", "--data", "some.jsonl"], "some.jsonl: no such file"),
-        (["--adapter", "nowhere"], "adapter_model.safetensors"),
+        (["--adapter", "nowhere"], "--adapter nowhere: no such folder"),
         (["--shots", "100000"], "100000 shots asked for, but"),
         (["--shots", "40"], "demo-test-0: .* leave no room in the model's context of 2048"),
         (["--model", "no/such/folder"], "no such folder"),
