@@ -119,7 +119,7 @@ def training_settings(arguments: argparse.Namespace, dtype: torch.dtype, example
         "data": str(arguments.data),
         "dtype": str(dtype).removeprefix("torch."),
         **settings,
-        "examples_sha256": hashlib.sha256(token_ids).hexdigest()[:12],
+        "training_examples_sha256": hashlib.sha256(token_ids).hexdigest()[:12],
     }
 
 
