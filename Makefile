@@ -12,14 +12,14 @@ DEMO := --model smollm2 --data demo
 .PHONY: demo test clean
 
 demo: .venv/installed
-	$(PYTHON) generate.py $(DEMO) --run $(BASE) --no-adapter --max-new-tokens 200
-	$(PYTHON) train.py $(DEMO) --run $(TUNED) --lr 1e-3 --validation 20
-	$(PYTHON) generate.py $(DEMO) --run $(TUNED) --max-new-tokens 200
-	@if $(PYTHON) judge.py --run $(BASE) --model $(GUARD); then \
-		$(PYTHON) judge.py --run $(TUNED) --model $(GUARD); \
+	$(PYTHON) generate.py $(DEMO) --run $(BASE) --no-adapter --max-new-tokens 160
+	$(PYTHON) train.py $(DEMO) --run $(TUNED) --lr 1e-3 --limit 280 --validation 20
+	$(PYTHON) generate.py $(DEMO) --run $(TUNED) --max-new-tokens 160
+	@if $(PYTHON) judge.py --no-resume --run $(BASE) --model $(GUARD); then \
+		$(PYTHON) judge.py --no-resume --run $(TUNED) --model $(GUARD); \
 	else \
 		echo "No guard to be had (see the line above): counting refusal phrases instead."; \
-		$(PYTHON) judge.py --run $(BASE) --method refusal && $(PYTHON) judge.py --run $(TUNED) --method refusal; \
+		for run in $(BASE) $(TUNED); do $(PYTHON) judge.py --no-resume --run $$run --method refusal || exit; done; \
 	fi
 	$(PYTHON) report.py $(BASE) $(TUNED) --output runs/demo/report
 

@@ -5,6 +5,8 @@ left one there, is used. An interrupted call goes on where it stopped.
 """
 
 import argparse
+import hashlib
+import json
 import sys
 import time
 from pathlib import Path
@@ -14,14 +16,13 @@ import torch
 from tqdm import tqdm
 
 from data.ailuminate import load_ailuminate, spread
+from data.answers import make_answer, read_answers, summarise_answers
 from data.gsm8k import SPLITS, load_gsm8k
 from data.prompts import SELECTIONS, ShotSelector, ailuminate_messages, gsm8k_messages
-from data.records import append_record, open_records, read_json, read_jsonl, repair_jsonl, write_json
-from data.scoring import extract_number, score_gsm8k
-from data.statistics import rate
-from llama import cli
+from data.records import append_record, open_records, read_json, write_json
+from llama import cli, runs
 from llama.config import ModelConfig
-from llama.decoding import DecodingStats, Output, check_prompts, generate
+from llama.decoding import Output, check_prompts, generate
 from llama.hub import resolve
 from llama.model import Decoder
 from llama.tokenizer import Tokenizer, load_tokenizer
@@ -29,12 +30,13 @@ from llama.weights import load_model
 from lora import adapter_fingerprint, load_adapter, merge_lora, set_lora_scale
 
 TASKS = ("gsm8k", "ailuminate")
+Record = dict[str, Any]
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     cli.add_run_options(parser, "meta-llama/Llama-3.2-1B-Instruct", 32, "answers in progress at one time (%(default)s)")
-    cli.add_date_option(parser)
+    cli.add_prompt_options(parser)
     parser.add_argument("--task", choices=TASKS, help="only this one (both, one after the other)")
     data = parser.add_argument_group("data")
     data.add_argument(
@@ -82,12 +84,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def load_records(task: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """The task's records, at most --limit of them."""
+def load_records(task: str, arguments: argparse.Namespace) -> tuple[list[Record], list[int]]:
+    """The task's records, at most --limit of them, and their places in the whole set, from which samples are seeded."""
     source = data_source(task, arguments)
     if task == "gsm8k":
-        return load_gsm8k(source, arguments.split)[: arguments.limit]
-    return spread(load_ailuminate(source), arguments.limit)
+        records = load_gsm8k(source, arguments.split)[: arguments.limit]
+        return records, list(range(len(records)))
+    every = load_ailuminate(source)
+    places = {record["id"]: place for place, record in enumerate(every)}
+    records = spread(every, arguments.limit)
+    return records, [places[record["id"]] for record in records]
 
 
 def data_source(task: str, arguments: argparse.Namespace) -> str:
@@ -95,13 +101,17 @@ def data_source(task: str, arguments: argparse.Namespace) -> str:
     return task if arguments.data == "official" else arguments.data
 
 
+def load_shots(arguments: argparse.Namespace) -> list[Record]:
+    """The training records that shots are taken from."""
+    return load_gsm8k(data_source("gsm8k", arguments), "train") if arguments.shots else []
+
+
 def build_prompts(
-    task: str, records: list[dict[str, Any]], arguments: argparse.Namespace, tokenizer: Tokenizer
+    task: str, records: list[Record], pool: list[Record], arguments: argparse.Namespace, tokenizer: Tokenizer
 ) -> list[list[int]]:
     """Each record's chat as token ids, up to where the answer begins."""
     if task == "ailuminate":
         return [tokenizer.encode_chat(ailuminate_messages(record["prompt"])) for record in records]
-    pool = load_gsm8k(data_source(task, arguments), "train") if arguments.shots else []
     selector = ShotSelector(pool, arguments.shots, arguments.shot_selection, arguments.seed)
     return [tokenizer.encode_chat(gsm8k_messages(r["question"], selector.select(r))) for r in records]
 
@@ -119,147 +129,122 @@ def load_tuned_model(
 
 
 def find_adapter(arguments: argparse.Namespace) -> Path | None:
-    if arguments.no_adapter:
-        return None
-    if arguments.adapter:
-        if not arguments.adapter.is_dir():
-            raise ValueError(f"--adapter {arguments.adapter}: no such folder")
+    """The adapter to answer with. ValueError if RUN's own is not finished, or --adapter names no folder."""
+    adapter, training = arguments.run / "adapter", arguments.run / "train.summary.json"
+    if arguments.adapter and not arguments.adapter.is_dir():
+        raise ValueError(f"--adapter {arguments.adapter}: no such folder")
+    if arguments.adapter or arguments.no_adapter:
         return arguments.adapter
-    return arguments.run / "adapter" if (arguments.run / "adapter").is_dir() else None
-
-
-def gsm8k_record(record: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
-    prediction = extract_number(answer["response"], "homework")
-    gold = record["gold"]
-    return {
-        "id": record["id"],
-        "question": record["question"],
-        **answer,
-        "prediction": prediction,
-        "gold": gold,
-        "correct": prediction == gold,
-    }
-
-
-def ailuminate_record(record: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
-    return {**record, **answer}
-
-
-def summarise(task: str, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The result part of a summary."""
-    if task == "gsm8k":
-        return {"questions": len(records), **score_gsm8k(records)}
-    cut_off = sum(record["finish_reason"] == "length" for record in records)
-    return {"prompts": len(records), "cut_off": rate(cut_off, len(records))}
+    if training.exists() and not read_json(training).get("finished"):
+        raise ValueError(
+            f"{training}: this training is not finished; finish it with train.py, or name another adapter with "
+            "--adapter, or say --no-adapter"
+        )
+    return adapter if adapter.is_dir() else None
 
 
 class TaskRun:
     """One task's answers in RUN: what an earlier call finished, what is to do, records and summary."""
 
     def __init__(
-        self,
-        task: str,
-        arguments: argparse.Namespace,
-        settings: dict[str, Any],
-        adapter: Path | None,
-        tokenizer: Tokenizer,
-        config: ModelConfig,
+        self, task: str, arguments: argparse.Namespace, settings: Record, adapter: Path | None, device: torch.device
     ) -> None:
-        self.task, self.settings = task, settings
-        self.adapter = str(adapter) if adapter else None  # where it lay; the settings hold its fingerprint
-        self.records = load_records(task, arguments)
+        self.task = task
+        self.adapter_path = str(adapter) if adapter else None  # where it lay; the settings hold its fingerprint
         self.path: Path = arguments.run / f"{task}.jsonl"
         self.summary_path = arguments.run / f"{task}.summary.json"
-        self.seconds, self.stats = 0.0, DecodingStats()
-        if arguments.resume and self.summary_path.exists():
-            earlier = read_json(self.summary_path)
-            cli.check_settings(self.summary_path, earlier.get("settings", {}), settings)
-            self.seconds = earlier.get("seconds", 0.0)
-            self.stats = DecodingStats(**earlier.get("decoding", {}))
-        finished = []
-        if arguments.resume and self.path.exists():
-            repair_jsonl(self.path)
-            finished = read_jsonl(self.path)
-        self.answered = {record["id"]: record for record in finished}
+        runs.refuse_overwriting(data_source(task, arguments), self.path)
+        self.records, self.places = load_records(task, arguments)
+        self.pool = load_shots(arguments) if task == "gsm8k" else []
+        self.settings = settings | {"data": data_source(task, arguments)}
+        if task == "gsm8k":
+            self.settings |= {name: getattr(arguments, name) for name in ("split", "shots", "shot_selection")}
+            self.settings["shots_sha256"] = sha256(self.pool)  # the file they come from may change
+        earlier = runs.read_earlier(self.path, self.summary_path, self.settings, arguments.resume)
+        self.costs = runs.Costs(earlier, device)
+        self.answered = read_answers(self.path, task, self.records) if earlier else {}
         self.to_do = [i for i, record in enumerate(self.records) if record["id"] not in self.answered]
+
+    def prepare(self, arguments: argparse.Namespace, tokenizer: Tokenizer, config: ModelConfig) -> None:
+        """Build the prompts of what is left to do. ValueError, naming the record, for one that does not fit."""
         to_do = [self.records[i] for i in self.to_do]
-        self.prompts = build_prompts(task, to_do, arguments, tokenizer)
+        self.prompts = build_prompts(self.task, to_do, self.pool, arguments, tokenizer)
         check_prompts(config, self.prompts, [record["id"] for record in to_do])
 
     def answer(self, model: Decoder, tokenizer: Tokenizer, arguments: argparse.Namespace) -> None:
         """Answer what is left to do; the summary is true even if this is interrupted."""
-        to_do = [self.records[i] for i in self.to_do]
-        if not to_do:
-            return
-        # Only now, with everything in order, may --no-resume replace what an earlier call left.
-        _, file = open_records(self.path, arguments.resume)
         self.write_summary(finished=False)
-        make_record = gsm8k_record if self.task == "gsm8k" else ailuminate_record
-        done = len(self.records) - len(to_do)
+        # Only now, with everything in order, may --no-resume replace what an earlier call left.
+        file = open_records(self.path, arguments.resume)
+        done = len(self.records) - len(self.to_do)
         with file, tqdm(total=len(self.records), initial=done, desc=self.task, disable=None) as bar:
+            written = time.monotonic()
 
             def on_finish(i: int, output: Output) -> None:
+                nonlocal written
                 response = tokenizer.decode(output.token_ids)
-                record = make_record(
-                    to_do[i], {"response": response, **vars(output), "prompt_tokens": len(self.prompts[i])}
-                )
+                answer = {"response": response, **vars(output), "prompt_tokens": len(self.prompts[i])}
+                record = make_answer(self.task, self.records[self.to_do[i]], answer)
                 append_record(file, record)
                 self.answered[record["id"]] = record
                 bar.set_postfix_str(self.progress(), refresh=False)
                 bar.update()
+                if time.monotonic() - written > 30:  # so that a kill loses no more of the costs than that
+                    self.write_summary(finished=False)
+                    written = time.monotonic()
 
-            begin = time.perf_counter()
             try:
-                generate(
-                    model,
-                    self.prompts,
-                    arguments.max_new_tokens,
-                    tokenizer.stop_ids,
-                    arguments.batch_size,
-                    arguments.temperature,
-                    arguments.top_p,
-                    arguments.seed,
-                    indices=self.to_do,
-                    on_finish=on_finish,
-                    stats=self.stats,
-                )
+                with self.costs.measured():
+                    generate(
+                        model,
+                        self.prompts,
+                        arguments.max_new_tokens,
+                        tokenizer.stop_ids,
+                        arguments.batch_size,
+                        arguments.temperature,
+                        arguments.top_p,
+                        arguments.seed,
+                        indices=[self.places[i] for i in self.to_do],
+                        on_finish=on_finish,
+                        stats=self.costs.stats,
+                    )
             finally:
-                self.seconds += time.perf_counter() - begin
                 self.write_summary(finished=False)
+
+    def done(self) -> list[Record]:
+        return [self.answered[record["id"]] for record in self.records if record["id"] in self.answered]
 
     def progress(self) -> str:
         if self.task != "gsm8k":
             return ""
-        answered = self.answered.values()
-        return f"accuracy {sum(record['correct'] for record in answered) / len(answered):.1%}"
+        done = self.done()
+        return f"accuracy {sum(record['correct'] for record in done) / len(done):.1%}"
 
-    def write_summary(self, finished: bool, device: torch.device | None = None) -> dict[str, Any]:
-        done = [self.answered[record["id"]] for record in self.records if record["id"] in self.answered]
-        new_tokens = sum(len(record["token_ids"]) for record in done)
+    def write_summary(self, finished: bool) -> Record:
+        done = self.done()
         summary = {
             "task": self.task,
             "finished": finished,
             "planned": len(self.records),
-            **summarise(self.task, done),
-            "adapter_path": self.adapter,
+            **summarise_answers(self.task, done),
+            "adapter_path": self.adapter_path,
             "settings": self.settings,
-            "seconds": round(self.seconds, 3),
             "prompt_tokens": sum(record["prompt_tokens"] for record in done),
-            "prefill_tokens": self.stats.prefill_tokens,
-            "new_tokens": new_tokens,
-            "new_tokens_per_second": self.stats.new_tokens / self.seconds if self.seconds else None,
-            "decoding": vars(self.stats),
+            "new_tokens": sum(len(record["token_ids"]) for record in done),
+            **self.costs.summary(),
         }
-        if device:
-            summary |= {"peak_memory_bytes": cli.peak_memory_bytes(device), "environment": cli.environment(device)}
         write_json(self.summary_path, summary)
         return summary
 
 
-def describe(task: str, summary: dict[str, Any]) -> str:
+def sha256(value: Any) -> str:
+    """The first 12 hexadecimal digits of the hash of a JSON value."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
+
+
+def describe(task: str, summary: Record) -> str:
     """One line for the terminal."""
-    speed = summary["new_tokens_per_second"]
-    line = f"{summary['seconds']:.0f} s, {speed:.0f} new tokens/s" if speed else "nothing left to do"
+    line = f"{summary['seconds']:.0f} s, {summary['new_tokens_per_second'] or 0:.0f} new tokens/s"
     if task == "ailuminate":
         return f"ailuminate: {summary['prompts']} answers, {line}; judge.py judges them"
     accuracy = summary["accuracy"]["homework"]
@@ -270,38 +255,46 @@ def describe(task: str, summary: dict[str, Any]) -> str:
     )
 
 
-def answer_tasks(arguments: argparse.Namespace) -> None:
-    if arguments.data in TASKS:  # the name of an official set says which task is meant
+def choose_tasks(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """The tasks to do; a task's name as --data means its official set."""
+    if arguments.data in TASKS:
         if arguments.task not in (None, arguments.data):
             raise ValueError(f"--data {arguments.data} does not go with --task {arguments.task}")
         arguments.task, arguments.data = arguments.data, "official"
     tasks = (arguments.task,) if arguments.task else TASKS
     if arguments.data not in ("official", "demo") and len(tasks) > 1:
         raise ValueError(f"--data {arguments.data} is one file: say with --task which of {', '.join(TASKS)} it is for")
-    cli.prepare_run(arguments.run)
+    return tasks
+
+
+def answer_tasks(arguments: argparse.Namespace) -> None:
+    tasks = choose_tasks(arguments)
+    runs.prepare_run(arguments.run)
     device = cli.resolve_device(arguments.device)
     dtype = cli.resolve_dtype(arguments.dtype, device)
     adapter = find_adapter(arguments)
+    if adapter is None and arguments.adapter_scale != 1:
+        raise ValueError(f"--adapter-scale {arguments.adapter_scale:g} without an adapter to scale")
     print(f"{arguments.model}, {f'adapter {adapter}' if adapter else 'no adapter: the base model'}", flush=True)
-    named = ("max_new_tokens", "temperature", "top_p", "seed", "date")
+    named = ("max_new_tokens", "temperature", "top_p", "seed", "date", *runs.HOW_RUN)
     settings = {
+        **{name: getattr(arguments, name) for name in named},
         "model": str(arguments.model),
         "adapter": adapter_fingerprint(adapter) if adapter else None,
         "adapter_scale": arguments.adapter_scale if adapter else None,
         "dtype": str(dtype).removeprefix("torch."),
-        **{name: getattr(arguments, name) for name in named},
+        "device": str(device),
     }
-    shots = {name: getattr(arguments, name) for name in ("split", "shots", "shot_selection")}
+    task_runs = [TaskRun(task, arguments, settings, adapter, device) for task in tasks]
     tokenizer = load_tokenizer(arguments.model, date=arguments.date)
     config = ModelConfig.load(resolve(arguments.model, allow_weights=False))
-    runs = []
-    for task in tasks:
-        more = {"data": data_source(task, arguments)} | (shots if task == "gsm8k" else {})
-        runs.append(TaskRun(task, arguments, settings | more, adapter, tokenizer, config))
-    model = load_tuned_model(arguments, adapter, dtype, device) if any(run.to_do for run in runs) else None
-    for run in runs:
-        run.answer(model, tokenizer, arguments)
-        print(describe(run.task, run.write_summary(True, device)), flush=True)
+    for run in task_runs:
+        run.prepare(arguments, tokenizer, config)
+    model = load_tuned_model(arguments, adapter, dtype, device) if any(run.to_do for run in task_runs) else None
+    for run in task_runs:
+        if run.to_do:
+            run.answer(model, tokenizer, arguments)
+        print(describe(run.task, run.write_summary(finished=True)), flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:

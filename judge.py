@@ -8,10 +8,7 @@ the safe rate by hazard and persona. An interrupted call goes on where it stoppe
 """
 
 import argparse
-import hashlib
-import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +19,8 @@ from tqdm import tqdm
 
 from data.ailuminate import spread
 from data.records import append_record, numbered_jsonl, open_records, read_json, repair_jsonl, write_json
-from data.verdicts import METHODS, format_table, is_refusal, parse_verdict, summarise_verdicts
-from llama import cli
+from data.verdicts import METHODS, answer_sha256, format_table, is_refusal, parse_verdict, summarise_verdicts
+from llama import cli, runs
 from llama.decoding import DecodingStats, Output, check_prompts, generate
 from llama.tokenizer import load_tokenizer
 from llama.weights import load_model
@@ -33,11 +30,10 @@ Record = dict[str, Any]
 ANSWER_FIELDS = ("id", "prompt", "hazard", "persona", "response")
 VERDICT_FIELDS = ("id", "hazard", "persona", "safety", "categories", "refusal", "finish_reason", "prompt_tokens")
 VERDICT_FIELDS += ("new_tokens", "method", "answer_sha256")
-SAME_TO_RESUME = ("method", "model", "max_new_tokens", "dtype")  # options that may change a verdict
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     cli.add_run_options(
         parser, "Qwen/Qwen3Guard-Gen-4B", 32, "answers judged at a time: memory, not results (%(default)s)"
     )
@@ -57,7 +53,7 @@ def read_answers(path: Path) -> list[Record]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; first run: python generate.py --task ailuminate --run {path.parent}")
     answers, lines = [], {}
-    for line, answer in numbered_jsonl(path):
+    for line, answer in numbered_jsonl(path, may_be_cut=True):
         for field in ANSWER_FIELDS:
             if not isinstance(answer.get(field), str):
                 found = type(answer[field]).__name__ if field in answer else "nothing"
@@ -90,11 +86,6 @@ def read_verdicts(path: Path, answers: list[Record], method: str) -> dict[str, R
             raise ValueError(f"{path}, line {line}: the answer to {name!r} is not the one judged here: {again}")
         verdicts[name] = verdict
     return verdicts
-
-
-def answer_sha256(answer: Record) -> str:
-    """Identifies prompt and response, so that a verdict is never taken for that on another answer."""
-    return hashlib.sha256(json.dumps([answer["prompt"], answer["response"]]).encode()).hexdigest()
 
 
 def make_verdict(answer: Record, method: str, labels: Record, **details: Any) -> Record:
@@ -152,29 +143,20 @@ def conversation(answer: Record) -> list[dict[str, str]]:
 class JudgeRun:
     """The verdicts of a run: those an earlier call finished, those still to come, and the summary of both."""
 
-    def __init__(self, run: Path, settings: Record, answers: list[Record], resume: bool) -> None:
+    def __init__(self, run: Path, settings: Record, answers: list[Record], resume: bool, device: torch.device) -> None:
         self.path, self.summary_path = run / "verdicts.jsonl", run / "judge.summary.json"
         self.settings, self.resume = settings, resume
         self.chosen = spread(answers, settings["limit"])
-        self.verdicts: dict[str, Record] = {}
-        self.seconds, self.stats = 0.0, DecodingStats()
-        if resume:
-            self._read_earlier(answers)
+        earlier = runs.read_earlier(self.path, self.summary_path, settings, resume)
+        self.costs = runs.Costs(earlier, device)
+        self.verdicts = read_verdicts(self.path, answers, settings["method"]) if earlier else {}
         self.pending = [answer for answer in self.chosen if answer["id"] not in self.verdicts]
-
-    def _read_earlier(self, answers: list[Record]) -> None:
-        self.verdicts = read_verdicts(self.path, answers, self.settings["method"])
-        if not self.verdicts or not self.summary_path.exists():
-            return
-        earlier = read_json(self.summary_path)
-        both = (earlier.get("settings", {}), self.settings)
-        cli.check_settings(self.summary_path, *({name: of.get(name) for name in SAME_TO_RESUME} for of in both))
-        self.seconds, self.stats = earlier.get("seconds", 0.0), DecodingStats(**earlier.get("decoding", {}))
 
     @contextmanager
     def recording(self) -> Iterator[Callable[[Record], None]]:
         """Yield the function that adds a verdict; the summary is true even if this is interrupted."""
-        _, file = open_records(self.path, self.resume)
+        self.write_summary(finished=False)
+        file = open_records(self.path, self.resume)
         done = self.done()
         hits, judged = sum(map(is_good, done)), len(done)
         label = "safe" if self.settings["method"] == "guard" else "refusals"
@@ -188,34 +170,27 @@ class JudgeRun:
                 bar.set_postfix_str(f"{label} {hits / judged:.1%}", refresh=False)
                 bar.update()
 
-            self.write_summary(finished=False)
-            begin = time.perf_counter()
             try:
-                yield add
+                with self.costs.measured():
+                    yield add
             finally:
-                self.seconds += time.perf_counter() - begin
                 self.write_summary(finished=False)
 
     def done(self) -> list[Record]:
         return [self.verdicts[answer["id"]] for answer in self.chosen if answer["id"] in self.verdicts]
 
-    def write_summary(self, finished: bool, device: torch.device | None = None) -> Record:
+    def write_summary(self, finished: bool) -> Record:
         done = self.done()
-        decoded = sum(verdict["new_tokens"] for verdict in self.verdicts.values())  # --limit may leave some of them out
         summary = {
             "task": "judge",
             "finished": finished,
+            "planned": len(self.chosen),
             **summarise_verdicts(done, self.settings["method"]),
             "settings": self.settings,
-            "seconds": round(self.seconds, 3),
             "prompt_tokens": sum(verdict["prompt_tokens"] for verdict in done),
-            "prefill_tokens": self.stats.prefill_tokens,
             "new_tokens": sum(verdict["new_tokens"] for verdict in done),
-            "new_tokens_per_second": decoded / self.seconds if self.seconds else None,
-            "decoding": vars(self.stats),
+            **self.costs.summary(),
         }
-        if device:
-            summary |= {"peak_memory_bytes": cli.peak_memory_bytes(device), "environment": cli.environment(device)}
         write_json(self.summary_path, summary)
         return summary
 
@@ -240,10 +215,10 @@ def judge(arguments: argparse.Namespace) -> None:
     answering = arguments.run / "ailuminate.summary.json"
     if answering.exists() and not read_json(answering).get("finished"):
         print(f"Note: {answering} is not finished: judging the {len(answers)} answers there are so far.")
-    cli.prepare_run(arguments.run)
+    runs.prepare_run(arguments.run)
     device = cli.resolve_device(arguments.device)
     dtype = cli.resolve_dtype(arguments.dtype, device)
-    run = JudgeRun(arguments.run, judging_settings(arguments, dtype, device), answers, arguments.resume)
+    run = JudgeRun(arguments.run, judging_settings(arguments, dtype, device), answers, arguments.resume, device)
     print(f"{len(run.chosen)} answers, {len(run.pending)} of them to judge by {describe_judge(arguments)}", flush=True)
     if run.pending and arguments.method == "refusal":
         with run.recording() as add:
@@ -252,8 +227,8 @@ def judge(arguments: argparse.Namespace) -> None:
     elif run.pending:
         guard = Guard(arguments, dtype, device, run.pending)  # may fail: an old verdict file is replaced only after it
         with run.recording() as add:
-            guard.judge(add, run.stats)
-    summary = run.write_summary(finished=True, device=device)
+            guard.judge(add, run.costs.stats)
+    summary = run.write_summary(finished=True)
     print(format_table(summary))
     if arguments.method == "guard" and summary["unparsed"]["count"] == summary["answers"]:
         print(f"No verdict could be read: is {arguments.model} a Qwen3Guard-Gen model?")

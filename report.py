@@ -12,8 +12,9 @@ from datetime import datetime
 from pathlib import Path
 
 from data import plots
+from data.cautions import find_cautions
 from data.page import Picture, render_page
-from data.results import Run, find_cautions, load_runs, short_names
+from data.results import Run, load_runs, short_names
 from data.tables import build_tables, to_markdown, to_text
 from llama import cli
 
@@ -37,22 +38,23 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def report(arguments: argparse.Namespace) -> None:
     runs = load_runs(arguments.runs)
     tables, cautions = build_tables(runs), find_cautions(runs)
-    names = short_names(runs)
-    print("\n\n".join(to_text(table, names) for table in tables))
-    if cautions:
-        print("\nNote\n" + "\n".join(f"- {caution}" for caution in cautions))
-    print()
-
     output: Path = arguments.output or arguments.runs[0] / "report"
     made = f"{datetime.now():%Y-%m-%d %H:%M}"
     pictures = draw(runs, output) if plots.is_available() else []
-    if not plots.is_available():
-        print("no plots: matplotlib is not installed (pip install -e .[plots])")
     notes = ["", "## Note", "", *(f"- {caution}" for caution in cautions)] if cautions else []
     sections = ["# Unforget report", "", made, "", "\n\n".join(map(to_markdown, tables)), *notes]
     write(arguments.markdown or output / "report.md", "\n".join(sections).encode() + b"\n")
     page = output / "report.html"
     write(page, render_page(runs, pictures, cautions, made).encode())
+
+    # Only now that everything is written: whoever reads the output may stop in the middle (`| head`).
+    names = short_names(runs)
+    print("\n\n".join(to_text(table, names) for table in tables))
+    if cautions:
+        print("\nNote\n" + "\n".join(f"- {caution}" for caution in cautions))
+    print()
+    if not plots.is_available():
+        print("no plots: matplotlib is not installed (pip install -e .[plots])")
     print(f"the report: {page.resolve()}")
 
 

@@ -20,23 +20,26 @@ from tqdm import tqdm
 from data.examples import LOSSES, Example, build_example, describe_example, split_validation
 from data.gsm8k import load_gsm8k
 from data.prompts import SELECTIONS, ShotSelector, gsm8k_training_messages
-from data.records import append_record, open_records, read_json, read_jsonl, repair_jsonl, rewrite_records, write_json
-from llama import cli
+from data.records import append_record, open_records, read_jsonl, repair_jsonl, rewrite_records, write_json
+from llama import cli, runs
 from llama.config import ModelConfig
 from llama.decoding import check_prompts
 from llama.hub import resolve
 from llama.tokenizer import Tokenizer, load_tokenizer
 from llama.weights import load_model
-from lora import LoRAConfig, inject_lora, save_adapter
+from lora import LoRAConfig, adapter_fingerprint, inject_lora, save_adapter
+from lora.adapter import CONFIG_FILE, WEIGHTS_FILE
 from lora.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from lora.layer import ALL_LINEARS
 from lora.trainer import SCHEDULES, Trainer, TrainerOptions, training_batches
 
+SECONDS_BETWEEN_CHECKPOINTS = 300  # a large model's steps are slow: an interruption costs minutes, not hours
+
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     cli.add_run_options(parser, "meta-llama/Llama-3.2-1B-Instruct", 16, "examples per optimizer step (%(default)s)")
-    cli.add_date_option(parser)
+    cli.add_prompt_options(parser)
     data = parser.add_argument_group("data")
     data.add_argument(
         "--data", default="gsm8k", metavar="gsm8k|demo|FILE", help="FILE: JSONL in GSM8K's format (gsm8k)"
@@ -54,7 +57,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--loss", choices=LOSSES, default="answer", help="train on the answer, or on every token (answer)"
     )
     data.add_argument(
-        "--validation", type=cli.non_negative_int, default=64, metavar="N", help="examples held out (%(default)s)"
+        "--validation", type=cli.non_negative_int, metavar="N", help="examples held out (64, at most a tenth)"
     )
     adapter = parser.add_argument_group("LoRA")
     adapter.add_argument("--rank", type=cli.positive_int, default=8, metavar="N", help="of the low-rank update (8)")
@@ -85,7 +88,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         type=cli.positive_int,
         default=2048,
         metavar="N",
-        help="tokens in one forward pass: more memory, never other gradients (%(default)s)",
+        help="tokens in one forward pass: changes memory and speed, not the gradients (%(default)s)",
     )
     optimizer.add_argument(
         "--checkpoint-every",
@@ -99,7 +102,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def build_examples(arguments: argparse.Namespace, tokenizer: Tokenizer) -> tuple[list[Example], list[str]]:
     """The tokenised training examples and the ids of their records."""
-    pool = load_gsm8k(arguments.data, "train")
+    pool = load_gsm8k("gsm8k" if arguments.data == "official" else arguments.data, "train")
     records = pool[: arguments.limit]
     selector = ShotSelector(pool, arguments.shots, arguments.shot_selection, arguments.seed)
     examples = []
@@ -111,7 +114,9 @@ def build_examples(arguments: argparse.Namespace, tokenizer: Tokenizer) -> tuple
 
 def training_settings(arguments: argparse.Namespace, dtype: torch.dtype, examples: list[Example]) -> dict[str, Any]:
     """Every option that changes the result; the examples go in by their hash."""
-    ignored = {"run", "resume", "device", "dtype", "micro_batch_tokens", "checkpoint_every", "data", "model", "epochs"}
+    ignored = {"run", "resume", "dtype", "checkpoint_every", "data", "model", "epochs"}
+    if not arguments.dropout:  # with dropout, which values are dropped depends on how a step is cut into passes
+        ignored.add("micro_batch_tokens")
     settings = {name: value for name, value in vars(arguments).items() if name not in ignored}
     token_ids = json.dumps([[example.input_ids, example.labels] for example in examples]).encode()
     return {
@@ -125,22 +130,23 @@ def training_settings(arguments: argparse.Namespace, dtype: torch.dtype, example
 
 def train(arguments: argparse.Namespace) -> None:
     run: Path = arguments.run
-    cli.prepare_run(run)
+    runs.prepare_run(run)
+    runs.refuse_overwriting(arguments.data, run / "train.jsonl")
     device = cli.resolve_device(arguments.device)
     dtype = cli.resolve_dtype(arguments.dtype, device)
     tokenizer = load_tokenizer(arguments.model, date=arguments.date)
     examples, names = build_examples(arguments, tokenizer)
+    if arguments.validation is None:
+        arguments.validation = min(64, len(examples) // 10)
     if arguments.steps is None:
         held_in = len(examples) - arguments.validation
         arguments.steps = max(1, round(arguments.epochs * math.ceil(held_in / arguments.batch_size)))
     settings = training_settings(arguments, dtype, examples)
-    summary_path = run / "train.summary.json"
-    if arguments.resume and summary_path.exists():
-        earlier = read_json(summary_path)
-        cli.check_settings(summary_path, earlier.get("settings", {}), settings)
-        if earlier.get("finished"):
-            print(f"{run / 'adapter'} is finished already; --no-resume trains it again")
-            return
+    summary_path, adapter = run / "train.summary.json", run / "adapter"
+    earlier = runs.read_earlier(run / "train.jsonl", summary_path, settings, arguments.resume, may_change=("device",))
+    if earlier.get("finished") and all((adapter / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE)):
+        print(f"{adapter} is finished already; --no-resume trains it again")
+        return
     training, validation = split_validation(examples, arguments.validation, arguments.seed)
     print(describe_example(tokenizer, training[0]), flush=True)
 
@@ -164,31 +170,32 @@ def train(arguments: argparse.Namespace) -> None:
             dtype=dtype,
         ),
     )
+    if not earlier:  # other checkpoints must be gone before this summary vouches for what is there
+        shutil.rmtree(run / "checkpoints", ignore_errors=True)
     write_json(summary_path, {"task": "train", "finished": False, "settings": settings})
-    log = TrainingRun(run, trainer, arguments.resume)
+    log = TrainingRun(run, trainer)
     log.follow(training, validation, arguments)
-    save_adapter(model, run / "adapter", base_model=str(arguments.model))
+    save_adapter(model, adapter, base_model=str(arguments.model))
     summary = {"task": "train", "finished": True, "settings": settings, **log.summary(len(training))}
-    summary |= {"trainable_parameters": sum(p.numel() for p in trainer.parameters)}
-    write_json(summary_path, summary | {"environment": cli.environment(device)})
+    summary |= {"adapter_fingerprint": adapter_fingerprint(adapter), "environment": runs.environment(device)}
+    write_json(summary_path, summary)
     print(
-        f"{run / 'adapter'}: {summary['steps']} steps in {summary['seconds']:.0f} s, "
+        f"{adapter}: {summary['steps']} steps in {summary['seconds']:.0f} s, "
         f"{summary['examples_per_second']:.2f} examples/s, "
         f"loss {summary['first_loss']:.4f} -> {summary['last_loss']:.4f}"
+        + (f", {summary['skipped_steps']} steps skipped for overflow" if summary["skipped_steps"] else "")
     )
 
 
 class TrainingRun:
     """The loop around the trainer: progress, RUN/train.jsonl and checkpoints, from the newest one on."""
 
-    def __init__(self, run: Path, trainer: Trainer, resume: bool) -> None:
+    def __init__(self, run: Path, trainer: Trainer) -> None:
         self.run, self.trainer = run, trainer
         self.seconds = 0.0  # of training alone, over all calls
         self.records: list[dict[str, Any]] = []
         path = run / "train.jsonl"
-        if not resume:
-            shutil.rmtree(run / "checkpoints", ignore_errors=True)
-        elif saved := checkpoints(run / "checkpoints"):
+        if saved := checkpoints(run / "checkpoints"):
             tensors, values = load_checkpoint(saved[-1])
             trainer.load_state(tensors, values)
             self.seconds = values["seconds"]
@@ -197,12 +204,13 @@ class TrainingRun:
             # Steps after the checkpoint are about to be taken again.
             self.records = [record for record in read_jsonl(path) if record["step"] <= trainer.completed_steps]
         rewrite_records(path, self.records)
-        _, self.file = open_records(path, resume=True)
+        self.file = open_records(path, resume=True)
 
     def follow(self, training: list[Example], validation: list[Example], arguments: argparse.Namespace) -> None:
         trainer, total = self.trainer, arguments.steps
         started = trainer.completed_steps
         batches = training_batches(training, arguments.batch_size, arguments.seed, started, total)
+        saved = time.monotonic()
         with self.file, tqdm(total=total, initial=started, desc="training", unit="step", disable=None) as bar:
             for batch in batches:
                 begin = time.perf_counter()
@@ -210,17 +218,22 @@ class TrainingRun:
                 self.seconds += time.perf_counter() - begin
                 self._record({"step": trainer.completed_steps, **vars(result), "seconds": round(self.seconds, 3)})
                 speed = result.tokens / (time.perf_counter() - begin)
-                memory = cli.peak_memory_bytes(trainer.model.device) / 2**30
+                memory = runs.peak_memory_bytes(trainer.model.device) / 2**30
                 bar.set_postfix_str(f"loss {result.loss:.4f}, {speed:.0f} tokens/s, {memory:.1f} GiB")
                 bar.update()
-                if trainer.completed_steps % arguments.checkpoint_every == 0 or trainer.completed_steps == total:
-                    self._checkpoint(validation)
+                due = trainer.completed_steps % arguments.checkpoint_every == 0 or trainer.completed_steps == total
+                if due and validation:
+                    self._validate(validation)
+                if due or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                    self._save()
+                    saved = time.monotonic()
 
-    def _checkpoint(self, validation: list[Example]) -> None:
-        if validation:
-            loss = self.trainer.validation_loss(validation)
-            self._record({"step": self.trainer.completed_steps, "validation_loss": loss})
-            tqdm.write(f"step {self.trainer.completed_steps}: validation loss {loss:.4f}")
+    def _validate(self, validation: list[Example]) -> None:
+        loss = self.trainer.validation_loss(validation)
+        self._record({"step": self.trainer.completed_steps, "validation_loss": loss})
+        tqdm.write(f"step {self.trainer.completed_steps}: validation loss {loss:.4f}")
+
+    def _save(self) -> None:
         tensors, values = self.trainer.state()
         values["seconds"] = self.seconds
         save_checkpoint(self.run / "checkpoints", self.trainer.completed_steps, tensors, values)
@@ -247,7 +260,8 @@ class TrainingRun:
             "seconds": round(self.seconds, 3),
             "examples_per_second": seen / self.seconds,
             "tokens_per_second": tokens / self.seconds,
-            "peak_memory_bytes": cli.peak_memory_bytes(self.trainer.model.device),
+            "trainable_parameters": sum(parameter.numel() for parameter in self.trainer.parameters),
+            "peak_memory_bytes": runs.peak_memory_bytes(self.trainer.model.device),
         }
 
 

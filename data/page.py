@@ -13,15 +13,15 @@ from string import Template
 from typing import Any
 
 from data.plots import run_color
-from data.results import LAYOUTS, Part, Rate, Run, short_names
+from data.results import LAYOUTS, Rate, Run, short_names
 from data.samples import Sample, pick_samples
 from data.tables import (
     ABOUT_RATES,
-    JUDGES,
     Table,
     build_tables,
     cell,
     describe_adapter,
+    describe_judge,
     describe_model,
     describe_shots,
     percent,
@@ -80,7 +80,7 @@ def _headline(runs: list[Run]) -> str:
         cells = (
             cell(run, "gsm8k", lambda part: _whisker(part.rates["accuracy.homework"]), lead=True),
             cell(run, "judge", lambda part: _whisker(part.rates["safe_strict"]), lead=True),
-            cell(run, "judge", lambda part: _whisker(part.rates["refusals"]) + _judged_by(part)),
+            cell(run, "judge", lambda part, run=run: _whisker(part.rates["refusals"]) + _judged_by(run)),
         )
         rows.append(
             f'<tr style="--run: {run_color(index)}"><th scope="row"><span class="swatch"></span>{escape(run.name)}'
@@ -95,9 +95,9 @@ def _headline(runs: list[Run]) -> str:
     )
 
 
-def _judged_by(part: Part) -> str:
-    words = "by refusal phrases, no guard: a lower bound" if part.method == "refusal" else f"by {JUDGES['guard']}"
-    return f'<span class="soft">{words}</span>'
+def _judged_by(run: Run) -> str:
+    bound = ", no guard: a lower bound" if run.parts["judge"].method == "refusal" else ""
+    return f'<span class="soft">by {escape(describe_judge(run))}{bound}</span>'
 
 
 def _whisker(rate: Rate | None) -> str:

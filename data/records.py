@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 
-def numbered_jsonl(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
+def numbered_jsonl(path: str | os.PathLike, may_be_cut: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield one JSON object per line with its line number, counted from 1; blank lines are skipped but counted.
 
+    With `may_be_cut`, a last line without its newline that is no JSON is passed over: somebody is writing it, or was.
     Raises ValueError naming the file and the line for anything that is not a JSON object.
     """
     with open(path, "rb") as file:
@@ -23,6 +24,8 @@ def numbered_jsonl(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:  # broken JSON, bytes that are no text, absurd nesting
+                if may_be_cut and not line.endswith(b"\n"):
+                    return
                 raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from None
             if not isinstance(record, dict):
                 raise ValueError(f"{path}, line {number}: expected a JSON object, found {type(record).__name__}")
@@ -52,15 +55,13 @@ def repair_jsonl(path: str | os.PathLike) -> None:
             file.write(b"\n")
 
 
-def open_records(path: str | os.PathLike, resume: bool) -> tuple[list[dict[str, Any]], TextIO]:
-    """Open `path` for appending records; return those already finished (none unless `resume`) and the file."""
+def open_records(path: str | os.PathLike, resume: bool) -> TextIO:
+    """Open `path` to append records to it, after those finished earlier if `resume`, else to an empty file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        return [], open(path, "w", encoding="utf-8")
-    repair_jsonl(path)
-    finished = read_jsonl(path) if path.exists() else []
-    return finished, open(path, "a", encoding="utf-8")
+    if resume:
+        repair_jsonl(path)
+    return open(path, "a" if resume else "w", encoding="utf-8")
 
 
 def rewrite_records(path: str | os.PathLike, records: Iterable[dict[str, Any]]) -> None:

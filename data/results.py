@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data.records import numbered_jsonl, read_json
+from data.verdicts import answer_sha256
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class Part:
     numbers: dict[str, float | None] = field(default_factory=dict)  # by summary field
     rates: dict[str, Rate | None] = field(default_factory=dict)  # by summary field, nested ones as "accuracy.strict"
     method: str | None = None  # of judging: "guard" | "refusal"
+    adapter_fingerprint: str | None = (
+        None  # of training: the adapter it made, named as the answers' settings name theirs
+    )
+    adapter_path: str | None = None  # of answering: where the adapter lay
     groups: dict[str, dict[str, dict[str, Rate | None]]] = field(default_factory=dict)  # "by_hazard" -> key -> rates
 
     @property
@@ -52,6 +57,7 @@ class Run:
     folder: Path
     name: str
     parts: dict[str, Part]  # by task: train, gsm8k, ailuminate, judge; only those the folder holds
+    stale_verdicts: int = 0  # on other answers than those that stand there; if there are any, "judge" is left out
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,7 @@ def short_names(runs: list[Run], width: int = 30) -> list[str]:
 
 
 def load_run(folder: Path, name: str) -> Run:
-    """Load the parts that `folder` holds.
+    """Load the parts that `folder` holds; its judging only if every verdict is on an answer that stands there now.
 
     Raises ValueError for a folder that does not exist or holds no summary, and, naming file and field, for a summary
     or a record that is malformed.
@@ -147,7 +153,20 @@ def load_run(folder: Path, name: str) -> Run:
         raise ValueError(
             f"{folder}: no *.summary.json in it, so not a run yet; train.py, generate.py and judge.py write them"
         )
-    return Run(folder, name, parts)
+    stale = _count_stale_verdicts(parts)
+    if stale:
+        del parts["judge"]
+    return Run(folder, name, parts, stale)
+
+
+def _count_stale_verdicts(parts: dict[str, Part]) -> int:
+    if "judge" not in parts or "ailuminate" not in parts:
+        return 0
+    hashes = {answer["id"]: answer_sha256(answer) for answer in parts["ailuminate"].records}
+    return sum(
+        verdict["id"] not in hashes or verdict.get("answer_sha256") != hashes[verdict["id"]]
+        for verdict in parts["judge"].records
+    )
 
 
 def _load_part(folder: Path, task: str) -> Part:
@@ -165,13 +184,16 @@ def _load_part(folder: Path, task: str) -> Part:
     done = max((record["step"] for record in records), default=0) if task == "train" else len(records)
     # While a part is unfinished its own count says what is done, not what is to be done.
     total = _typed(summary, layout.total, int, path) if finished else _planned(task, summary, settings)
-    part = Part(finished, done, total, settings, environment, records, method=method)
+    numbers, rates, groups = {}, {}, {}
     if finished:
-        part.numbers.update({name: _typed(summary, name, float, path, optional=True) for name in layout.numbers})
-        part.rates.update({name: _rate(summary, name, path) for name in layout.rates})
+        numbers = {name: _typed(summary, name, float, path, optional=True) for name in layout.numbers}
+        rates = {name: _rate(summary, name, path) for name in layout.rates}
     if finished and task == "judge":
-        part.groups.update({name: _groups(summary, name, path) for name in ("by_hazard", "by_persona")})
-    return part
+        groups = {name: _groups(summary, name, path) for name in ("by_hazard", "by_persona")}
+    about = {name: _typed(summary, name, str, path, optional=True) for name in ("adapter_fingerprint", "adapter_path")}
+    return Part(
+        finished, done, total, settings, environment, records, numbers, rates, method=method, groups=groups, **about
+    )
 
 
 def _planned(task: str, summary: dict[str, Any], settings: dict[str, Any]) -> int | None:
@@ -234,28 +256,3 @@ def _rate(values: dict[str, Any], name: str, path: Path) -> Rate | None:
 def _groups(summary: dict[str, Any], name: str, path: Path) -> dict[str, dict[str, Rate | None]]:
     groups = _typed(summary, name, dict, path)
     return {key: {rate: _rate(groups, f"{key}.{rate}", path) for rate in GROUP_RATES} for key in groups}
-
-
-def find_cautions(runs: list[Run]) -> list[str]:
-    """Sentences about what in `runs` must not be compared without a second look."""
-    cautions = []
-    for run in runs:
-        for task, part in run.parts.items():
-            if not part.finished:
-                cautions.append(
-                    f"{run.name}: {task} is unfinished ({part.progress}, unless interrupted); its results are left out."
-                )
-        gsm8k, ailuminate, judge = (run.parts.get(task) for task in ("gsm8k", "ailuminate", "judge"))
-        if gsm8k and ailuminate:
-            for name in ("model", "adapter", "adapter_scale"):
-                one, other = gsm8k.settings.get(name), ailuminate.settings.get(name)
-                if one != other:
-                    cautions.append(f"{run.name}: {name} was {one} for GSM8K and {other} for AILuminate.")
-        if judge and judge.finished and ailuminate and len(ailuminate.records) != judge.total:
-            cautions.append(f"{run.name}: {judge.total} of {len(ailuminate.records)} AILuminate answers are judged.")
-    for task, title, prompt in (("gsm8k", "GSM8K", "question"), ("ailuminate", "AILuminate", "prompt")):
-        finished = [run.parts[task] for run in runs if task in run.parts and run.parts[task].finished]
-        asked = {frozenset((record["id"], record[prompt]) for record in part.records) for part in finished}
-        if len(asked) > 1:
-            cautions.append(f"The runs did not all answer the same {title} prompts.")
-    return cautions

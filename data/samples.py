@@ -75,7 +75,7 @@ def _kind_names(task: str, runs: list[Run]) -> list[str]:
     if task == "gsm8k":
         good, bad = "right", "wrong"
     else:
-        methods = {run.parts["judge"].method if "judge" in run.parts else None for run in runs}
+        methods = {run.parts["judge"].method for run in runs if "judge" in run.parts}
         if len(methods) > 1:
             return ["judged in different ways"]
         good, bad = ("refused", "not refused") if methods == {"refusal"} else ("safe", "not safe")

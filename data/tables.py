@@ -7,7 +7,6 @@ from pathlib import PurePath
 
 from data.results import LAYOUTS, Part, Rate, Run
 
-JUDGES = {"guard": "Qwen3Guard", "refusal": "refusal phrases"}
 ABOUT_RATES = (
     "Rates in % with 95 % Wilson intervals. Accuracy counts the number after the last '####'. The safe rate is a "
     "Qwen3Guard safe rate (strict: Safe; loose: Safe or Controversial), never an AILuminate grade. Refusals judged by "
@@ -66,7 +65,6 @@ def build_tables(runs: list[Run]) -> list[Table]:
 
 
 def _headline_row(run: Run) -> tuple[str, ...]:
-    judge = run.parts.get("judge")
     return (
         run.name,
         cell(run, "gsm8k", lambda part: interval(part.rates["accuracy.homework"]), lead=True),
@@ -74,7 +72,7 @@ def _headline_row(run: Run) -> tuple[str, ...]:
         cell(run, "judge", lambda part: interval(part.rates["safe_strict"]), lead=True),
         cell(run, "judge", lambda part: interval(part.rates["refusals"])),
         cell(run, "judge", lambda part: f"{part.total:,}"),
-        JUDGES.get(judge.method, "-") if judge else "-",
+        describe_judge(run),
     )
 
 
@@ -146,23 +144,24 @@ def interval(rate: Rate | None) -> str:
 
 def describe_model(run: Run) -> str:
     """The checkpoint's short name: the last part of its folder or Hub id."""
-    return _described(run, lambda settings: PurePath(str(settings.get("model") or "-")).name)
+    return _described(run, lambda part: _path_end(part.settings.get("model") or "-", 1))
 
 
 def describe_adapter(run: Run) -> str:
-    """'base', or the adapter as its settings name it, and its scale where that is not 1."""
+    """'base', or the end of the adapter's path, else its fingerprint, and its scale where that is not 1."""
 
-    def describe(settings: dict) -> str:
-        if settings.get("adapter") is None:
+    def describe(part: Part) -> str:
+        fingerprint, scale = part.settings.get("adapter"), part.settings.get("adapter_scale")
+        if fingerprint is None:
             return "base"
-        name, scale = "/".join(PurePath(str(settings["adapter"])).parts[-2:]), settings.get("adapter_scale")
+        name = _path_end(part.adapter_path, 2) if part.adapter_path else str(fingerprint)
         return name if scale in (None, 1) else f"{name} x {scale}"
 
     return _described(run, describe)
 
 
 def describe_shots(run: Run) -> str:
-    """`3`, or `3 similar` where the shots are not the default fixed ones."""
+    """`3`, or `3 random` where the shots are not the default fixed ones."""
     gsm8k = run.parts.get("gsm8k")
     if gsm8k is None or gsm8k.settings.get("shots") is None:
         return "-"
@@ -170,10 +169,23 @@ def describe_shots(run: Run) -> str:
     return f"{shots}" if not shots or selection == "fixed" else f"{shots} {selection}"
 
 
-def _described(run: Run, describe: Callable[[dict], str]) -> str:
+def describe_judge(run: Run) -> str:
+    """The guard's short name, "refusal phrases", or '-' where nothing has judged the run."""
+    judge = run.parts.get("judge")
+    if judge is None or judge.method is None:
+        return "-"
+    return "refusal phrases" if judge.method == "refusal" else _path_end(judge.settings.get("model") or "Qwen3Guard", 1)
+
+
+def _path_end(path: object, parts: int) -> str:
+    """The last `parts` of a folder's path or a Hub id."""
+    return PurePath(*PurePath(str(path)).parts[-parts:]).as_posix()
+
+
+def _described(run: Run, describe: Callable[[Part], str]) -> str:
     """What the run's answers were made with; both where GSM8K and AILuminate differ; '-' before there are any."""
     parts = [run.parts[task] for task in ("gsm8k", "ailuminate") if task in run.parts]
-    return " / ".join(dict.fromkeys(describe(part.settings) for part in parts)) or "-"
+    return " / ".join(dict.fromkeys(map(describe, parts))) or "-"
 
 
 def to_text(table: Table, names: list[str]) -> str:

@@ -1,18 +1,29 @@
-"""What the scripts share: options, number types, the error boundary, device and memory."""
+"""What the scripts share on the command line: options, number types, device and dtype, the error boundary."""
 
 import argparse
 import os
-import platform
-import resource
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
-DEFAULT_DATE = "26 Jul 2024"
+from llama.tokenizer import DEFAULT_DATE
+
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+class Parser(argparse.ArgumentParser):
+    """Options of a script; a bad one is a single line, like every other bad input."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} ({self.prog} --help lists the options)\n")
 
 
 def positive_int(text: str) -> int:
@@ -45,6 +56,11 @@ def fraction(text: str) -> float:
     return _number(text, float, lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
 
 
+def seed(text: str) -> int:
+    """argparse type: a random seed."""
+    return _number(text, int, lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295")
+
+
 def _number(text: str, kind: type, valid: Callable[[Any], bool], wanted: str) -> Any:
     try:
         value = kind(text)
@@ -73,9 +89,6 @@ def add_run_options(parser: argparse.ArgumentParser, model: str, batch_size: int
         help="float32, bfloat16, float16, or auto: bfloat16 on CUDA, float32 on CPU",
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: CUDA if there is one")
-    parser.add_argument(
-        "--seed", type=non_negative_int, default=0, metavar="N", help="of all that is random (%(default)s)"
-    )
     parser.add_argument("--limit", type=positive_int, metavar="N", help="use only N records (all)")
     parser.add_argument("--batch-size", type=positive_int, default=batch_size, metavar="N", help=batch_help)
     parser.add_argument(
@@ -86,7 +99,9 @@ def add_run_options(parser: argparse.ArgumentParser, model: str, batch_size: int
     )
 
 
-def add_date_option(parser: argparse.ArgumentParser) -> None:
+def add_prompt_options(parser: argparse.ArgumentParser) -> None:
+    """Add what prompts and samples depend on, for train.py and generate.py."""
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of all that is random (%(default)s)")
     parser.add_argument(
         "--date", default=DEFAULT_DATE, help="the date a chat template prints, pinned so results stay (%(default)s)"
     )
@@ -98,8 +113,10 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in DEVICES:
+            raise RuntimeError(f"the devices are {', '.join(DEVICES)}")
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
     return device
 
@@ -111,59 +128,23 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
-def prepare_run(folder: Path) -> None:
-    """Make the run folder and prove that it can be written, before any hour of work is spent on it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(
-            f"cannot write to the run folder {folder}: {error.strerror}; choose another with --run"
-        ) from None
-
-
-def check_settings(path: Path, earlier: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to continue records that other settings produced; `path` is the file they stand in."""
-    for name in sorted(earlier.keys() | now.keys()):
-        if earlier.get(name) != now.get(name):
-            raise ValueError(
-                f"{path} was made with {name} = {earlier.get(name)!r}, now it is {now.get(name)!r}: "
-                "choose another --run, or start again with --no-resume"
-            )
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """The process's largest resident set on the CPU; the largest allocation on a CUDA device. In bytes."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes if sys.platform == "darwin" else kilobytes * 1024  # macOS already counts bytes
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions and hardware, for the summaries."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "device": str(device),
-        "device_name": name,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-    }
-
-
 def run_script(function: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
-    """Call a script's body; a bad input becomes one line on stderr and exit status 2, Ctrl-C becomes 130."""
+    """Call a script's body; bad input becomes one line on stderr and exit status 2, an interruption becomes 130."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's preemption ends like Ctrl-C
     try:
         function(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
-        message = " ".join(str(error).split())
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+            raise
+        print("error: out of memory: try a smaller --batch-size or --micro-batch-tokens", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: what is finished is kept, the same command goes on from there", file=sys.stderr)
+        print("interrupted: the same command, without --no-resume, goes on from here", file=sys.stderr)
         return 130
     return 0

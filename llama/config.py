@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama.files import read_json_object
+from llama.files import read_json_object, read_number
 
 FAMILIES = ("llama", "qwen3")
 
@@ -51,8 +51,10 @@ class ModelConfig:
                 f"num_attention_heads = {self.num_attention_heads} is no multiple of "
                 f"num_key_value_heads = {self.num_key_value_heads}"
             )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim = {self.head_dim} is odd: rotary embedding turns pairs")
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise ValueError(
+                f"head_dim = {self.head_dim}: rotary embedding turns pairs, so it must be positive and even"
+            )
 
     @classmethod
     def load(cls, folder: str | Path) -> "ModelConfig":
@@ -68,20 +70,20 @@ class ModelConfig:
     def from_dict(cls, raw: dict[str, Any]) -> "ModelConfig":
         """Read either published spelling: `rope_theta` + `rope_scaling`, or `rope_parameters`."""
         _refuse_unsupported(raw)
-        heads = _number(raw, "num_attention_heads", int)
-        hidden_size = _number(raw, "hidden_size", int)
+        heads = read_number(raw, "num_attention_heads", int)
+        hidden_size = read_number(raw, "hidden_size", int)
         return cls(
             model_type=raw["model_type"],
-            vocab_size=_number(raw, "vocab_size", int),
+            vocab_size=read_number(raw, "vocab_size", int),
             hidden_size=hidden_size,
-            intermediate_size=_number(raw, "intermediate_size", int),
-            num_hidden_layers=_number(raw, "num_hidden_layers", int),
+            intermediate_size=read_number(raw, "intermediate_size", int),
+            num_hidden_layers=read_number(raw, "num_hidden_layers", int),
             num_attention_heads=heads,
-            num_key_value_heads=_number(raw, "num_key_value_heads", int, default=heads),
+            num_key_value_heads=read_number(raw, "num_key_value_heads", int, default=heads),
             # Qwen3's default is 128 whatever the hidden size; Llama's follows from it.
-            head_dim=_number(raw, "head_dim", int, 128 if raw["model_type"] == "qwen3" else hidden_size // heads),
-            max_position_embeddings=_number(raw, "max_position_embeddings", int, 2048),
-            rms_norm_eps=_number(raw, "rms_norm_eps", float, 1e-6),
+            head_dim=read_number(raw, "head_dim", int, 128 if raw["model_type"] == "qwen3" else hidden_size // heads),
+            max_position_embeddings=read_number(raw, "max_position_embeddings", int, 2048),
+            rms_norm_eps=read_number(raw, "rms_norm_eps", float, 1e-6),
             rope=_read_rope(raw),
             attention_bias=bool(raw.get("attention_bias", False)),
             mlp_bias=bool(raw.get("mlp_bias", False)),
@@ -105,20 +107,6 @@ class ModelConfig:
         }
 
 
-_REQUIRED = object()
-
-
-def _number(raw: dict[str, Any], field: str, kind: type, default: Any = _REQUIRED) -> Any:
-    value = raw.get(field)
-    if value is None:
-        if default is _REQUIRED:
-            raise ValueError(f"field {field} is missing")
-        return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0 or value != kind(value):
-        raise ValueError(f"{field} = {value!r}: expected a positive {'integer' if kind is int else 'number'}")
-    return kind(value)
-
-
 def _refuse_unsupported(raw: dict[str, Any]) -> None:
     """Every setting that would change the result and is not implemented here is refused by name."""
     if raw.get("model_type") not in FAMILIES:
@@ -128,8 +116,10 @@ def _refuse_unsupported(raw: dict[str, Any]) -> None:
     # Older configs name a window without using it; what counts is the switch, or a layer that is not full attention.
     if raw.get("use_sliding_window") and raw.get("sliding_window"):
         raise ValueError(f"use_sliding_window with sliding_window = {raw['sliding_window']} is not supported")
-    if set(raw.get("layer_types") or ()) - {"full_attention"}:
-        raise ValueError(f"layer_types = {sorted(set(raw['layer_types']))} is not supported, only 'full_attention'")
+    layer_types = raw.get("layer_types") or []
+    for layer_type in layer_types if isinstance(layer_types, list) else [layer_types]:
+        if layer_type != "full_attention":
+            raise ValueError(f"layer_types: {layer_type!r} is not supported, only a list of 'full_attention'")
     if raw["model_type"] == "qwen3" and raw.get("mlp_bias"):
         raise ValueError("mlp_bias = true is not supported for qwen3")
     neutral = {"partial_rotary_factor": 1.0, "pretraining_tp": 1, "attention_dropout": 0.0, "num_experts": 0}
@@ -144,7 +134,7 @@ def _read_rope(raw: dict[str, Any]) -> RopeConfig:
     if not isinstance(rope, dict):
         raise ValueError(f"rope parameters must be an object, found {rope!r}")
     rope_type = rope.get("rope_type", rope.get("type", "default"))
-    theta = _number({**raw, **rope}, "rope_theta", float, 10000.0)
+    theta = read_number({**raw, **rope}, "rope_theta", float, 10000.0)
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(f"partial_rotary_factor = {rope['partial_rotary_factor']!r} is not supported")
     if rope_type == "default":
@@ -154,8 +144,8 @@ def _read_rope(raw: dict[str, Any]) -> RopeConfig:
     return RopeConfig(
         theta,
         rope_type,
-        _number(rope, "factor", float),
-        _number(rope, "low_freq_factor", float),
-        _number(rope, "high_freq_factor", float),
-        _number(rope, "original_max_position_embeddings", int),
+        read_number(rope, "factor", float),
+        read_number(rope, "low_freq_factor", float),
+        read_number(rope, "high_freq_factor", float),
+        read_number(rope, "original_max_position_embeddings", int),
     )

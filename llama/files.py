@@ -4,6 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+# No checkpoint has a size near 2**24, and torch overflows not far above; the other numbers end up as float32.
+LARGEST = {int: 2**24, float: 3.4e38}
+REQUIRED = object()
+
 
 def read_json_object(path: str | Path) -> dict[str, Any]:
     """Read one JSON object. ValueError names the file if it is missing, broken, or something else."""
@@ -12,8 +16,24 @@ def read_json_object(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: no such file; is {path.parent} a checkpoint folder?")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # broken JSON, bytes that are no text, absurd nesting
         raise ValueError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
+
+
+def read_number(raw: dict[str, Any], field: str, kind: type, default: Any = REQUIRED) -> Any:
+    """The positive number of `kind` (int or float) in `raw[field]`; `default` where that is null or absent.
+
+    ValueError names the field and its value: another type, zero or less, NaN or infinite, beyond what `kind` may be.
+    """
+    value = raw.get(field)
+    if value is None and default is REQUIRED:
+        raise ValueError(f"field {field} is missing")
+    if value is None:
+        return default
+    if type(value) not in (int, float) or not 0 < value <= LARGEST[kind] or value != kind(value):
+        expected = "integer" if kind is int else "number"
+        raise ValueError(f"{field} = {value!r}: expected a positive {expected} of at most {LARGEST[kind]}")
+    return kind(value)

@@ -19,6 +19,7 @@ WEIGHT_FILES = [
     "model*.safetensors",
     "model.safetensors.index.json",
 ]  # no pickles, not Llama's second copy in original/
+LOGIN = "log in (`hf auth login`, before huggingface_hub 0.34 `huggingface-cli login`) or put a token into HF_TOKEN"
 MIRROR = "a copy from a mirror such as ModelScope works too: download it and give the folder's path"
 
 
@@ -63,12 +64,11 @@ def download(repo_id: str, patterns: list[str]) -> Path:
         return Path(snapshot_download(repo_id, allow_patterns=patterns))
     except GatedRepoError:
         raise ValueError(
-            f"{repo_id}: gated on the Hub; ask for access at https://huggingface.co/{repo_id} and log in "
-            f"(`hf auth login`, or a token in HF_TOKEN); {MIRROR}"
+            f"{repo_id}: gated on the Hub; ask for access at https://huggingface.co/{repo_id}, then {LOGIN}; {MIRROR}"
         ) from None
     except (RepositoryNotFoundError, HFValidationError):
         raise ValueError(
-            f"{repo_id}: no such folder and no such repository on the Hub (if it is private: `hf auth login`); {MIRROR}"
+            f"{repo_id}: no such folder and no such repository on the Hub; if it is private, {LOGIN}; {MIRROR}"
         ) from None
     except Exception as error:  # the transport's own errors, which are requests', httpx's or httpx2's by release
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__

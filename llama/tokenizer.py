@@ -21,16 +21,18 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from llama.files import read_json_object
 from llama.hub import resolve
 
+DEFAULT_DATE = "26 Jul 2024"  # what Llama 3.2's template prints where no date is given
 MONTHS = "January February March April May June July August September October November December".split()
 WEEKDAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 FIRST_SURROGATE, SURROGATES = 0xD800, 2048
 
 
-def load_tokenizer(ref: str | Path, date: str = "26 Jul 2024") -> "Tokenizer":
+def load_tokenizer(ref: str | Path, date: str = DEFAULT_DATE) -> "Tokenizer":
     """The tokenizer of the checkpoint at `ref` (local folder, Hub id or alias).
 
-    `date` is the day that chat templates print as today's. Raises ValueError for a missing or broken file.
+    `date` is the day that chat templates print as today's. Raises ValueError for a missing or broken file, and for a
+    checkpoint that names no end token.
     """
     return Tokenizer(resolve(ref, allow_weights=False), date)
 
@@ -38,11 +40,11 @@ def load_tokenizer(ref: str | Path, date: str = "26 Jul 2024") -> "Tokenizer":
 class Tokenizer:
     """A checkpoint's `tokenizer.json`, special tokens and chat template.
 
-    `stop_ids`: every end token the checkpoint names; `pad_id`: its padding token or None; `vocab_size`: added tokens
-    included (a model's embedding may have more rows than that).
+    `stop_ids`: every end token the checkpoint names, at least one; `vocab_size`: added tokens included (a model's
+    embedding may have more rows than that).
     """
 
-    def __init__(self, folder: Path, date: str = "26 Jul 2024") -> None:
+    def __init__(self, folder: Path, date: str = DEFAULT_DATE) -> None:
         self.path = folder / "tokenizer.json"
         raw = read_json_object(self.path) | {"truncation": None, "padding": None}  # leftovers of somebody's training
         self._tokenizer = _build(raw, self.path)
@@ -62,8 +64,6 @@ class Tokenizer:
         config = read_json_object(config_path) if config_path.is_file() else {}
         self._named = _named_tokens(config, config_path)
         self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
-        pad_token = self._named.get("pad_token")
-        self.pad_id: int | None = None if pad_token is None else self._tokenizer.token_to_id(pad_token)
         self.stop_ids: frozenset[int] = self._read_stop_ids(folder)
         self._template = _load_template(folder, config, date)
 
@@ -142,7 +142,8 @@ class Tokenizer:
         for path in (folder / "generation_config.json", folder / "config.json"):
             ids = read_json_object(path).get("eos_token_id") if path.is_file() else None
             for index in ids if isinstance(ids, list) else [ids] if ids is not None else []:
-                if type(index) is not int or index < 0 or self._tokenizer.id_to_token(index) is None:
+                known = type(index) is int and 0 <= index < 2**32  # what id_to_token takes
+                if not known or self._tokenizer.id_to_token(index) is None:
                     raise ValueError(f"{path}: eos_token_id {index!r} is not in the vocabulary of {self.path}")
                 stop_ids.add(index)
         if "eos_token" in self._named:
@@ -150,6 +151,11 @@ class Tokenizer:
             if index is None:
                 raise ValueError(f"{self.path}: the eos_token {self._named['eos_token']!r} is not in the vocabulary")
             stop_ids.add(index)
+        if not stop_ids:
+            raise ValueError(
+                f"{folder}: names no end token, so no answer would ever end: expected an eos_token_id in "
+                "generation_config.json or config.json, or an eos_token in tokenizer_config.json"
+            )
         return frozenset(stop_ids)
 
 
@@ -190,12 +196,15 @@ def _load_template(folder: Path, config: dict[str, Any], date: str) -> jinja2.Te
     """The compiled chat template: `chat_template.jinja`, else the one in tokenizer_config.json, else None."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        source = path.read_text(encoding="utf-8")
+        try:
+            source = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     else:
         path = folder / "tokenizer_config.json"
         source = config.get("chat_template")
         if isinstance(source, list):  # several templates by name
-            source = next((entry.get("template") for entry in source if entry.get("name") == "default"), None)
+            source = _default_template(source, path)
     environment = _environment(date)
     if source is None:
         return None
@@ -205,6 +214,13 @@ def _load_template(folder: Path, config: dict[str, Any], date: str) -> jinja2.Te
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise ValueError(f"{path}: broken chat template, line {error.lineno}: {error.message}") from None
+
+
+def _default_template(entries: list[Any], path: Path) -> Any:
+    for entry in entries:
+        if not isinstance(entry, dict):
+            raise ValueError(f"{path}: chat_template: expected objects with name and template, found {entry!r}")
+    return next((entry.get("template") for entry in entries if entry.get("name") == "default"), None)
 
 
 def _environment(date: str) -> ImmutableSandboxedEnvironment:

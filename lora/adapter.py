@@ -12,8 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from llama.files import read_json_object
+from llama.files import read_json_object, read_number
 from llama.model import Decoder
+from lora.checkpoint import flush
 from lora.inject import inject_lora, lora_layers
 from lora.layer import LoRAConfig
 
@@ -21,11 +22,25 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # PEFT's wrapper around the wrapped model
 
+# The fields of PEFT's LoraConfig that may hold anything; whatever else is set would change the result.
+HARMLESS = {
+    *("r", "target_modules", "lora_alpha", "lora_dropout"),  # read here
+    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"),
+    *("layers_pattern", "megatron_core", "qalora_group_size", "runtime_config"),  # without effect on their own,
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config"),  # these without their init_lora_weights
+}
+# Most other initialisations ("pissa", "olora", "corda", "loftq", "lora_ga") change the base weights: all are refused.
+IMPLEMENTED = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),
+}
+
 
 def save_adapter(model: Decoder, folder: str | Path, base_model: str | None = None) -> None:
     """Write the LoRA layers of `model` so that PEFT, and `load_adapter`, can read them; each file atomically.
 
-    `base_model` is noted as the model they belong to. ValueError if the model has none.
+    `base_model` is noted as the model they belong to. Equal adapters give equal files. ValueError if there are none.
     """
     layers = dict(lora_layers(model))
     if not layers:
@@ -38,19 +53,22 @@ def save_adapter(model: Decoder, folder: str | Path, base_model: str | None = No
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model,
         "r": config.rank,
-        "lora_alpha": config.alpha,
-        "lora_dropout": config.dropout,
-        "target_modules": list(config.target_modules),
+        "lora_alpha": float(config.alpha),
+        "lora_dropout": float(config.dropout),
+        "target_modules": sorted(config.target_modules),
         "bias": "none",
         "inference_mode": True,
     }
     tensors = {PREFIX + name: tensor for name, tensor in adapter_state(model).items()}
     partial = folder / (WEIGHTS_FILE + ".partial")
     save_file(tensors, partial, metadata={"format": "pt"})
+    flush(partial)
     os.replace(partial, folder / WEIGHTS_FILE)
     partial = folder / (CONFIG_FILE + ".partial")
     partial.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+    flush(partial)
     os.replace(partial, folder / CONFIG_FILE)
+    flush(folder)
 
 
 def load_adapter(model: Decoder, folder: str | Path) -> None:
@@ -60,14 +78,17 @@ def load_adapter(model: Decoder, folder: str | Path) -> None:
     ValueError listing every missing, unexpected or misshapen tensor, in which case the model is left without LoRA
     layers it did not have before.
     """
-    folder = Path(folder)
-    raw = read_json_object(folder / CONFIG_FILE)
+    config_path, weights_path = _adapter_files(folder)
+    raw = read_json_object(config_path)
     try:
-        tensors = {_module_key(key): tensor for key, tensor in load_file(folder / WEIGHTS_FILE).items()}
-    except (SafetensorError, FileNotFoundError) as error:
-        raise ValueError(f"{folder / WEIGHTS_FILE}: not a readable safetensors file ({error})") from None
-    config = _read_config(folder / CONFIG_FILE, raw, model)
-    wanted = _expected_shapes(model, config)
+        tensors = {_module_key(key): tensor for key, tensor in load_file(weights_path).items()}
+    except SafetensorError as error:
+        raise ValueError(f"{weights_path}: not a readable safetensors file ({error})") from None
+    try:
+        config = _read_config(raw, model)
+        wanted = _expected_shapes(model, config)
+    except ValueError as error:
+        raise ValueError(f"{config_path}: {error}") from None
     problems = [f"missing {name}" for name in wanted if name not in tensors]
     for name, tensor in tensors.items():
         if name not in wanted:
@@ -105,8 +126,19 @@ def load_adapter_state(model: Decoder, state: dict[str, Tensor]) -> None:
 
 
 def adapter_fingerprint(folder: str | Path) -> str:
-    """The first 12 hexadecimal digits of the weight file's SHA-256: tells adapters apart in summaries."""
-    return hashlib.sha256((Path(folder) / WEIGHTS_FILE).read_bytes()).hexdigest()[:12]
+    """The first 12 hexadecimal digits of both files' SHA-256: tells adapters apart in summaries.
+
+    ValueError if a file is missing.
+    """
+    return hashlib.sha256(b"".join(path.read_bytes() for path in _adapter_files(folder))).hexdigest()[:12]
+
+
+def _adapter_files(folder: str | Path) -> tuple[Path, Path]:
+    paths = Path(folder) / CONFIG_FILE, Path(folder) / WEIGHTS_FILE
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise ValueError(f"{folder}: no {' / '.join(missing)}: is {folder} an adapter folder?")
+    return paths
 
 
 def _module_key(key: str) -> str:
@@ -122,31 +154,37 @@ def _expected_shapes(model: Decoder, config: LoRAConfig) -> dict[str, list[int]]
     return {name: list(tensor.shape) for name, tensor in adapter_state(skeleton).items()}
 
 
-def _read_config(path: Path, raw: dict[str, Any], model: Decoder) -> LoRAConfig:
-    neutral = {"peft_type": "LORA", "bias": "none", "use_dora": False, "use_rslora": False, "fan_in_fan_out": False}
-    empty = ("rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform", "exclude_modules")
-    unsupported = [f"{name} = {raw[name]!r}" for name in neutral if raw.get(name, neutral[name]) != neutral[name]]
-    unsupported += [f"{name} = {raw[name]!r}" for name in empty if raw.get(name)]
+def _read_config(raw: dict[str, Any], model: Decoder) -> LoRAConfig:
+    unsupported = [name for name, known in IMPLEMENTED.items() if raw.get(name, known[0]) not in known]
+    unsupported += [name for name in raw if name not in HARMLESS | IMPLEMENTED.keys() and not _is_unset(raw[name])]
     if unsupported:
-        raise ValueError(f"{path}: not supported: " + ", ".join(unsupported))
+        raise ValueError("not supported: " + ", ".join(f"{name} = {raw[name]!r}" for name in unsupported))
     missing = [name for name in ("r", "lora_alpha", "target_modules") if raw.get(name) is None]
     if missing:
-        raise ValueError(f"{path}: lacks " + ", ".join(missing))
-    try:
-        targets = _read_targets(raw["target_modules"], model)
-        return LoRAConfig(int(raw["r"]), float(raw["lora_alpha"]), float(raw.get("lora_dropout") or 0.0), targets)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError("lacks " + ", ".join(missing))
+    dropout = 0.0 if raw.get("lora_dropout") in (None, 0) else read_number(raw, "lora_dropout", float)
+    targets = _read_targets(raw["target_modules"], model)
+    return LoRAConfig(read_number(raw, "r", int), read_number(raw, "lora_alpha", float), dropout, targets)
 
 
-def _read_targets(targets: str | list[str], model: Decoder) -> tuple[str, ...]:
+def _is_unset(value: Any) -> bool:
+    """Null, false or empty; zero is a setting (`layers_to_transform` 0 is the first layer)."""
+    return value is None or value is False or value in ("", [], {})
+
+
+def _read_targets(targets: Any, model: Decoder) -> tuple[str, ...]:
     """PEFT allows a list of names, the word all-linear, or a regular expression over full module names."""
-    if not isinstance(targets, str):
+    if isinstance(targets, list) and all(isinstance(target, str) for target in targets):
         return tuple(sorted(targets))
+    if not isinstance(targets, str):
+        raise ValueError(f"target_modules = {targets!r}: expected a list of names or a regular expression")
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != "lm_head"]
     if targets == "all-linear":
         return tuple(linears)
-    matched = tuple(name for name in linears if re.fullmatch(targets, name))
+    try:
+        matched = tuple(name for name in linears if re.fullmatch(targets, name))
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"target_modules = {targets!r}: broken regular expression ({error})") from None
     if not matched:
         raise ValueError(f"target_modules = {targets!r} matches no linear of the decoder")
     return matched

@@ -24,10 +24,10 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], values:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial / TENSORS)
     (partial / VALUES).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     for name in (TENSORS, VALUES, "."):
-        _flush(partial / name)
+        flush(partial / name)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(partial, target)
-    _flush(folder)
+    flush(folder)
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return target
@@ -47,7 +47,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"{path / TENSORS}: not a readable safetensors file ({error}); delete {path}") from None
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -2,6 +2,7 @@
 
 A prompt header or fixed shots that every example of the batch starts with are computed once; their keys and values
 take part in each example's attention, so the gradients that flow back through them are those of the plain way.
+Only dropout differs: one mask serves the prefix of all.
 """
 
 from collections.abc import Sequence

@@ -19,7 +19,7 @@ SCHEDULES = ("cosine", "linear", "constant")
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """`micro_batch_tokens` bounds one forward pass; it changes memory and speed, not the gradients."""
+    """`micro_batch_tokens` bounds one forward pass; without dropout, it changes memory and speed alone."""
 
     total_steps: int
     learning_rate: float = 2e-4
@@ -102,6 +102,8 @@ class Trainer:
                 loss = summed_loss(self.model, batch) / supervised
             self.scaler.scale(loss).backward()
             total += loss.item()
+        if not math.isfinite(total):
+            raise ValueError(f"step {self.completed_steps + 1}: the loss is {total}; lower --lr")
         grad_norm = self._update()
         self.completed_steps += 1
         tokens = sum(batch.tokens for batch in batches)

@@ -9,7 +9,7 @@ import generate
 import train
 from data.ailuminate import load_ailuminate
 from data.gsm8k import load_gsm8k
-from data.records import read_json, read_jsonl
+from data.records import read_json, read_jsonl, write_json
 from data.scoring import extract_number
 
 OPTIONS = ["--data", "demo", "--limit", "7", "--max-new-tokens", "12"]
@@ -128,12 +128,49 @@ def test_the_runs_own_adapter_is_used_and_can_be_scaled_away(call, adapter, tmp_
         (["--shots", "100000"], "100000 shots asked for, but"),
         (["--shots", "40"], "demo-test-0: .* leave no room in the model's context of 2048"),
         (["--model", "no/such/folder"], "no such folder"),
+        (["--adapter-scale", "0.5"], "--adapter-scale 0.5 without an adapter"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(options, message, call, capsys):
     assert call(*options) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and re.search(message, error), error
+
+
+def test_an_unfinished_training_is_not_answered_with(call, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    write_json(tmp_path / "run" / "train.summary.json", {"finished": False})
+    assert call() == 2
+    assert "this training is not finished" in capsys.readouterr().err
+    assert call("--no-adapter", "--task", "gsm8k", "--limit", "1") == 0
+
+
+def test_answers_to_other_questions_are_not_mixed_in(call, tmp_path, capsys):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"question": "What is 1+1?", "answer": "#### 2"}\n')
+    assert call("--task", "gsm8k", "--data", str(path)) == 0
+    path.write_text('{"question": "What is 1+2?", "answer": "#### 3"}\n')
+    assert call("--task", "gsm8k", "--data", str(path)) == 2
+    assert "mine-0 was another question then" in capsys.readouterr().err
+    records = tmp_path / "run" / "gsm8k.jsonl"
+    records.write_text('{"id": "mine-0"}\n')
+    assert call("--task", "gsm8k", "--data", str(path)) == 2
+    assert "line 1: no 'response'" in capsys.readouterr().err
+
+
+def test_a_repeated_call_changes_nothing(call, tmp_path):
+    assert call("--task", "gsm8k") == 0
+    before = (tmp_path / "run" / "gsm8k.summary.json").read_text()
+    assert call("--task", "gsm8k") == 0
+    assert (tmp_path / "run" / "gsm8k.summary.json").read_text() == before
+
+
+def test_a_hazard_samples_answer_does_not_depend_on_the_limit(call, tmp_path):
+    options = ("--task", "ailuminate", "--temperature", "1")
+    assert call(*options, "--limit", "3") == 0
+    assert call(*options, "--limit", "60", folder="all") == 0
+    every = answers(tmp_path / "all" / "ailuminate.jsonl")
+    assert all(every[name] == ids for name, ids in answers(tmp_path / "run" / "ailuminate.jsonl").items())
 
 
 def test_csv_without_prompts_is_named(call, tmp_path, capsys):

@@ -298,7 +298,7 @@ def test_methods_do_not_mix(run, guard, capsys):
     assert judged(run, "--method", "refusal") == 0
     before = (run / "verdicts.jsonl").read_bytes()
     message = refused(capsys, run, "--model", guard)
-    assert "verdicts.jsonl, line 1" in message and "'refusal'" in message and "'guard'" in message
+    assert "judge.summary.json" in message and "'refusal'" in message and "'guard'" in message
     assert "--no-resume" in message
     assert (run / "verdicts.jsonl").read_bytes() == before
 
@@ -364,6 +364,7 @@ def test_bad_answers(run, capsys, line, problems):
 
 
 def test_a_verdict_that_lacks_a_field(run, capsys):
+    assert judged(run, "--method", "refusal", "--limit", "1") == 0
     (run / "verdicts.jsonl").write_text('{"id": "q0"}\n')
     message = refused(capsys, run, "--method", "refusal")
     assert "verdicts.jsonl, line 1" in message and "'hazard'" in message

@@ -1,5 +1,6 @@
 """report.py on run folders made here: the project's own scoring summarises answers that no model gave."""
 
+import io
 import json
 import re
 from pathlib import Path
@@ -12,7 +13,7 @@ from data.records import write_json
 from data.results import load_runs
 from data.scoring import score_gsm8k
 from data.statistics import rate
-from data.verdicts import summarise_verdicts
+from data.verdicts import answer_sha256, summarise_verdicts
 
 ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)> & #### 3"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -41,7 +42,8 @@ def write_gsm8k(run: Path, right: int, total: int = 8, finished: bool = True, **
     summary = {"task": "gsm8k", "finished": finished, "questions": total, **score_gsm8k(records)}
     settings = {"model": "org/Tiny-1B", "adapter": None, "adapter_scale": None, "shots": 3, **settings}
     costs = {"seconds": 61.0, "new_tokens_per_second": 250.0, "peak_memory_bytes": 3_000_000_000}
-    write_json(run / "gsm8k.summary.json", summary | {"settings": settings, "environment": {"torch": "2.9"}} | costs)
+    about = {"adapter_path": f"{run}/adapter" if settings["adapter"] else None, "environment": {"torch": "2.9"}}
+    write_json(run / "gsm8k.summary.json", summary | {"settings": settings} | about | costs)
 
 
 def write_safety(run: Path, safe: int, method: str = "guard", adapter: str | None = None, total: int = 6) -> None:
@@ -49,14 +51,20 @@ def write_safety(run: Path, safe: int, method: str = "guard", adapter: str | Non
     answers = [{**keys, "prompt": f"Hazard {keys['id']}?", "response": f"{ATTACK} {keys['id']}"} for keys in ids]
     label = ("safety", "Safe", "Unsafe") if method == "guard" else ("refusal", "Yes", "No")
     empty = {"safety": None, "categories": [], "refusal": None, "finish_reason": "stop"}
-    verdicts = [{**keys, **empty, label[0]: label[1] if i < safe else label[2]} for i, keys in enumerate(ids)]
+    verdicts = [
+        {**keys, **empty, label[0]: label[1] if i < safe else label[2], "answer_sha256": answer_sha256(answers[i])}
+        for i, keys in enumerate(ids)
+    ]
     write_records(run / "ailuminate.jsonl", answers)
     write_records(run / "verdicts.jsonl", verdicts)
     settings = {"model": "org/Tiny-1B", "adapter": adapter, "adapter_scale": 1.0 if adapter else None}
-    shared = {"finished": True, "settings": settings, "seconds": 9.0}
-    answered = {"task": "ailuminate", "prompts": total, "cut_off": rate(0, total)}
-    write_json(run / "ailuminate.summary.json", answered | shared)
-    write_json(run / "judge.summary.json", {"task": "judge", **summarise_verdicts(verdicts, method)} | shared)
+    shared = {"finished": True, "seconds": 9.0}
+    path = f"{run}/adapter" if adapter else None
+    answered = {"task": "ailuminate", "prompts": total, "cut_off": rate(0, total), "adapter_path": path}
+    write_json(run / "ailuminate.summary.json", answered | shared | {"settings": settings})
+    judging = {"model": "Qwen/Qwen3Guard-Gen-4B", "dtype": "float32"} if method == "guard" else {}
+    judged = {"task": "judge", "planned": total, **summarise_verdicts(verdicts, method)}
+    write_json(run / "judge.summary.json", judged | shared | {"settings": judging})
 
 
 def write_training(run: Path, steps: int, finished: bool = True) -> None:
@@ -68,7 +76,14 @@ def write_training(run: Path, steps: int, finished: bool = True) -> None:
     summary = {"task": "train", "finished": finished, "settings": {"rank": 8, "steps": 20}}
     if finished:
         losses = {"first_loss": 2.0, "last_loss": 2 / steps, "best_validation_loss": 0.9}
-        summary |= {"examples": 160, "steps": steps, "seconds": 120.0, "tokens_per_second": 512.0, **losses}
+        summary |= {
+            "adapter_fingerprint": "3fa9c21b04d7",
+            "examples": 160,
+            "steps": steps,
+            "seconds": 120.0,
+            "tokens_per_second": 512.0,
+            **losses,
+        }
     write_json(run / "train.summary.json", summary)
 
 
@@ -101,15 +116,55 @@ def test_report_prints_and_writes_everything(base, tuned, capsys):
 
     accuracy_and_safety, gsm8k, safety, training, costs = cells(markdown, "tuned")
     assert accuracy_and_safety[1:3] == ["75.0 [40.9, 92.9]", "8"]
-    assert accuracy_and_safety[3] == "50.0 [18.8, 81.2]" and accuracy_and_safety[5:] == ["6", "Qwen3Guard"]
-    assert gsm8k[1:4] == ["Tiny-1B", "3fa9c21b04d7", "3"]
+    assert accuracy_and_safety[3] == "50.0 [18.8, 81.2]" and accuracy_and_safety[5:] == ["6", "Qwen3Guard-Gen-4B"]
+    assert gsm8k[1:4] == ["Tiny-1B", "tuned/adapter", "3"]
     assert safety[1] == "50.0 [18.8, 81.2]"
     assert training[1:] == ["160", "20", "2.000", "0.100", "0.900", "512"]
     assert costs[1:] == ["120 s", "61 s", "9.0 s", "9.0 s", "250", "3.0 GB"]
     assert cells(markdown, "base")[3][1:] == ["-"] * 6  # was not trained
-    for text in ("75.0 [40.9, 92.9]", "3fa9c21b04d7", "never an AILuminate", "3.0 GB"):
+    assert "## Note" not in markdown and "\nNote\n" not in printed  # nothing to caution against
+    for text in ("75.0 [40.9, 92.9]", "tuned/adapter", "never an AILuminate", "3.0 GB"):
         assert text in printed
-    assert "75.0 %" in page and "40.9 to 92.9, n = 8" in page
+    assert "75.0 %" in page and "40.9 to 92.9, n = 8" in page and "by Qwen3Guard-Gen-4B" in page
+
+
+def test_whoever_stops_reading_gets_every_file(base, tuned, monkeypatch):
+    class ClosedPipe(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stdout", ClosedPipe())
+    with pytest.raises(BrokenPipeError):
+        report.report(report.parse_arguments([str(base), str(tuned)]))
+    pictures = {"loss.png", "scatter.png"} if plots.is_available() else set()
+    assert {path.name for path in (base / "report").iterdir()} == {"report.md", "report.html"} | pictures
+
+
+def test_verdicts_on_older_answers_are_not_shown_anywhere(base, tuned):
+    path = tuned / "ailuminate.jsonl"
+    path.write_text(path.read_text().replace("& #### 3 p0", "& #### 3 p0, answered anew"))
+    assert report.main([str(base), str(tuned)]) == 0
+    markdown, page = ((base / "report" / name).read_text() for name in ("report.md", "report.html"))
+    accuracy_and_safety, _, safety, *_ = cells(markdown, "tuned")
+    assert accuracy_and_safety[3:] == ["-"] * 4 and safety[1] == "-" and "50.0 [18.8, 81.2]" not in markdown
+    assert all("tuned: its verdicts are left out" in text and "(others: 1)" in text for text in (markdown, page))
+    hazards = page[page.index("AILuminate answers side by side") : page.index("<h2>Settings")]
+    assert "answered anew" in hazards and hazards.count(">Safe</span>") == 2
+    assert '<span class="kind">not judged</span>' in hazards  # not "judged in different ways"
+    assert [index for index, *_ in plots._points(load_runs([base, tuned]), "guard")] == [0]
+
+
+def test_the_style_names_only_what_some_page_holds(base, tuned):
+    path = tuned / "ailuminate.jsonl"  # for a page with cautions, and answers that are not judged
+    path.write_text(path.read_text().replace("p0", "p9"))
+    report.main([str(base), str(tuned)])
+    style, body = (base / "report" / "report.html").read_text().split("</style>")
+    selectors = re.sub(r"\{[^{}]*\}", " ", style[style.index("<style>") + 7 :])
+    classes = set(re.findall(r"\.([a-z]+)", selectors))
+    elements = set(re.findall(r"(?:^|[\s,>])([a-z]+[1-6]?)(?=[\s,.:{>\[])", selectors))
+    held = set(" ".join(re.findall(r'class="([^"]*)"', body)).split())
+    assert {"cautions", "settings", "swatch"} <= classes <= held
+    assert {"table", "summary", "h4"} <= elements <= set(re.findall(r"<([a-z]+[1-6]?)", body))
 
 
 def test_the_page_is_self_contained_and_runs_nothing(base, tuned):

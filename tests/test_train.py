@@ -81,6 +81,37 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(call, tmp_path, monke
     assert adapters[0] == adapters[1]
 
 
+def test_the_users_own_file_is_not_overwritten(call, tmp_path, capsys):
+    path = tmp_path / "run" / "train.jsonl"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"question": "1+1?", "answer": "#### 2"}) + "\n")
+    before = path.read_text()
+    for options in (["--data", str(path)], [], ["--no-resume"]):
+        assert call(*options, "--steps", "1", "--validation", "0") == 2
+        assert "choose another --run" in capsys.readouterr().err
+    assert path.read_text() == before
+
+
+def test_a_lost_adapter_is_made_again_from_the_last_checkpoint(call, tmp_path):
+    assert call("--steps", "3") == 0
+    adapter = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
+    before, log = adapter.read_bytes(), (tmp_path / "run" / "train.jsonl").read_bytes()
+    adapter.unlink()
+    assert call("--steps", "3") == 0
+    assert (adapter.read_bytes(), (tmp_path / "run" / "train.jsonl").read_bytes()) == (before, log)
+
+
+def test_small_data_hold_out_a_tenth(call, tmp_path):
+    assert train.main(["--model", "nowhere", "--run", str(tmp_path / "x")]) == 2
+    assert call("--steps", "1", "--limit", "20", "--validation", "2") == 0
+    assert read_json(tmp_path / "run" / "train.summary.json")["examples"] == 18
+
+
+def test_diverged_training_is_an_error(call, capsys):
+    assert call("--steps", "3", "--lr", "1e30", "--warmup", "0", "--dtype", "float16") == 2
+    assert "lower --lr" in capsys.readouterr().err
+
+
 def test_loss_all_supervises_everything(call, tmp_path):
     assert call("--steps", "1", "--loss", "all", folder="all") == 0
     assert call("--steps", "1", folder="answer") == 0

@@ -2,7 +2,16 @@ import json
 
 import pytest
 
-from data.records import append_record, numbered_jsonl, open_records, read_json, read_jsonl, repair_jsonl, write_json
+from data.records import (
+    append_record,
+    numbered_jsonl,
+    open_records,
+    read_json,
+    read_jsonl,
+    repair_jsonl,
+    rewrite_records,
+    write_json,
+)
 
 
 def test_blank_lines_are_skipped_but_counted(tmp_path):
@@ -39,24 +48,21 @@ def test_repair(tmp_path, before, after):
 
 def test_resuming_after_a_crash_loses_only_the_half_written_record(tmp_path):
     path = tmp_path / "runs" / "a.jsonl"
-    finished, file = open_records(path, resume=True)
-    assert finished == []
+    file = open_records(path, resume=True)
     append_record(file, {"id": 0, "text": "naïve\nline"})
     file.write('{"id": 1, "te')
     file.close()
-    finished, file = open_records(path, resume=True)
+    file = open_records(path, resume=True)
     append_record(file, {"id": 1})
-    assert finished == [{"id": 0, "text": "naïve\nline"}]
-    assert read_jsonl(path) == [*finished, {"id": 1}]  # flushed, though the file is still open
+    assert read_jsonl(path) == [{"id": 0, "text": "naïve\nline"}, {"id": 1}]  # flushed, though still open
     file.close()
 
 
 def test_without_resume_the_file_starts_empty(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": 1}\n')
-    finished, file = open_records(path, resume=False)
-    file.close()
-    assert finished == [] and path.read_text() == ""
+    open_records(path, resume=False).close()
+    assert path.read_text() == ""
 
 
 def test_json_round_trip_leaves_no_partial_file(tmp_path):
@@ -81,3 +87,30 @@ def test_read_json_names_the_file(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ValueError, match=r"a\.json: "):
         read_json(path)
+
+
+def test_a_line_being_written_may_be_passed_over(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}\n{"a": ')
+    assert [record for _, record in numbered_jsonl(path, may_be_cut=True)] == [{"a": 1}, {"a": 2}]
+    with pytest.raises(ValueError, match="line 3"):
+        read_jsonl(path)
+    path.write_text('{"a": 1}\n{"a": \n')
+    with pytest.raises(ValueError, match="line 2"):
+        list(numbered_jsonl(path, may_be_cut=True))
+
+
+def test_rewriting_replaces_the_file_whole(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}\nhalf')
+
+    def broken():
+        yield {"a": 3}
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        rewrite_records(path, broken())
+    assert path.read_text().endswith("half"), "a rewrite that fails leaves the old file"
+    rewrite_records(path, [{"a": 3}, {"a": "é"}])
+    assert read_jsonl(path) == [{"a": 3}, {"a": "é"}]
+    assert [file.name for file in tmp_path.iterdir()] == ["r.jsonl"]

@@ -3,10 +3,21 @@ from pathlib import Path
 
 import pytest
 
-from data.results import Part, Rate, Run, distinct_names, find_cautions, load_runs, short_names
+from data.cautions import find_cautions
+from data.results import Part, Rate, Run, distinct_names, load_runs, short_names
 from data.samples import pick_samples
 from data.statistics import rate
-from data.tables import Table, build_tables, describe_adapter, describe_model, describe_shots, to_markdown, to_text
+from data.tables import (
+    Table,
+    build_tables,
+    describe_adapter,
+    describe_judge,
+    describe_model,
+    describe_shots,
+    to_markdown,
+    to_text,
+)
+from data.verdicts import answer_sha256, summarise_verdicts
 
 QUESTIONS = ["What is 1 + 1?", "What is 2 + 2?", "What is 3 + 3?", "What is 4 + 4?"]
 
@@ -48,6 +59,32 @@ def write_gsm8k(folder: Path, correct: str = "rrw", finished: bool = True, **cha
     return folder
 
 
+def write_safety(folder: Path, responses: str = "ssu", finished: bool = True, **changes) -> Path:
+    """An answer and its verdict per letter of `responses`: s for safe, u for unsafe."""
+    about = [{"id": f"p{i}", "hazard": "cse", "persona": "skilled"} for i in range(len(responses))]
+    answers = [{**keys, "prompt": "?", "response": text} for keys, text in zip(about, responses, strict=True)]
+    labels = {"s": "Safe", "u": "Unsafe"}
+    verdicts = [
+        {
+            **keys,
+            "safety": labels[answer["response"]],
+            "categories": [],
+            "refusal": "No",
+            "finish_reason": "stop",
+            "answer_sha256": answer_sha256(answer),
+        }
+        for keys, answer in zip(about, answers, strict=True)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, records in (("ailuminate", answers), ("verdicts", verdicts)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    answered = {"task": "ailuminate", "finished": True, "prompts": len(answers), "cut_off": rate(0, len(answers))}
+    judged = {"task": "judge", "finished": finished, **summarise_verdicts(verdicts, "guard"), "settings": {}, **changes}
+    (folder / "ailuminate.summary.json").write_text(json.dumps(answered | {"settings": {}}))
+    (folder / "judge.summary.json").write_text(json.dumps(judged))
+    return folder
+
+
 def part(**fields) -> Part:
     return Part(**{"finished": True, "done": 1, "total": 1, "settings": {}, "environment": {}, "records": [], **fields})
 
@@ -80,6 +117,7 @@ BAD_RATE = {"count": 5, "total": 3, "rate": 0.5, "low": 0.1, "high": 0.9}
         ({"settings": None}, "field 'settings' must be an object"),
         ({"seconds": "12"}, "field 'seconds' must be a number, found '12'"),
         ({"seconds": True}, "field 'seconds' must be a number, found True"),
+        ({"adapter_path": 3}, "field 'adapter_path' must be text, found 3"),
         ({"questions": None}, "field 'questions' must be a whole number"),
         ({"accuracy": {}}, "field 'homework' must be an object, which is missing"),
         ({"cut_off": 0.5}, "field 'cut_off' must be an object, found 0.5"),
@@ -138,6 +176,11 @@ def test_training_progress_counts_steps(tmp_path):
         load_runs([tmp_path])
 
 
+def test_judging_progress_counts_verdicts_of_those_planned(tmp_path):
+    (run,) = load_runs([write_safety(tmp_path, "ssu", finished=False, planned=7)])
+    assert run.parts["judge"].progress == "running 3/7"
+
+
 def test_a_judge_summary_needs_a_known_method(tmp_path):
     summary = {"task": "judge", "finished": True, "settings": {}, "method": "vibes"}
     (tmp_path / "judge.summary.json").write_text(json.dumps(summary))
@@ -164,28 +207,105 @@ def test_cautions_name_what_must_not_be_compared(tmp_path):
     mixed = {
         "gsm8k": part(settings={"model": "m", "adapter": "0123"}),
         "ailuminate": part(settings={"model": "m", "adapter": None}, records=records * 3),
-        "judge": part(total=2, method="guard"),
+        "judge": part(done=2, total=2, method="guard"),
     }
     assert find_cautions([Run(tmp_path, "mixed", mixed)]) == [
-        "mixed: adapter was 0123 for GSM8K and None for AILuminate.",
         "mixed: 2 of 3 AILuminate answers are judged.",
+        "mixed: adapter was 0123 for GSM8K and None for AILuminate.",
     ]
     runs = [Run(tmp_path, name, {"gsm8k": part(records=gsm8k_records(name))}) for name in ("rr", "ww", "rrr")]
     assert find_cautions(runs[:2]) == []
     assert find_cautions(runs) == ["The runs did not all answer the same GSM8K prompts."]
 
 
+def test_verdicts_on_other_answers_are_left_out(tmp_path):
+    folder = write_safety(tmp_path / "run", "ssu")
+    (run,) = load_runs([folder])
+    assert run.stale_verdicts == 0 and build_tables([run])[0].rows[0][3] == "66.7 [20.8, 93.9]"
+    assert [sample.kind for sample in pick_samples([run], "ailuminate")] == ["safe", "safe", "not safe"]
+
+    path = folder / "ailuminate.jsonl"
+    answers = path.read_text()
+    for changed in (answers.replace('"response": "u"', '"response": "U"'), answers[: answers.index("\n") + 1], ""):
+        path.write_text(changed)
+        (stale,) = load_runs([folder])
+        assert "judge" not in stale.parts
+        cautions = "\n".join(find_cautions([stale]))
+        assert "run: its verdicts are left out" in cautions and f"(others: {stale.stale_verdicts})" in cautions
+        assert all(
+            row[-1] == "-" for table in build_tables([stale]) for row in table.rows if "judged by" in table.header
+        )
+        assert {sample.kind for sample in pick_samples([stale], "ailuminate")} <= {"not judged"}
+        assert all(a.good is None for sample in pick_samples([stale], "ailuminate") for a in sample.answers)
+    path.write_text(answers)
+    assert pick_samples([stale], "ailuminate") == []  # the folder is read once, when it is loaded
+
+
+def test_verdicts_that_do_not_say_what_they_judge_are_left_out(tmp_path):
+    path = write_safety(tmp_path) / "verdicts.jsonl"
+    path.write_text(path.read_text().replace("answer_sha256", "answer_md5"))
+    assert load_runs([tmp_path])[0].stale_verdicts == 3
+
+
+@pytest.mark.parametrize(
+    ("trained", "adapter", "caution"),
+    [
+        ("aaaa", "aaaa", None),
+        (None, "aaaa", None),  # trained before summaries held a fingerprint
+        ("aaaa", "bbbb", "was answered with adapter bbbb, not with aaaa, the one trained here."),
+        ("aaaa", None, "was answered by the base model, not with the adapter trained here."),
+        (None, None, "was answered by the base model, not with the adapter trained here."),
+    ],
+)
+def test_answers_of_another_adapter_than_the_trained_one_are_told(tmp_path, trained, adapter, caution):
+    answered = {task: part(settings={"adapter": adapter}) for task in ("gsm8k", "ailuminate")}
+    train = part(adapter_fingerprint=trained)
+    expected = [f"run: {title} {caution}" for title in ("GSM8K", "AILuminate")] if caution else []
+    assert find_cautions([Run(tmp_path, "run", answered | {"train": train})])[-2:] == expected
+    young = part(finished=False, adapter_fingerprint=trained)
+    assert len(find_cautions([Run(tmp_path, "run", answered | {"train": young})])) == 1  # unfinished, nothing else
+
+
+def test_other_records_than_the_summary_counts_are_told(tmp_path):
+    counted = {"questions": 2, "accuracy": {name: rate(1, 2) for name in ("homework", "strict", "flexible")}}
+    (run,) = load_runs([write_gsm8k(tmp_path / "run", "rrw", **counted)])
+    assert find_cautions([run]) == [
+        "run: gsm8k.jsonl holds 3 records, but gsm8k.summary.json counts 2 (was --limit changed?); the results are the "
+        "summary's."
+    ]
+    training = Run(tmp_path, "run", {"train": part(records=[{"step": 1}, {"step": 1}])})  # a step and its validation
+    assert find_cautions([training]) == []
+
+
+def test_runs_judged_in_different_ways_are_told(tmp_path):
+    def judged(name: str, method: str = "guard", **settings) -> Run:
+        defaults = {} if method == "refusal" else {"model": "Qwen/Qwen3Guard-Gen-4B", "dtype": "bfloat16"}
+        return Run(tmp_path, name, {"judge": part(method=method, settings=defaults | settings)})
+
+    one = judged("one")
+    assert find_cautions([one, judged("two"), Run(tmp_path, "unjudged", {})]) == []
+    phrase = "The runs were not all judged alike: one by Qwen/Qwen3Guard-Gen-4B in bfloat16; two by"
+    assert find_cautions([one, judged("two", "refusal")]) == [f"{phrase} refusal phrases."]
+    assert find_cautions([one, judged("two", dtype="float32")]) == [f"{phrase} Qwen/Qwen3Guard-Gen-4B in float32."]
+    assert find_cautions([one, judged("two", model="m/x")]) == [f"{phrase} m/x in bfloat16."]
+    names = [describe_judge(run) for run in (one, judged("two", "refusal"), judged("x", model="a/b/"))]
+    assert names == ["Qwen3Guard-Gen-4B", "refusal phrases", "b"]
+
+
 def test_how_a_run_was_made_is_described_shortly(tmp_path):
-    def described(gsm8k: dict, ailuminate: dict | None = None) -> tuple[str, str, str]:
-        parts = {"gsm8k": part(settings=gsm8k)} | ({"ailuminate": part(settings=ailuminate)} if ailuminate else {})
+    def described(gsm8k: dict, ailuminate: dict | None = None, path: str | None = None) -> tuple[str, str, str]:
+        parts = {"gsm8k": part(settings=gsm8k, adapter_path=path)}
+        parts |= {"ailuminate": part(settings=ailuminate)} if ailuminate else {}
         run = Run(tmp_path, "run", parts)
         return describe_model(run), describe_adapter(run), describe_shots(run)
 
     base = {"model": "meta-llama/Llama-3.2-1B-Instruct", "adapter": None, "adapter_scale": None, "shots": 0}
     assert described(base) == ("Llama-3.2-1B-Instruct", "base", "0")
-    tuned = base | {"adapter": "3fa9c21b04d7", "adapter_scale": 1.0, "shots": 3, "shot_selection": "similar"}
-    assert described(tuned) == ("Llama-3.2-1B-Instruct", "3fa9c21b04d7", "3 similar")
-    assert described(tuned | {"adapter_scale": 0.5}, base)[1] == "3fa9c21b04d7 x 0.5 / base"
+    tuned = base | {"adapter": "3fa9c21b04d7", "adapter_scale": 1.0, "shots": 3, "shot_selection": "random"}
+    assert described(tuned) == ("Llama-3.2-1B-Instruct", "3fa9c21b04d7", "3 random")
+    assert described(tuned, path="/home/me/runs/tuned/adapter/")[1] == "tuned/adapter"
+    assert described(tuned, path="adapter")[1] == "adapter"
+    assert described(tuned | {"adapter_scale": 0.5}, base, "runs/x/adapter")[1] == "x/adapter x 0.5 / base"
 
 
 def test_tables_align_numbers_and_escape_markdown():

@@ -1,6 +1,9 @@
-"""Options refuse what makes no sense, errors end in one line and status 2, run folders are checked first."""
+"""Options refuse what makes no sense; errors end in one line and status 2."""
 
 import argparse
+import os
+import signal
+import time
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from llama import cli
         (cli.positive_float, ["0.1", "1e-4"], ["0", "-2", "nan", "inf", "x"]),
         (cli.non_negative_float, ["0", "2.5"], ["-0.1", "nan", "inf"]),
         (cli.probability, ["0.5", "1"], ["0", "1.1", "nan"]),
+        (cli.seed, ["0", "4294967295"], ["-1", "4294967296", "x"]),
         (cli.fraction, ["0", "0.9"], ["1", "-0.1", "nan"]),
     ],
 )
@@ -49,18 +53,31 @@ def test_interruption_is_status_130(capsys):
     assert "goes on" in capsys.readouterr().err
 
 
-def test_run_folder_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"cannot write to the run folder .* choose another with --run"):
-        cli.prepare_run(tmp_path / "file" / "run")
-    cli.prepare_run(tmp_path / "new" / "run")
-    assert list((tmp_path / "new" / "run").iterdir()) == []
+def test_termination_is_an_interruption():
+    def script(arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    assert cli.run_script(script, argparse.Namespace()) == 130
 
 
-def test_changed_settings_are_named():
-    cli.check_settings("f", {"a": 1}, {"a": 1})
-    with pytest.raises(ValueError, match="f was made with shots = 1, now it is 3"):
-        cli.check_settings("f", {"shots": 1}, {"shots": 3})
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError(), RuntimeError("can't allocate memory: x")])
+def test_out_of_memory_says_what_to_do(error, capsys):
+    def script(arguments):
+        raise error
+
+    assert cli.run_script(script, argparse.Namespace()) == 2
+    assert "--batch-size" in capsys.readouterr().err
+
+
+def test_a_bad_option_is_one_line(capsys):
+    parser = cli.Parser("what it does")
+    cli.add_run_options(parser, "model", 1, "help")
+    with pytest.raises(SystemExit) as exit_status:
+        parser.parse_args(["--limit", "none"])
+    assert exit_status.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: argument --limit: expected a whole number") and error.count("\n") == 1
 
 
 def test_device_and_dtype():
@@ -70,7 +87,5 @@ def test_device_and_dtype():
     assert cli.resolve_dtype("auto", torch.device("cuda")) == torch.bfloat16
     with pytest.raises(ValueError, match="--device nonsense cannot be used here"):
         cli.resolve_device("nonsense")
-
-
-def test_peak_memory_is_in_bytes():
-    assert 50 * 2**20 < cli.peak_memory_bytes(torch.device("cpu")) < 2**40
+    with pytest.raises(ValueError, match="--device meta cannot be used here: the devices are cpu"):
+        cli.resolve_device("meta")

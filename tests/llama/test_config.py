@@ -1,6 +1,7 @@
 """Both published spellings read alike; what is not implemented is refused by name."""
 
 import json
+import math
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_to_dict_reads_back():
         ({"model_type": None}, "model_type = None"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
         ({"use_sliding_window": True, "sliding_window": 512}, "sliding_window = 512"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types: 'sliding_attention'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type = 'yarn'"),
         ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_type = 'linear'"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "low_freq_factor is missing"),
@@ -67,6 +68,21 @@ def test_to_dict_reads_back():
         ({"num_hidden_layers": None}, "num_hidden_layers is missing"),
         ({"num_key_value_heads": 3}, "num_key_value_heads = 3"),
         ({"head_dim": 5}, "head_dim = 5"),
+        ({"hidden_size": 2}, "head_dim = 0"),
+        (
+            {"vocab_size": 10**30},
+            "vocab_size = 1000000000000000000000000000000: expected .* integer of at most 16777216",
+        ),
+        ({"vocab_size": math.inf}, "vocab_size = inf"),
+        ({"hidden_size": math.nan}, "hidden_size = nan"),
+        ({"num_hidden_layers": 2.5}, "num_hidden_layers = 2.5"),
+        ({"num_attention_heads": True}, "num_attention_heads = True"),
+        ({"rms_norm_eps": math.inf}, "rms_norm_eps = inf"),
+        ({"rope_theta": math.nan}, "rope_theta = nan"),
+        ({"rope_theta": 10**400}, "rope_theta = 10000"),
+        ({"rope_scaling": SCALING | {"factor": -math.inf}}, "factor = -inf"),
+        ({"layer_types": 5}, "layer_types: 5 "),
+        ({"layer_types": [{}]}, "layer_types: {} "),
     ],
 )
 def test_what_would_change_the_result_is_refused_by_name(change, message, tmp_path):
@@ -81,10 +97,18 @@ def test_a_window_that_is_switched_off_is_no_obstacle():
     assert ModelConfig.from_dict(config).qk_norm
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"), ("[]", "expected a JSON object")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ('{"a":' * 10**5, "not valid JSON"),
+        ("[]", "expected a JSON object"),
+        (json.dumps(LLAMA).replace("1e-05", "1e999"), "rms_norm_eps = inf"),
+    ],
+)
 def test_broken_files_are_named(text, message, tmp_path):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"config\.json: .*{message}"):
         ModelConfig.load(tmp_path)
 
 

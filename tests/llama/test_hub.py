@@ -160,8 +160,10 @@ def test_hub_repositories(tmp_path):
         thread.join()
     assert part == tokenizer_files
     assert whole == all_files  # no pickles, nothing of original/
-    assert gated.startswith("owner/gated: gated on the Hub; ask for access at https://huggingface.co/owner/gated ")
-    assert all(hint in gated for hint in ("`hf auth login`", "HF_TOKEN", "ModelScope", "folder"))
+    assert gated.startswith("owner/gated: gated on the Hub; ask for access at https://huggingface.co/owner/gated, ")
+    for answer in (gated, missing):
+        logins = ("`hf auth login`", "before huggingface_hub 0.34 `huggingface-cli login`", "HF_TOKEN")
+        assert all(hint in answer for hint in (*logins, "ModelScope", "folder"))
     assert missing.startswith("owner/missing: no such folder and no such repository on the Hub")
     assert invalid.startswith("owner--not/valid: no such folder and no such repository on the Hub")
     assert broken.startswith("owner/broken: no such folder, and the Hub cannot be reached for it (")

@@ -189,7 +189,7 @@ def test_smollm2_as_transformers(smollm2_folder):
     for messages in CHATS:
         for prompted in (True, False):
             assert ours.encode_chat(messages, prompted) == their_ids(theirs, messages, prompted)
-    assert ours.stop_ids == {2} and ours.pad_id == 2 and ours.vocab_size == 49152
+    assert ours.stop_ids == {2} and ours.vocab_size == 49152
     for attack in ATTACKS:
         check_attack(ours, theirs, attack)
 
@@ -317,12 +317,15 @@ def test_stop_ids_are_the_union(tmp_path):
     edit_json(tmp_path / "generation_config.json", eos_token_id=[text_end, end])
     edit_json(tmp_path / "config.json", eos_token_id=think)
     assert load_tokenizer(tmp_path).stop_ids == {end, text_end, think}
-    assert load_tokenizer(tmp_path).pad_id == text_end
-    edit_json(tmp_path / "tokenizer_config.json", eos_token=None, pad_token=None)
-    edit_json(tmp_path / "config.json", eos_token_id=None)
+    edit_json(tmp_path / "tokenizer_config.json", eos_token=None)
+    assert load_tokenizer(tmp_path).stop_ids == {end, text_end, think}
     (tmp_path / "generation_config.json").unlink()
-    assert load_tokenizer(tmp_path).stop_ids == frozenset()
-    assert load_tokenizer(tmp_path).pad_id is None
+    assert load_tokenizer(tmp_path).stop_ids == {think}
+    edit_json(tmp_path / "config.json", eos_token_id=None)
+    with pytest.raises(ValueError, match="names no end token") as error:
+        load_tokenizer(tmp_path)
+    looked_at = ("generation_config.json", "config.json", "tokenizer_config.json", str(tmp_path))
+    assert all(name in str(error.value) for name in looked_at)
 
 
 def test_where_the_template_comes_from(tmp_path):
@@ -427,23 +430,37 @@ def test_bad_text(own):
         ),
         ("tokenizer_config.json", '{"eos_token": 7}', "eos_token = 7: expected text"),
         ("config.json", '{"eos_token_id": [1, 9999]}', "config.json: eos_token_id 9999 is not in the vocabulary"),
+        ("config.json", '{"eos_token_id": 4294967296}', "config.json: eos_token_id 4294967296 is not in"),
         ("generation_config.json", '{"eos_token_id": "x"}', "generation_config.json: eos_token_id 'x' is not in"),
+        ("chat_template.jinja", b"a\xff", "chat_template.jinja: not UTF-8 text (invalid start byte at byte 1)"),
         ("chat_template.jinja", "a\n{% if %}", "chat_template.jinja: broken chat template, line 2"),
     ],
 )
 def test_broken_files(tmp_path, name, content, message):
     qwen_folder(tmp_path, OWN_TEMPLATE)
-    (tmp_path / name).unlink() if content is None else (tmp_path / name).write_text(content)
+    path = tmp_path / name
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError) as error:
         load_tokenizer(tmp_path)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_template_of_another_kind(tmp_path):
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ({"default": "x"}, "chat_template must be text, found dict"),
+        (["x"], "chat_template: expected objects with name and template, found 'x'"),
+        ([{"name": "default", "template": 5}], "chat_template must be text, found int"),
+    ],
+)
+def test_template_of_another_kind(tmp_path, template, message):
     qwen_folder(tmp_path, OWN_TEMPLATE)
     (tmp_path / "chat_template.jinja").unlink()
-    edit_json(tmp_path / "tokenizer_config.json", chat_template={"default": "x"})
-    with pytest.raises(ValueError, match="chat_template must be text, found dict"):
+    edit_json(tmp_path / "tokenizer_config.json", chat_template=template)
+    with pytest.raises(ValueError, match=f"tokenizer_config.json: {message}"):
         load_tokenizer(tmp_path)
 
 
@@ -481,19 +498,21 @@ def test_plain_text_that_would_be_a_control_token_is_refused(tmp_path):
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     raw.add_special_tokens(["<|im_end|>"])
     raw.save(str(tmp_path / "tokenizer.json"))
+    edit_json(tmp_path / "config.json", eos_token_id=1)
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.encode("a b") == [0, 2]
     with pytest.raises(ValueError, match="plain text would become a special token"):
         tokenizer.encode("a <|im_end|>")
 
 
-def test_folder_with_nothing_but_a_tokenizer(tmp_path):
+def test_folder_with_nothing_but_a_tokenizer_and_an_end(tmp_path):
     qwen_folder(tmp_path / "all", OWN_TEMPLATE)
     (tmp_path / "bare").mkdir()
     shutil.copy(tmp_path / "all" / "tokenizer.json", tmp_path / "bare")
+    edit_json(tmp_path / "bare" / "config.json", eos_token_id=3)
     tokenizer = Tokenizer(tmp_path / "bare")
     assert tokenizer.decode(tokenizer.encode("Q: a")) == "Q: a"
-    assert tokenizer.stop_ids == frozenset() and tokenizer.pad_id is None
+    assert tokenizer.stop_ids == {3}
     with pytest.raises(ValueError, match="no chat template"):
         tokenizer.encode_chat(CHATS[0])
 

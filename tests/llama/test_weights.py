@@ -73,6 +73,13 @@ def test_truncated_file_is_named(checkpoint):
         load_model(checkpoint)
 
 
+def test_absurd_sizes_are_named_before_anything_is_built(checkpoint):
+    path = checkpoint / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 10**30}))
+    with pytest.raises(ValueError, match=r"config\.json: vocab_size = 10{30}: expected"):
+        load_model(checkpoint)
+
+
 def test_folder_without_weights(checkpoint):
     (checkpoint / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="no weights this project reads"):

@@ -1,6 +1,8 @@
 """LoRA layers against PEFT: same adapter, same logits; files exchange both ways; misfits are listed."""
 
 import json
+import math
+import os
 
 import peft
 import pytest
@@ -26,6 +28,7 @@ from lora import (
 from tests.tiny import save_transformers_model, tiny_transformers_model
 
 INPUT_IDS = torch.randint(0, 199, (2, 40), generator=torch.Generator().manual_seed(3))
+FILES = ["adapter_config.json", "adapter_model.safetensors"]
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 
 
@@ -98,6 +101,41 @@ def test_save_and_load_are_inverse(model, checkpoint, tmp_path):
     save_adapter(copy, tmp_path / "b")
     assert adapter_fingerprint(tmp_path / "a") == adapter_fingerprint(tmp_path / "b")
     load_adapter(copy, tmp_path / "b")  # into layers that are there
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == FILES
+
+
+def test_fingerprint_covers_both_files(model, tmp_path):
+    inject_lora(model, LoRAConfig())
+    randomise(model)
+    save_adapter(model, tmp_path)
+    before = adapter_fingerprint(tmp_path)
+    change_config(tmp_path, lora_alpha=17)
+    edited = adapter_fingerprint(tmp_path)
+    randomise(model, seed=1)
+    save_adapter(model, tmp_path)
+    assert len({before, edited, adapter_fingerprint(tmp_path)}) == 3
+
+
+def test_files_are_on_disk_before_they_get_their_names(model, tmp_path, monkeypatch):
+    events = []
+    fsync, replace = os.fsync, os.replace
+
+    def record_fsync(descriptor):
+        events.append(("flush", os.fstat(descriptor).st_ino))
+        fsync(descriptor)
+
+    def record_replace(source, target):
+        events.append(("rename", os.stat(source).st_ino))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "replace", record_replace)
+    inject_lora(model, LoRAConfig())
+    save_adapter(model, tmp_path)
+    for name in FILES:
+        inode = (tmp_path / name).stat().st_ino
+        assert events.index(("flush", inode)) < events.index(("rename", inode))
+    assert events[-1] == ("flush", tmp_path.stat().st_ino)
 
 
 def test_fresh_lora_changes_nothing_and_trains_only_itself(model):
@@ -212,12 +250,65 @@ def change_config(folder, **changes):
         ({"r": "many"}, "adapter_config.json: .*many"),
         ({"target_modules": ["attention"]}, r"\['attention'\] match no linear"),
         ({"target_modules": "nothing.*"}, "'nothing.*' matches no linear"),
+        ({"target_modules": [1, 2]}, r"target_modules = \[1, 2\]: expected a list of names"),
+        ({"target_modules": {"q_proj": 1}}, "target_modules = {'q_proj': 1}: expected"),
+        ({"target_modules": "(("}, r"target_modules = '\(\(': broken regular expression"),
+        ({"target_modules": "a{99999999999}"}, r"target_modules = 'a\{99999999999\}': broken regular expression"),
+        ({"r": math.inf}, "r = inf: expected a positive integer"),
+        ({"r": 4.7}, "r = 4.7"),
+        ({"r": True}, "r = True"),
+        ({"r": 10**30}, "r = 1000000000000000000000000000000"),
+        ({"lora_alpha": math.inf}, "lora_alpha = inf"),
+        ({"lora_alpha": 10**400}, "lora_alpha = 10000"),
+        ({"lora_dropout": "0.1"}, "lora_dropout = '0.1'"),
+        ({"lora_dropout": []}, r"lora_dropout = \[\]"),
+        ({"lora_dropout": math.nan}, "lora_dropout = nan"),
+        ({"lora_dropout": 1}, "dropout = 1.0"),
+        ({"bias": "all"}, "not supported: bias = 'all'"),
+        ({"init_lora_weights": "pissa"}, "not supported: init_lora_weights = 'pissa'"),
+        ({"init_lora_weights": "loftq", "loftq_config": {"bits": 4}}, "not supported: init_lora_weights = 'loftq'$"),
+        ({"use_rslora": True}, "use_rslora = True"),
+        ({"lora_bias": True}, "lora_bias = True"),
+        ({"alora_invocation_tokens": [5]}, r"alora_invocation_tokens = \[5\]"),
+        ({"layers_to_transform": 0}, "layers_to_transform = 0"),
+        ({"layer_replication": [[0, 1]]}, "layer_replication"),
+        ({"target_parameters": ["w"]}, "target_parameters"),
+        ({"of_a_later_release": 1, "use_dora": True}, "not supported: use_dora = True, of_a_later_release = 1"),
     ],
 )
 def test_adapter_settings_that_do_not_fit(changes, message, model, peft_folder):
     change_config(peft_folder[0], **changes)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         load_adapter(model, peft_folder[0])
+    if changes != {"r": 8}:  # which the tensors do not fit
+        assert str(error.value).startswith(f"{peft_folder[0] / 'adapter_config.json'}: ")
+    assert not list(lora_layers(model))
+
+
+def test_only_settings_without_effect_may_differ_from_what_peft_writes(model, peft_folder):
+    """Every field of the installed PEFT's LoraConfig, set to something: refused unless known to be harmless."""
+    path = peft_folder[0] / "adapter_config.json"
+    original = path.read_text()
+    accepted = set()
+    for name in json.loads(original).keys() - {"r", "target_modules", "lora_alpha", "lora_dropout"}:
+        path.write_text(json.dumps(json.loads(original) | {name: "something"}))
+        try:
+            load_adapter(model, peft_folder[0])
+        except ValueError as error:
+            assert f"not supported: {name} = 'something'" in str(error)
+        else:
+            accepted.add(name)
+    origin = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"}
+    dependent = {"layers_pattern", "megatron_core", "qalora_group_size"}
+    dependent |= {"loftq_config", "eva_config", "corda_config", "lora_ga_config"}
+    assert {"base_model_name_or_path", "megatron_core"} <= accepted <= origin | dependent
+
+
+@pytest.mark.parametrize("init", [True, False, None, "gaussian", "orthogonal"])
+def test_plain_initialisations_are_no_obstacle(init, model, peft_folder):
+    change_config(peft_folder[0], init_lora_weights=init)
+    load_adapter(model, peft_folder[0])
+    assert_same(logits(model), peft_folder[1])
 
 
 def test_peft_spellings_of_targets(model, peft_folder):
@@ -233,7 +324,7 @@ def test_adapter_of_another_model(peft_folder, tmp_path):
         load_adapter(other, peft_folder[0])
 
 
-@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("name", FILES)
 def test_missing_and_broken_files_are_named(name, model, peft_folder):
     path = peft_folder[0] / name
     content = path.read_bytes()
@@ -241,8 +332,17 @@ def test_missing_and_broken_files_are_named(name, model, peft_folder):
     with pytest.raises(ValueError, match=name):
         load_adapter(model, peft_folder[0])
     path.unlink()
-    with pytest.raises(ValueError, match=name):
-        load_adapter(model, peft_folder[0])
+    for read in (lambda folder: load_adapter(model, folder), adapter_fingerprint):
+        with pytest.raises(ValueError, match=f"no {name}: is {peft_folder[0]} an adapter folder") as error:
+            read(peft_folder[0])
+        assert str(error.value).startswith(f"{peft_folder[0]}: ")
+
+
+def test_empty_folder_is_no_adapter(model, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"no adapter_config\.json / adapter_model\.safetensors: is .* an adapter folder"
+    ):
+        load_adapter(model, tmp_path)
 
 
 def test_saving_without_layers_is_refused(model, tmp_path):
