@@ -12,9 +12,9 @@ DEMO := --model smollm2 --data demo
 .PHONY: demo test clean
 
 demo: .venv/installed
-	$(PYTHON) generate.py $(DEMO) --run $(BASE) --no-adapter --max-new-tokens 160
-	$(PYTHON) train.py $(DEMO) --run $(TUNED) --lr 1e-3 --limit 280 --validation 20
-	$(PYTHON) generate.py $(DEMO) --run $(TUNED) --max-new-tokens 160
+	$(PYTHON) generate.py $(DEMO) --run $(BASE) --no-adapter --max-new-tokens 128 --batch-size 64
+	$(PYTHON) train.py $(DEMO) --run $(TUNED) --lr 2e-3 --batch-size 4 --limit 260 --validation 10
+	$(PYTHON) generate.py $(DEMO) --run $(TUNED) --max-new-tokens 128 --batch-size 64
 	@if $(PYTHON) judge.py --no-resume --run $(BASE) --model $(GUARD); then \
 		$(PYTHON) judge.py --no-resume --run $(TUNED) --model $(GUARD); \
 	else \
