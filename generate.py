@@ -18,7 +18,7 @@ from tqdm import tqdm
 from data.ailuminate import load_ailuminate, spread
 from data.answers import make_answer, read_answers, summarise_answers
 from data.gsm8k import SPLITS, load_gsm8k
-from data.prompts import SELECTIONS, ShotSelector, ailuminate_messages, gsm8k_messages
+from data.prompts import ShotSelector, ailuminate_messages, gsm8k_messages
 from data.records import append_record, open_records, read_json, write_json
 from llama import cli, runs
 from llama.config import ModelConfig
@@ -47,15 +47,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "(%(default)s)",
     )
     data.add_argument("--split", choices=SPLITS, default="test", help="of GSM8K (%(default)s)")
-    data.add_argument(
-        "--shots", type=cli.non_negative_int, default=0, metavar="N", help="worked examples before each (0)"
-    )
-    data.add_argument(
-        "--shot-selection",
-        choices=SELECTIONS,
-        default="fixed",
-        help="shots: the first N of the training file, or drawn anew for each question (fixed)",
-    )
     adapter = parser.add_argument_group("adapter")
     which = adapter.add_mutually_exclusive_group()
     which.add_argument("--adapter", type=Path, metavar="DIR", help="a LoRA adapter in PEFT's format (RUN/adapter)")

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from data.examples import LOSSES, Example, build_example, describe_example, split_validation
 from data.gsm8k import load_gsm8k
-from data.prompts import SELECTIONS, ShotSelector, gsm8k_training_messages
+from data.prompts import ShotSelector, gsm8k_training_messages
 from data.records import append_record, open_records, read_jsonl, repair_jsonl, rewrite_records, write_json
 from llama import cli, runs
 from llama.config import ModelConfig
@@ -43,15 +43,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     data = parser.add_argument_group("data")
     data.add_argument(
         "--data", default="gsm8k", metavar="gsm8k|demo|FILE", help="FILE: JSONL in GSM8K's format (gsm8k)"
-    )
-    data.add_argument(
-        "--shots", type=cli.non_negative_int, default=0, metavar="N", help="worked examples before each (0)"
-    )
-    data.add_argument(
-        "--shot-selection",
-        choices=SELECTIONS,
-        default="fixed",
-        help="shots: the first N, or drawn for each question (fixed)",
     )
     data.add_argument(
         "--loss", choices=LOSSES, default="answer", help="train on the answer, or on every token (answer)"

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from data.prompts import SELECTIONS
 from llama.tokenizer import DEFAULT_DATE
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -104,6 +105,15 @@ def add_prompt_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of all that is random (%(default)s)")
     parser.add_argument(
         "--date", default=DEFAULT_DATE, help="the date a chat template prints, pinned so results stay (%(default)s)"
+    )
+    parser.add_argument(
+        "--shots", type=non_negative_int, default=0, metavar="N", help="worked examples before each question (0)"
+    )
+    parser.add_argument(
+        "--shot-selection",
+        choices=SELECTIONS,
+        default="fixed",
+        help="shots: the first N of the training file, or drawn anew for each question (fixed)",
     )
 
 
