@@ -6,7 +6,7 @@ left, a step is bound by reading the weights, so each greedy row also verifies a
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Collection, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +19,7 @@ from llama.model import Decoder
 
 PREFILL_CHUNK = 512  # prompt tokens read in one forward pass
 VERIFIED_TOKENS = 16  # a forward pass over so many tokens costs little more than over one
+Guide = Callable[[list[int]], Collection[int] | None]  # new tokens of a row -> those allowed next, None for any
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,12 @@ class Row:
     random: np.random.Generator
     cached: int = 0
     new: list[int] = field(default_factory=list)
+    allowed: Collection[int] | None = None  # what the guide lets follow `new`
+
+    @property
+    def unread(self) -> list[int]:
+        """Tokens that are not in the cache yet."""
+        return (self.own + self.new)[self.cached :]
 
 
 def check_prompts(config: ModelConfig, prompts: Sequence[Sequence[int]], names: Sequence[str] | None = None) -> None:
@@ -92,12 +99,15 @@ def generate(
     indices: Sequence[int] | None = None,
     on_finish: Callable[[int, Output], None] | None = None,
     stats: DecodingStats | None = None,
+    guide: Guide | None = None,
 ) -> list[Output]:
     """Continue every prompt (token ids) until a stop id, `max_new_tokens`, or the end of the context.
 
     Outputs are in input order; `on_finish(i, output)` is called as soon as prompt `i` is done. At most `batch_size`
     prompts are in flight. Sampling draws from one generator a prompt, seeded by (seed, indices[i]), with indices
-    0, 1, ... by default, so no sample depends on its neighbours. `stats` is added to.
+    0, 1, ... by default, so no sample depends on its neighbours. `stats` is added to. `guide` gets the new tokens of a
+    row so far and returns those allowed next: None is any, several are chosen from, a single one is forced. Forced
+    tokens need no forward pass of their own, and a forced stop id ends the row at once.
 
     Raises ValueError for an empty prompt, one that fills the context, or an option out of range.
     """
@@ -106,7 +116,8 @@ def generate(
     check_prompts(model.config, prompts)
     if not prompts:
         return []
-    engine = Engine(model, prompts, max_new_tokens, stop_ids, batch_size, Sampling(temperature, top_p, seed), indices)
+    sampling = Sampling(temperature, top_p, seed)
+    engine = Engine(model, prompts, max_new_tokens, stop_ids, batch_size, sampling, indices, guide)
     engine.stats = stats or engine.stats
     engine.stats.prompt_tokens += sum(map(len, prompts))
     engine.run(on_finish)
@@ -125,8 +136,9 @@ class Engine:
         batch_size: int,
         sampling: Sampling,
         indices: Sequence[int] | None,
+        guide: Guide | None,
     ) -> None:
-        self.model, self.stop_ids, self.sampling = model, stop_ids, sampling
+        self.model, self.stop_ids, self.sampling, self.guide = model, stop_ids, sampling, guide
         self.prefix = list(prompts[0][: common_prefix_length(prompts)])
         self.outputs: list[Output] = [None] * len(prompts)
         self.stats = DecodingStats()
@@ -146,25 +158,38 @@ class Engine:
 
     def run(self, on_finish: Callable[[int, Output], None] | None = None) -> None:
         self._read_prefix()
+        for row in list(self.waiting):  # what the guide forces at the beginning is read with the prompt
+            if reason := self._extend(row, []):
+                self.waiting.remove(row)
+                self._finish(row, reason, on_finish)
         while self.waiting or any(self.slots):
             self._admit()
             for row, tokens in self._step():
                 if reason := self._extend(row, tokens):
-                    self.outputs[row.index] = Output(row.new, reason)
                     self.slots[self.slots.index(row)] = None
-                    if on_finish:
-                        on_finish(row.index, self.outputs[row.index])
+                    self._finish(row, reason, on_finish)
+
+    def _finish(self, row: Row, reason: str, on_finish: Callable[[int, Output], None] | None) -> None:
+        self.outputs[row.index] = Output(row.new, reason)
+        if on_finish:
+            on_finish(row.index, self.outputs[row.index])
 
     def _extend(self, row: Row, tokens: list[int]) -> str | None:
-        """Add new tokens up to the row's end; return why it ended, or None."""
-        for token in tokens:
-            row.new.append(token)
+        """Add new tokens, and those the guide forces behind them, up to the row's end; return why it ended, or None."""
+        tokens = deque(tokens)
+        while True:
+            if not tokens and self.guide:
+                row.allowed = self.guide(row.new)
+                if row.allowed is not None and len(row.allowed) == 1:
+                    tokens.extend(row.allowed)
+            if not tokens:
+                return None
+            row.new.append(tokens.popleft())
             self.stats.new_tokens += 1
-            if token in self.stop_ids:
+            if row.new[-1] in self.stop_ids:
                 return "stop"
             if len(row.new) == row.limit:
                 return "length"
-        return None
 
     def _read_prefix(self) -> None:
         for start in range(0, len(self.prefix), PREFILL_CHUNK):
@@ -196,17 +221,17 @@ class Engine:
             tokens += [row.new[-1], *draft]
         ready, budget = [], PREFILL_CHUNK
         for slot, row in enumerate(self.slots):
-            length = min(len(row.own) - row.cached, budget)
-            if row.new or length == 0:
+            if row in plain or any(row is other for other, _ in drafted) or budget == 0:
                 continue
-            chunks.append(Chunk(slot, row.cached, length))
-            tokens += row.own[row.cached : row.cached + length]
-            row.cached += length
-            budget -= length
-            self.stats.prefill_tokens += length
-            if row.cached == len(row.own):
+            unread = row.unread[:budget]
+            chunks.append(Chunk(slot, row.cached, len(unread)))
+            tokens += unread
+            self.stats.prefill_tokens += max(min(len(row.own) - row.cached, len(unread)), 0)
+            row.cached += len(unread)
+            budget -= len(unread)
+            if not row.unread:
                 ready.append(row)
-                wanted.append(len(tokens) - 1)  # only a prompt's last position
+                wanted.append(len(tokens) - 1)  # only the last position
         step = StepPass(self.cache, decoding, lengths, chunks)
         hidden = self._forward(tokens, step.positions, step.attend)
         if not wanted:
@@ -215,8 +240,9 @@ class Engine:
 
     def _plan_decoding(self) -> tuple[list[Row], list[tuple[Row, list[int]]]]:
         """The rows that take one token in this step, and those that also verify a draft."""
-        rows = [row for row in self.slots if row.new]
-        share = VERIFIED_TOKENS // len(rows) - 1 if rows and self.sampling.temperature == 0 else 0
+        rows = [row for row in self.slots if row.new and len(row.unread) == 1]
+        speculate = rows and self.sampling.temperature == 0 and not self.guide
+        share = VERIFIED_TOKENS // len(rows) - 1 if speculate else 0
         plain, drafted = [], []
         for row in rows:
             length = min(share, row.limit - len(row.new) - 1)
@@ -251,6 +277,10 @@ class Engine:
 
     def _choose(self, logits: Tensor, rows: list[Row]) -> list[int]:
         """The next token of each row from logits [rows, V]."""
+        for i, row in enumerate(rows):
+            if row.allowed is not None:
+                allowed = torch.tensor(sorted(row.allowed), device=logits.device)
+                logits[i] = torch.full_like(logits[i], float("-inf")).scatter(0, allowed, logits[i, allowed])
         if self.sampling.temperature == 0:
             return logits.argmax(-1).tolist()
         uniform = torch.tensor([row.random.random() for row in rows], device=logits.device)
