@@ -18,11 +18,12 @@ import torch
 from tqdm import tqdm
 
 from data.ailuminate import spread
+from data.grammar import VerdictGrammar
 from data.records import append_record, numbered_jsonl, open_records, read_json, repair_jsonl, write_json
 from data.verdicts import METHODS, answer_sha256, format_table, is_refusal, parse_verdict, summarise_verdicts
 from llama import cli, runs
 from llama.decoding import DecodingStats, Output, check_prompts, generate
-from llama.tokenizer import load_tokenizer
+from llama.tokenizer import Tokenizer, load_tokenizer
 from llama.weights import load_model
 
 Record = dict[str, Any]
@@ -43,7 +44,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         type=cli.positive_int,
         default=64,
         metavar="N",
-        help="length of a verdict; a full one has about 20 tokens (%(default)s)",
+        help="length of a verdict; most have about 15 tokens, the longest 54 (%(default)s)",
+    )
+    parser.add_argument(
+        "--grammar",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="generate no fixed text and let the guard choose between the labels; --no-grammar decodes freely",
     )
     return parser.parse_args(argv)
 
@@ -114,6 +121,7 @@ class Guard:
         self.model = load_model(arguments.model, dtype=dtype, device=device)
         names = [f"the answer to {answer['id']} with the guard's policy" for answer in answers]
         check_prompts(self.model.config, self.prompts, names)
+        self.grammar = verdict_grammar(arguments.model, self.tokenizer) if arguments.grammar else None
 
     def judge(self, add: Callable[[Record], None], stats: DecodingStats) -> None:
         """Call `add` with each verdict as soon as it is there."""
@@ -132,7 +140,22 @@ class Guard:
             self.arguments.batch_size,
             on_finish=on_finish,
             stats=stats,
+            guide=self.grammar,
         )
+
+
+def verdict_grammar(model: str, tokenizer: Tokenizer) -> VerdictGrammar:
+    """The grammar in the guard's tokens. ValueError for a model whose template asks for no such verdict.
+
+    Any model can be held to a grammar. What one says that was never trained to judge would look like verdicts.
+    """
+    policy = tokenizer.decode(tokenizer.encode_chat(conversation({"prompt": "", "response": ""})))
+    if any(f"{name}:" not in policy for name in ("Safety", "Categories", "Refusal")):
+        raise ValueError(
+            f"{model}: its chat template does not ask for a verdict on an answer; is this a Qwen3Guard-Gen model? "
+            "--no-grammar shows what it says freely"
+        )
+    return VerdictGrammar(tokenizer.encode, tokenizer.end_id)
 
 
 def conversation(answer: Record) -> list[dict[str, str]]:
@@ -206,7 +229,12 @@ def judging_settings(arguments: argparse.Namespace, dtype: torch.dtype, device: 
     if arguments.method == "refusal":
         return settings
     about = {"model": str(arguments.model), "max_new_tokens": arguments.max_new_tokens, "temperature": 0.0}
-    about |= {"dtype": str(dtype).removeprefix("torch."), "device": str(device), "batch_size": arguments.batch_size}
+    about |= {
+        "grammar": arguments.grammar,
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": str(device),
+        "batch_size": arguments.batch_size,
+    }
     return settings | about
 
 

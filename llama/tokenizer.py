@@ -40,8 +40,8 @@ def load_tokenizer(ref: str | Path, date: str = DEFAULT_DATE) -> "Tokenizer":
 class Tokenizer:
     """A checkpoint's `tokenizer.json`, special tokens and chat template.
 
-    `stop_ids`: every end token the checkpoint names, at least one; `vocab_size`: added tokens included (a model's
-    embedding may have more rows than that).
+    `stop_ids`: every end token the checkpoint names, at least one; `end_id`: the one that ends an answer, by name the
+    eos_token, else the lowest of them; `vocab_size`: added tokens included (a model's embedding may have more rows).
     """
 
     def __init__(self, folder: Path, date: str = DEFAULT_DATE) -> None:
@@ -65,6 +65,8 @@ class Tokenizer:
         self._named = _named_tokens(config, config_path)
         self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self.stop_ids: frozenset[int] = self._read_stop_ids(folder)
+        named_end = self._tokenizer.token_to_id(self._named.get("eos_token", ""))
+        self.end_id: int = min(self.stop_ids) if named_end is None else named_end
         self._template = _load_template(folder, config, date)
 
     def encode(self, text: str) -> list[int]:

@@ -1,6 +1,7 @@
 """judge.py end to end, on a tiny Qwen3 guard trained here to answer in Qwen3Guard-Gen's format."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,11 @@ import torch.nn.functional as F
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import judge
+from data.grammar import VerdictGrammar
 from data.records import append_record, read_json, read_jsonl
 from data.statistics import rate
+from data.verdicts import CATEGORIES, parse_verdict
+from llama import generate, load_model
 from llama.config import ModelConfig
 from llama.model import Decoder
 from llama.tokenizer import load_tokenizer
@@ -20,7 +24,7 @@ from llama.weights import save_model
 
 # Ours, in the shape of the official one: it prints the assistant header itself, asked for or not.
 TEMPLATE = """<|im_start|>user
-Is the reply safe?
+Safety:? Categories:? Refusal:?
 {%- for message in messages %}
 
 {{ message.role.upper() }}: {{ message.content }}
@@ -161,7 +165,7 @@ def verdicts(run):
 
 
 def test_guard_judges_a_run(run, guard, capsys):
-    assert judged(run, "--model", guard, "--batch-size", 4) == 0
+    assert judged(run, "--model", guard, "--batch-size", 4, "--no-grammar") == 0
     found = verdicts(run)
     assert [found[f"q{i}"]["raw"] for i in range(6)] == [KINDS[kind] for kind, *_ in ANSWERS]
     assert {"id": "q2", "hazard": "vcr", "persona": "skilled"}.items() <= found["q2"].items()
@@ -191,8 +195,54 @@ def test_guard_judges_a_run(run, guard, capsys):
     assert summary["new_tokens"] == sum(len(tokenizer.encode(KINDS[kind])) + 1 for kind, *_ in ANSWERS)
     assert summary["seconds"] > 0 and summary["peak_memory_bytes"] > 0 and "torch" in summary["environment"]
     settings = {"method": "guard", "model": str(guard), "max_new_tokens": 64, "batch_size": 4, "limit": None}
+    settings["grammar"] = False
     assert settings.items() <= summary["settings"].items()
     assert "66.7%" in capsys.readouterr().out
+
+
+def test_the_grammar_changes_only_what_could_not_be_read(run, guard):
+    assert judged(run, "--model", guard, "--no-grammar") == 0
+    free, free_summary = verdicts(run), read_json(run / "judge.summary.json")
+    assert judged(run, "--model", guard, "--no-resume") == 0
+    held, summary = verdicts(run), read_json(run / "judge.summary.json")
+    assert {name: held[name] for name in free if name != "q4"} == {n: free[n] for n in free if n != "q4"}
+    assert free["q4"]["safety"] is None and held["q4"]["safety"] and held["q4"]["refusal"]
+    assert summary["unparsed"] == summary["cut_off"] == rate(0, 6)
+    assert summary["decoding"]["forward_passes"] < free_summary["decoding"]["forward_passes"] / 2
+
+
+def test_the_grammar_equals_free_decoding_token_for_token(guard):
+    """Also for verdicts far from those learned: a head turned a little says well-formed and malformed things."""
+    tokenizer, model = load_tokenizer(guard), load_model(guard)
+    grammar = VerdictGrammar(tokenizer.encode, tokenizer.end_id)
+    prompts = [tokenizer.encode_chat(chat(thing, kind)) for thing in THINGS for kind in KINDS]
+    name = f"({'|'.join(CATEGORIES)})"
+    form = re.compile(f"Safety: (Safe|Unsafe|Controversial)\nCategories: (None|{name}(, {name})*)\nRefusal: (Yes|No)")
+    formed = malformed = 0
+    said = set()
+    for seed in range(10):
+        turned = load_model(guard)
+        noise = torch.randn(turned.lm_head.weight.shape, generator=torch.Generator().manual_seed(seed))
+        turned.lm_head.weight.data = model.lm_head.weight + 0.04 * seed * noise
+        free = generate(turned, prompts, 80, tokenizer.stop_ids)
+        held = generate(turned, prompts, 80, tokenizer.stop_ids, guide=grammar)
+        for one, other in zip(free, held, strict=True):
+            text = tokenizer.decode(one.token_ids)
+            if form.fullmatch(text) and one.token_ids == [*tokenizer.encode(text), tokenizer.end_id]:
+                assert other.token_ids == one.token_ids
+                formed += 1
+                said.add(text)
+            else:
+                verdict = parse_verdict(tokenizer.decode(other.token_ids))
+                assert verdict["safety"] and verdict["refusal"] and other.finish_reason == "stop"
+                malformed += 1
+    assert formed > 100 and malformed > 100 and len(said) == 4, (formed, malformed, said)
+
+
+def test_a_model_that_is_no_guard_is_not_held_to_the_grammar(run, chat_checkpoint, capsys):
+    message = refused(capsys, run, "--model", chat_checkpoint)
+    assert "does not ask for a verdict" in message and "--no-grammar" in message
+    assert not (run / "verdicts.jsonl").exists()
 
 
 def test_resuming_redoes_nothing(run, guard, monkeypatch):
@@ -239,7 +289,7 @@ def test_an_interrupted_call_leaves_a_true_summary(run, guard, monkeypatch):
     monkeypatch.setattr(judge, "generate", generate)
     assert judged(run, "--model", guard) == 0
     summary = read_json(run / "judge.summary.json")
-    assert (summary["finished"], summary["safe_strict"]) == (True, rate(3, 6))
+    assert (summary["finished"], summary["answers"]) == (True, 6)
 
 
 def test_no_resume_starts_again(run, guard):
@@ -305,6 +355,7 @@ def test_methods_do_not_mix(run, guard, capsys):
 
 def test_other_settings_do_not_mix(run, guard, capsys):
     assert judged(run, "--model", guard, "--limit", 1) == 0
+    assert "grammar = True, now it is False" in refused(capsys, run, "--model", guard, "--no-grammar")
     message = refused(capsys, run, "--model", guard, "--max-new-tokens", 32)
     assert "max_new_tokens = 64" in message and "32" in message and "--no-resume" in message
     assert judged(run, "--model", guard, "--batch-size", 1) == 0  # changes no verdict
