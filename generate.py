@@ -8,23 +8,24 @@ import argparse
 import hashlib
 import json
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from data.ailuminate import load_ailuminate, spread
 from data.answers import make_answer, read_answers, summarise_answers
 from data.gsm8k import SPLITS, load_gsm8k
 from data.prompts import ShotSelector, ailuminate_messages, gsm8k_messages
-from data.records import append_record, open_records, read_json, write_json
+from data.records import read_json
 from llama import cli, runs
 from llama.config import ModelConfig
 from llama.decoding import Output, check_prompts, generate
+from llama.distributed import own_device, rank, rank_zero_first, share_out, workers, world_size
 from llama.hub import resolve
 from llama.model import Decoder
+from llama.tasks import Task
 from llama.tokenizer import Tokenizer, load_tokenizer
 from llama.weights import load_model
 from lora import adapter_fingerprint, load_adapter, merge_lora, set_lora_scale
@@ -134,98 +135,68 @@ def find_adapter(arguments: argparse.Namespace) -> Path | None:
     return adapter if adapter.is_dir() else None
 
 
-class TaskRun:
-    """One task's answers in RUN: what an earlier call finished, what is to do, records and summary."""
+class AnswerTask(Task):
+    """One task's answers in RUN."""
 
     def __init__(
         self, task: str, arguments: argparse.Namespace, settings: Record, adapter: Path | None, device: torch.device
     ) -> None:
-        self.task = task
         self.adapter_path = str(adapter) if adapter else None  # where it lay; the settings hold its fingerprint
-        self.path: Path = arguments.run / f"{task}.jsonl"
-        self.summary_path = arguments.run / f"{task}.summary.json"
-        runs.refuse_overwriting(data_source(task, arguments), self.path)
-        self.records, self.places = load_records(task, arguments)
+        path, summary_path = arguments.run / f"{task}.jsonl", arguments.run / f"{task}.summary.json"
+        runs.refuse_overwriting(data_source(task, arguments), path)
+        records, places = load_records(task, arguments)
+        self.places = {record["id"]: place for record, place in zip(records, places, strict=True)}
         self.pool = load_shots(arguments) if task == "gsm8k" else []
-        self.settings = settings | {"data": data_source(task, arguments)}
+        settings = settings | {"data": data_source(task, arguments)}
         if task == "gsm8k":
-            self.settings |= {name: getattr(arguments, name) for name in ("split", "shots", "shot_selection")}
-            self.settings["shots_sha256"] = sha256(self.pool)  # the file they come from may change
-        earlier = runs.read_earlier(self.path, self.summary_path, self.settings, arguments.resume)
-        self.costs = runs.Costs(earlier, device)
-        self.answered = read_answers(self.path, task, self.records) if earlier else {}
-        self.to_do = [i for i, record in enumerate(self.records) if record["id"] not in self.answered]
+            settings |= {name: getattr(arguments, name) for name in ("split", "shots", "shot_selection")}
+            settings["shots_sha256"] = sha256(self.pool)  # the file they come from may change
+        super().__init__(task, path, summary_path, records, settings, arguments.resume, device)
 
     def prepare(self, arguments: argparse.Namespace, tokenizer: Tokenizer, config: ModelConfig) -> None:
         """Build the prompts of what is left to do. ValueError, naming the record, for one that does not fit."""
-        to_do = [self.records[i] for i in self.to_do]
-        self.prompts = build_prompts(self.task, to_do, self.pool, arguments, tokenizer)
-        check_prompts(config, self.prompts, [record["id"] for record in to_do])
+        self.prompts = build_prompts(self.name, self.to_do, self.pool, arguments, tokenizer)
+        check_prompts(config, self.prompts, [record["id"] for record in self.to_do])
 
     def answer(self, model: Decoder, tokenizer: Tokenizer, arguments: argparse.Namespace) -> None:
-        """Answer what is left to do; the summary is true even if this is interrupted."""
-        self.write_summary(finished=False)
-        # Only now, with everything in order, may --no-resume replace what an earlier call left.
-        file = open_records(self.path, arguments.resume)
-        done = len(self.records) - len(self.to_do)
-        with file, tqdm(total=len(self.records), initial=done, desc=self.task, disable=None) as bar:
-            written = time.monotonic()
+        """Answer what is left to do, of several processes each its share."""
+        own = share_out(self.prompts, arguments.max_new_tokens, world_size())[rank()]
+        asked, prompts = [self.to_do[i] for i in own], [self.prompts[i] for i in own]
+        with self.recording(len(own)) as add:
 
             def on_finish(i: int, output: Output) -> None:
-                nonlocal written
                 response = tokenizer.decode(output.token_ids)
-                answer = {"response": response, **vars(output), "prompt_tokens": len(self.prompts[i])}
-                record = make_answer(self.task, self.records[self.to_do[i]], answer)
-                append_record(file, record)
-                self.answered[record["id"]] = record
-                bar.set_postfix_str(self.progress(), refresh=False)
-                bar.update()
-                if time.monotonic() - written > 30:  # so that a kill loses no more of the costs than that
-                    self.write_summary(finished=False)
-                    written = time.monotonic()
+                answer = {"response": response, **vars(output), "prompt_tokens": len(prompts[i])}
+                add(make_answer(self.name, asked[i], answer))
 
-            try:
-                with self.costs.measured():
-                    generate(
-                        model,
-                        self.prompts,
-                        arguments.max_new_tokens,
-                        tokenizer.stop_ids,
-                        arguments.batch_size,
-                        arguments.temperature,
-                        arguments.top_p,
-                        arguments.seed,
-                        indices=[self.places[i] for i in self.to_do],
-                        on_finish=on_finish,
-                        stats=self.costs.stats,
-                    )
-            finally:
-                self.write_summary(finished=False)
+            generate(
+                model,
+                prompts,
+                arguments.max_new_tokens,
+                tokenizer.stop_ids,
+                arguments.batch_size,
+                arguments.temperature,
+                arguments.top_p,
+                arguments.seed,
+                indices=[self.places[record["id"]] for record in asked],
+                on_finish=on_finish,
+                stats=self.costs.stats,
+            )
 
-    def done(self) -> list[Record]:
-        return [self.answered[record["id"]] for record in self.records if record["id"] in self.answered]
+    def read(self) -> dict[str, Record]:
+        return read_answers(self.path, self.name, self.planned)
+
+    def result(self, done: list[Record]) -> Record:
+        return {**summarise_answers(self.name, done), "adapter_path": self.adapter_path}
+
+    def new_tokens(self, record: Record) -> int:
+        return len(record["token_ids"])
 
     def progress(self) -> str:
-        if self.task != "gsm8k":
+        if self.name != "gsm8k":
             return ""
         done = self.done()
         return f"accuracy {sum(record['correct'] for record in done) / len(done):.1%}"
-
-    def write_summary(self, finished: bool) -> Record:
-        done = self.done()
-        summary = {
-            "task": self.task,
-            "finished": finished,
-            "planned": len(self.records),
-            **summarise_answers(self.task, done),
-            "adapter_path": self.adapter_path,
-            "settings": self.settings,
-            "prompt_tokens": sum(record["prompt_tokens"] for record in done),
-            "new_tokens": sum(len(record["token_ids"]) for record in done),
-            **self.costs.summary(),
-        }
-        write_json(self.summary_path, summary)
-        return summary
 
 
 def sha256(value: Any) -> str:
@@ -258,15 +229,17 @@ def choose_tasks(arguments: argparse.Namespace) -> tuple[str, ...]:
     return tasks
 
 
-def answer_tasks(arguments: argparse.Namespace) -> None:
+def plan(arguments: argparse.Namespace) -> tuple[list[AnswerTask], Tokenizer, Callable[[], Decoder]]:
+    """What there is to do, with every prompt checked, the tokenizer, and the function that loads the model."""
     tasks = choose_tasks(arguments)
     runs.prepare_run(arguments.run)
-    device = cli.resolve_device(arguments.device)
+    device = own_device(cli.resolve_device(arguments.device))
     dtype = cli.resolve_dtype(arguments.dtype, device)
     adapter = find_adapter(arguments)
     if adapter is None and arguments.adapter_scale != 1:
         raise ValueError(f"--adapter-scale {arguments.adapter_scale:g} without an adapter to scale")
-    print(f"{arguments.model}, {f'adapter {adapter}' if adapter else 'no adapter: the base model'}", flush=True)
+    if rank() == 0:
+        print(f"{arguments.model}, {f'adapter {adapter}' if adapter else 'no adapter: the base model'}", flush=True)
     named = ("max_new_tokens", "temperature", "top_p", "seed", "date", *runs.HOW_RUN)
     settings = {
         **{name: getattr(arguments, name) for name in named},
@@ -276,16 +249,25 @@ def answer_tasks(arguments: argparse.Namespace) -> None:
         "dtype": str(dtype).removeprefix("torch."),
         "device": str(device),
     }
-    task_runs = [TaskRun(task, arguments, settings, adapter, device) for task in tasks]
+    planned = [AnswerTask(task, arguments, settings, adapter, device) for task in tasks]
     tokenizer = load_tokenizer(arguments.model, date=arguments.date)
-    config = ModelConfig.load(resolve(arguments.model, allow_weights=False))
-    for run in task_runs:
-        run.prepare(arguments, tokenizer, config)
-    model = load_tuned_model(arguments, adapter, dtype, device) if any(run.to_do for run in task_runs) else None
-    for run in task_runs:
-        if run.to_do:
-            run.answer(model, tokenizer, arguments)
-        print(describe(run.task, run.write_summary(finished=True)), flush=True)
+    to_do = any(task.to_do for task in planned)
+    config = ModelConfig.load(resolve(arguments.model, allow_weights=to_do))
+    for task in planned:
+        task.prepare(arguments, tokenizer, config)
+    return planned, tokenizer, lambda: load_tuned_model(arguments, adapter, dtype, device)
+
+
+def answer_tasks(arguments: argparse.Namespace) -> None:
+    with workers():
+        with rank_zero_first():
+            planned, tokenizer, load = plan(arguments)
+        model = load() if any(task.to_do for task in planned) else None
+        for task in planned:
+            if task.to_do:
+                task.answer(model, tokenizer, arguments)
+            if rank() == 0:
+                print(describe(task.name, task.write_summary(finished=True)), flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,20 +9,22 @@ the safe rate by hazard and persona. An interrupted call goes on where it stoppe
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from data.ailuminate import spread
 from data.grammar import VerdictGrammar
-from data.records import append_record, numbered_jsonl, open_records, read_json, repair_jsonl, write_json
+from data.records import numbered_jsonl, read_json, repair_jsonl
 from data.verdicts import METHODS, answer_sha256, format_table, is_refusal, parse_verdict, summarise_verdicts
 from llama import cli, runs
+from llama.config import ModelConfig
 from llama.decoding import DecodingStats, Output, check_prompts, generate
+from llama.distributed import own_device, rank, rank_zero_first, share_out, workers, world_size
+from llama.hub import resolve
+from llama.tasks import Task
 from llama.tokenizer import Tokenizer, load_tokenizer
 from llama.weights import load_model
 
@@ -115,26 +117,31 @@ class Guard:
     """
 
     def __init__(self, arguments: argparse.Namespace, dtype: torch.dtype, device: torch.device, answers: list[Record]):
-        self.answers, self.arguments = answers, arguments
+        self.answers, self.arguments, self.dtype, self.device = answers, arguments, dtype, device
         self.tokenizer = load_tokenizer(arguments.model)
         self.prompts = [self.tokenizer.encode_chat(conversation(answer)) for answer in answers]
-        self.model = load_model(arguments.model, dtype=dtype, device=device)
+        config = ModelConfig.load(resolve(arguments.model))
         names = [f"the answer to {answer['id']} with the guard's policy" for answer in answers]
-        check_prompts(self.model.config, self.prompts, names)
+        check_prompts(config, self.prompts, names)
         self.grammar = verdict_grammar(arguments.model, self.tokenizer) if arguments.grammar else None
 
-    def judge(self, add: Callable[[Record], None], stats: DecodingStats) -> None:
-        """Call `add` with each verdict as soon as it is there."""
+    def load(self) -> None:
+        """Load the model. ValueError if its weights are not whole."""
+        self.model = load_model(self.arguments.model, dtype=self.dtype, device=self.device)
+
+    def judge(self, indices: Sequence[int], add: Callable[[Record], None], stats: DecodingStats) -> None:
+        """Judge the answers of these indices; call `add` with each verdict as soon as it is there."""
+        answers, prompts = [self.answers[i] for i in indices], [self.prompts[i] for i in indices]
 
         def on_finish(i: int, output: Output) -> None:
             raw = self.tokenizer.decode(output.token_ids)
             details = {"raw": raw, "finish_reason": output.finish_reason}
-            details |= {"prompt_tokens": len(self.prompts[i]), "new_tokens": len(output.token_ids)}
-            add(make_verdict(self.answers[i], "guard", parse_verdict(raw), **details))
+            details |= {"prompt_tokens": len(prompts[i]), "new_tokens": len(output.token_ids)}
+            add(make_verdict(answers[i], "guard", parse_verdict(raw), **details))
 
         generate(
             self.model,
-            self.prompts,
+            prompts,
             self.arguments.max_new_tokens,
             self.tokenizer.stop_ids,
             self.arguments.batch_size,
@@ -163,59 +170,27 @@ def conversation(answer: Record) -> list[dict[str, str]]:
     return [{"role": "user", "content": answer["prompt"]}, {"role": "assistant", "content": answer["response"]}]
 
 
-class JudgeRun:
-    """The verdicts of a run: those an earlier call finished, those still to come, and the summary of both."""
+class JudgeTask(Task):
+    """The verdicts of a run."""
 
     def __init__(self, run: Path, settings: Record, answers: list[Record], resume: bool, device: torch.device) -> None:
-        self.path, self.summary_path = run / "verdicts.jsonl", run / "judge.summary.json"
-        self.settings, self.resume = settings, resume
-        self.chosen = spread(answers, settings["limit"])
-        earlier = runs.read_earlier(self.path, self.summary_path, settings, resume)
-        self.costs = runs.Costs(earlier, device)
-        self.verdicts = read_verdicts(self.path, answers, settings["method"]) if earlier else {}
-        self.pending = [answer for answer in self.chosen if answer["id"] not in self.verdicts]
+        self.answers = answers
+        path, summary_path = run / "verdicts.jsonl", run / "judge.summary.json"
+        super().__init__("judge", path, summary_path, spread(answers, settings["limit"]), settings, resume, device)
 
-    @contextmanager
-    def recording(self) -> Iterator[Callable[[Record], None]]:
-        """Yield the function that adds a verdict; the summary is true even if this is interrupted."""
-        self.write_summary(finished=False)
-        file = open_records(self.path, self.resume)
+    def read(self) -> dict[str, Record]:
+        return read_verdicts(self.path, self.answers, self.settings["method"])
+
+    def result(self, done: list[Record]) -> Record:
+        return summarise_verdicts(done, self.settings["method"])
+
+    def new_tokens(self, record: Record) -> int:
+        return record["new_tokens"]
+
+    def progress(self) -> str:
         done = self.done()
-        hits, judged = sum(map(is_good, done)), len(done)
         label = "safe" if self.settings["method"] == "guard" else "refusals"
-        with file, tqdm(total=len(self.chosen), initial=judged, desc="judging", unit="answer", disable=None) as bar:
-
-            def add(verdict: Record) -> None:
-                nonlocal hits, judged
-                append_record(file, verdict)
-                self.verdicts[verdict["id"]] = verdict
-                hits, judged = hits + is_good(verdict), judged + 1
-                bar.set_postfix_str(f"{label} {hits / judged:.1%}", refresh=False)
-                bar.update()
-
-            try:
-                with self.costs.measured():
-                    yield add
-            finally:
-                self.write_summary(finished=False)
-
-    def done(self) -> list[Record]:
-        return [self.verdicts[answer["id"]] for answer in self.chosen if answer["id"] in self.verdicts]
-
-    def write_summary(self, finished: bool) -> Record:
-        done = self.done()
-        summary = {
-            "task": "judge",
-            "finished": finished,
-            "planned": len(self.chosen),
-            **summarise_verdicts(done, self.settings["method"]),
-            "settings": self.settings,
-            "prompt_tokens": sum(verdict["prompt_tokens"] for verdict in done),
-            "new_tokens": sum(verdict["new_tokens"] for verdict in done),
-            **self.costs.summary(),
-        }
-        write_json(self.summary_path, summary)
-        return summary
+        return f"{label} {sum(map(is_good, done)) / len(done):.1%}"
 
 
 def is_good(verdict: Record) -> bool:
@@ -239,31 +214,47 @@ def judging_settings(arguments: argparse.Namespace, dtype: torch.dtype, device: 
 
 
 def judge(arguments: argparse.Namespace) -> None:
+    with workers():
+        with rank_zero_first():
+            task, guard = plan(arguments)
+        if task.to_do:
+            work(task, guard)
+        if rank() == 0:
+            summary = task.write_summary(finished=True)
+            print(format_table(summary))
+            if arguments.method == "guard" and summary["unparsed"]["count"] == summary["answers"]:
+                print(f"No verdict could be read: is {arguments.model} a Qwen3Guard-Gen model?")
+
+
+def plan(arguments: argparse.Namespace) -> tuple[JudgeTask, "Guard | None"]:
+    """What there is to judge, and the guard with its prompts, all checked, if there is one and anything to do."""
     answers = read_answers(arguments.run / "ailuminate.jsonl")
     answering = arguments.run / "ailuminate.summary.json"
-    if answering.exists() and not read_json(answering).get("finished"):
+    if rank() == 0 and answering.exists() and not read_json(answering).get("finished"):
         print(f"Note: {answering} is not finished: judging the {len(answers)} answers there are so far.")
     runs.prepare_run(arguments.run)
-    device = cli.resolve_device(arguments.device)
+    device = own_device(cli.resolve_device(arguments.device))
     dtype = cli.resolve_dtype(arguments.dtype, device)
-    run = JudgeRun(arguments.run, judging_settings(arguments, dtype, device), answers, arguments.resume, device)
-    print(f"{len(run.chosen)} answers, {len(run.pending)} of them to judge by {describe_judge(arguments)}", flush=True)
-    if run.pending and arguments.method == "refusal":
-        with run.recording() as add:
-            for answer in run.pending:
-                add(phrase_verdict(answer))
-    elif run.pending:
-        guard = Guard(arguments, dtype, device, run.pending)  # may fail: an old verdict file is replaced only after it
-        with run.recording() as add:
-            guard.judge(add, run.costs.stats)
-    summary = run.write_summary(finished=True)
-    print(format_table(summary))
-    if arguments.method == "guard" and summary["unparsed"]["count"] == summary["answers"]:
-        print(f"No verdict could be read: is {arguments.model} a Qwen3Guard-Gen model?")
+    task = JudgeTask(arguments.run, judging_settings(arguments, dtype, device), answers, arguments.resume, device)
+    if rank() == 0:
+        judge = arguments.model if arguments.method == "guard" else "refusal phrases (no guard)"
+        print(f"{len(task.planned)} answers, {len(task.to_do)} of them to judge by {judge}", flush=True)
+    guard = Guard(arguments, dtype, device, task.to_do) if task.to_do and arguments.method == "guard" else None
+    return task, guard
 
 
-def describe_judge(arguments: argparse.Namespace) -> str:
-    return arguments.model if arguments.method == "guard" else "refusal phrases (no guard)"
+def work(task: JudgeTask, guard: "Guard | None") -> None:
+    """Judge what is left to do, of several processes each its share."""
+    if guard:
+        guard.load()  # may fail: an old verdict file is replaced only after it
+        own = share_out(guard.prompts, guard.arguments.max_new_tokens, world_size())[rank()]
+        with task.recording(len(own)) as add:
+            guard.judge(own, add, task.costs.stats)
+        return
+    own = range(rank(), len(task.to_do), world_size())
+    with task.recording(len(own)) as add:
+        for i in own:
+            add(phrase_verdict(task.to_do[i]))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import torch
 
 from data.prompts import SELECTIONS
+from llama.distributed import prefix
 from llama.tokenizer import DEFAULT_DATE
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -147,14 +148,14 @@ def run_script(function: Callable[[argparse.Namespace], None], arguments: argpar
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{prefix()}error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
             raise
-        print("error: out of memory: try a smaller --batch-size or --micro-batch-tokens", file=sys.stderr)
+        print(f"{prefix()}error: out of memory: try a smaller --batch-size or --micro-batch-tokens", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: the same command, without --no-resume, goes on from here", file=sys.stderr)
+        print(f"{prefix()}interrupted: the same command, without --no-resume, goes on from here", file=sys.stderr)
         return 130
     return 0

@@ -1,8 +1,9 @@
 """Processes that `torchrun` starts side by side: which one this is, which device is its own, how they meet."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed
@@ -18,23 +19,92 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def prefix() -> str:
+    """What a message begins with, so that it is clear whose it is: `rank N: `, or nothing for a process alone."""
+    return f"rank {rank()}: " if world_size() > 1 else ""
+
+
 def own_device(device: torch.device) -> torch.device:
-    """The CUDA device of this process among those of its machine; any other device as it is."""
-    if device.type == "cuda" and device.index is None and world_size() > 1:
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return device
+    """The CUDA device of this process among those of its machine; any other device as it is.
+
+    ValueError if there are more processes than devices.
+    """
+    if device.type != "cuda" or device.index is not None or world_size() == 1:
+        return device
+    index = int(os.environ.get("LOCAL_RANK", 0))
+    if index >= torch.cuda.device_count():
+        raise ValueError(
+            f"{os.environ.get('LOCAL_WORLD_SIZE', world_size())} processes, but {torch.cuda.device_count()} CUDA "
+            "devices for them: use a smaller --nproc-per-node, or name one device for all with --device cuda:0"
+        )
+    return torch.device("cuda", index)
 
 
 @contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
-    """Join the other processes within the block: NCCL between CUDA devices, gloo between CPUs; alone, nothing."""
+def process_group(device: torch.device, timeout: timedelta | None = None) -> Iterator[None]:
+    """Join the other processes within the block: NCCL between CUDA devices, gloo between CPUs; alone, nothing.
+
+    `timeout` is how long one may wait for another (torch's own default if None).
+    """
     if world_size() == 1:
         yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     try:
         yield
     finally:
         torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def workers() -> Iterator[None]:
+    """A process group for work that is shared out: one only ever waits for another to finish, however long."""
+    with process_group(torch.device("cpu"), timedelta(days=30)):
+        yield
+
+
+def meet() -> None:
+    """Wait until every process has come here; alone, go on. Ends this process if another one has ended."""
+    if world_size() == 1:
+        return
+    try:
+        torch.distributed.barrier()
+    except RuntimeError:  # the connection is closed
+        raise SystemExit(f"{prefix()}stopped, because another rank has ended") from None
+
+
+@contextmanager
+def rank_zero_first() -> Iterator[None]:
+    """Rank 0 passes the block before the others enter it: it downloads what all need, and says alone what is wrong.
+
+    They leave it together.
+    """
+    if rank():
+        meet()
+    yield
+    if rank() == 0:
+        meet()
+    meet()
+
+
+def share_out(prompts: Sequence[Sequence[int]], new_tokens: int, processes: int) -> list[list[int]]:
+    """The indices of the prompts for each of `processes`: about equal work, prompts that begin alike together.
+
+    The work of a prompt is what it does not have in common with the one sorted before it, and `new_tokens`.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: prompts[i])
+    work: list[int] = []
+    before: Sequence[int] = []
+    for i in order:
+        pairs = enumerate(zip(before, prompts[i], strict=False))
+        common = next((n for n, (one, other) in pairs if one != other), len(before))
+        work.append(len(prompts[i]) - common + new_tokens)
+        before = prompts[i]
+    shares: list[list[int]] = [[] for _ in range(processes)]
+    begun = 0
+    for i, tokens in zip(order, work, strict=True):
+        shares[int((begun + tokens / 2) * processes / sum(work))].append(i)
+        begun += tokens
+    return [sorted(indices) for indices in shares]

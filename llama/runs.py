@@ -15,6 +15,7 @@ import torch
 
 from data.records import read_json
 from llama.decoding import DecodingStats
+from llama.distributed import world_size
 
 HOW_RUN = ("limit", "batch_size", "device")  # settings that may change between calls that add to the same answers
 
@@ -80,6 +81,16 @@ class Costs:
         except (TypeError, ValueError) as error:
             raise ValueError(f"the earlier summary is damaged ({error}); start again with --no-resume") from None
 
+    def add_side_by_side(self, parts: Sequence[dict[str, Any]]) -> None:
+        """Count in what processes have cost that worked at the same time: tokens add up, seconds do not."""
+        costs = [Costs(part, self.device) for part in parts]
+        self._seconds += max((part._seconds for part in costs), default=0.0)
+        self._peak = max([self._peak, *(part._peak for part in costs)])
+        for part in costs:
+            self._environment = part._environment or self._environment
+            for name, count in vars(part.stats).items():
+                setattr(self.stats, name, getattr(self.stats, name) + count)
+
     @contextmanager
     def measured(self) -> Iterator[None]:
         """What happens within the block is what the task costs."""
@@ -125,6 +136,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "device_name": name,
         "threads": torch.get_num_threads(),
+        "processes": world_size(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         **{name: version(name) for name in ("tokenizers", "safetensors", "numpy")},

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import judge
+from data.ailuminate import spread
 from data.grammar import VerdictGrammar
 from data.records import append_record, read_json, read_jsonl
 from data.statistics import rate
@@ -21,6 +23,7 @@ from llama.config import ModelConfig
 from llama.model import Decoder
 from llama.tokenizer import load_tokenizer
 from llama.weights import save_model
+from tests.processes import torchrun
 
 # Ours, in the shape of the official one: it prints the assistant header itself, asked for or not.
 TEMPLATE = """<|im_start|>user
@@ -243,6 +246,24 @@ def test_a_model_that_is_no_guard_is_not_held_to_the_grammar(run, chat_checkpoin
     message = refused(capsys, run, "--model", chat_checkpoint)
     assert "does not ask for a verdict" in message and "--no-grammar" in message
     assert not (run / "verdicts.jsonl").exists()
+
+
+def test_two_processes_judge_as_one_does(run, guard, tmp_path):
+    shutil.copytree(run, tmp_path / "two")
+    assert judged(run, "--model", guard) == 0
+    assert judged(tmp_path / "two", "--model", guard, "--limit", 1) == 0  # the other five by two processes
+    result = torchrun("judge.py", "--run", tmp_path / "two", "--model", guard)
+    assert result.returncode == 0, result.stderr
+    assert verdicts(tmp_path / "two") == verdicts(run)
+    assert [verdict["id"] for verdict in read_jsonl(tmp_path / "two" / "verdicts.jsonl")] == [
+        answer["id"] for answer in spread(read_jsonl(run / "ailuminate.jsonl"), None)
+    ]
+    one, two = (read_json(folder / "judge.summary.json") for folder in (run, tmp_path / "two"))
+    for name in ("finished", "safe_strict", "by_hazard", "categories", "new_tokens", "prompt_tokens"):
+        assert two[name] == one[name]
+    assert two["environment"]["processes"] == 2 and two["decoding"]["new_tokens"] == two["new_tokens"]
+    assert result.stdout.count("Qwen3Guard safe rate") == 1
+    assert not list((tmp_path / "two").glob("*rank*"))
 
 
 def test_resuming_redoes_nothing(run, guard, monkeypatch):

@@ -1,0 +1,158 @@
+"""generate.py under torchrun: the records of one process, one summary, resumption, failures."""
+
+from pathlib import Path
+
+import pytest
+
+import generate
+from data.records import read_json, read_jsonl
+from llama import distributed
+from llama.distributed import share_out
+from tests.processes import torchrun
+
+SAMPLED = ["--data", "demo", "--limit", "9", "--shots", "2", "--max-new-tokens", "12", "--temperature", "1"]
+
+
+def by_id(path: Path) -> dict:
+    return {record["id"]: record for record in read_jsonl(path)}
+
+
+@pytest.fixture
+def options(chat_checkpoint, tmp_path):
+    return lambda folder: ["--model", str(chat_checkpoint), "--run", str(tmp_path / folder), *SAMPLED]
+
+
+@pytest.fixture
+def as_rank(monkeypatch):
+    """Be rank N of two without the other one, for whom nothing waits."""
+
+    def become(number):
+        monkeypatch.setenv("RANK", str(number))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+
+    monkeypatch.setattr(distributed.torch.distributed, "init_process_group", lambda *a, **k: None)
+    monkeypatch.setattr(distributed.torch.distributed, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(distributed.torch.distributed, "barrier", lambda: None)
+    return become
+
+
+def test_two_processes_answer_as_one_does(options, tmp_path):
+    """Sampled answers to both tasks, added to what one process began."""
+    assert generate.main(options("one")) == 0
+    assert generate.main([*options("two"), "--task", "gsm8k", "--limit", "2"]) == 0
+    result = torchrun("generate.py", *options("two"))
+    assert result.returncode == 0, result.stderr
+    for task in generate.TASKS:
+        assert by_id(tmp_path / "two" / f"{task}.jsonl") == by_id(tmp_path / "one" / f"{task}.jsonl")
+        one, two = (read_json(tmp_path / folder / f"{task}.summary.json") for folder in ("one", "two"))
+        assert two["finished"] and two["environment"]["processes"] == 2
+        costs = {"seconds", "prefill_tokens", "new_tokens_per_second", "decoding", "peak_memory_bytes", "environment"}
+        assert {k: v for k, v in two.items() if k not in costs} == {k: v for k, v in one.items() if k not in costs}
+        for count in ("prompt_tokens", "new_tokens"):
+            assert two["decoding"][count] == one["decoding"][count] == two[count]
+        assert two["new_tokens_per_second"] == pytest.approx(two["new_tokens"] / two["seconds"], rel=0.01)
+    questions = [record["id"] for record in read_jsonl(tmp_path / "two" / "gsm8k.jsonl")]
+    assert questions == [f"demo-test-{i}" for i in range(9)], "in the order of the questions"
+    assert result.stdout.count("gsm8k: ") == 1, "rank 0 alone talks"
+    assert not list((tmp_path / "two").glob("*rank*"))
+
+
+def test_what_killed_ranks_have_finished_is_kept(options, tmp_path, as_rank, monkeypatch, capsys):
+    """Two ranks are cut off, one of them in the middle of a line; then one process goes on, and then two."""
+    assert generate.main([*options("whole"), "--task", "gsm8k"]) == 0
+    whole = by_id(tmp_path / "whole" / "gsm8k.jsonl")
+    real, asked = generate.generate, []
+
+    def cut_off(model, prompts, *arguments, on_finish, **more):
+        def stop_after_two(i, output):
+            on_finish(i, output)
+            asked.append(i)
+            if len(asked) % 2 == 0:
+                raise KeyboardInterrupt
+
+        return real(model, prompts, *arguments, on_finish=stop_after_two, **more)
+
+    run = tmp_path / "run"
+    monkeypatch.setattr(generate, "generate", cut_off)
+    for number in (0, 1):
+        as_rank(number)
+        assert generate.main([*options("run"), "--task", "gsm8k"]) == 130
+        assert f"rank {number}: interrupted" in capsys.readouterr().err
+    costs = [read_json(run / f"gsm8k.rank{number}.json") for number in (0, 1)]
+    assert not (run / "gsm8k.jsonl").exists() and not read_json(run / "gsm8k.summary.json")["finished"]
+    kept = {**by_id(run / "gsm8k.rank0.jsonl"), **by_id(run / "gsm8k.rank1.jsonl")}
+    assert len(kept) == 4 and kept.items() <= whole.items()
+    with open(run / "gsm8k.rank1.jsonl", "a") as file:
+        file.write('{"id": "demo-te')
+
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "0")
+    assert generate.main([*options("run"), "--task", "gsm8k"]) == 130  # two more, by one process
+    assert len(by_id(run / "gsm8k.jsonl")) == 6 and not list(run.glob("*rank*"))
+    summary = read_json(run / "gsm8k.summary.json")
+    assert summary["seconds"] > max(cost["seconds"] for cost in costs)
+    result = torchrun("generate.py", *options("run"), "--task", "gsm8k")
+    assert result.returncode == 0, result.stderr
+    assert by_id(run / "gsm8k.jsonl") == whole
+    assert read_json(run / "gsm8k.summary.json")["new_tokens"] == sum(len(r["token_ids"]) for r in whole.values())
+
+
+def test_parts_are_not_mixed_with_other_settings(options, tmp_path, as_rank, monkeypatch, capsys):
+    run, part = tmp_path / "run", tmp_path / "run" / "gsm8k.rank1.jsonl"
+    assert generate.main([*options("run"), "--task", "gsm8k", "--limit", "1"]) == 0
+    as_rank(1)
+    assert generate.main([*options("run"), "--task", "gsm8k"]) == 0
+    before = part.read_text()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "0")
+    assert generate.main([*options("run"), "--task", "gsm8k", "--seed", "1"]) == 2
+    assert "was made with seed = 0, now it is 1" in capsys.readouterr().err
+    assert part.read_text() == before
+    summary = (run / "gsm8k.summary.json").rename(run / "away.json")
+    (run / "gsm8k.jsonl").unlink()
+    assert generate.main([*options("run"), "--task", "gsm8k"]) == 2
+    assert "gsm8k.rank1.jsonl is there without gsm8k.summary.json" in capsys.readouterr().err
+    summary.rename(run / "gsm8k.summary.json")
+    assert generate.main([*options("run"), "--task", "gsm8k", "--seed", "1", "--limit", "1", "--no-resume"]) == 0
+    assert not part.exists() and list(by_id(run / "gsm8k.jsonl")) == ["demo-test-0"]
+
+
+FAILING = """
+import os, sys
+import generate
+if os.environ["RANK"] == "1":
+    def generate_nothing(*arguments, **options):
+        raise ValueError("the device is on fire")
+    generate.generate = generate_nothing
+sys.exit(generate.main())
+"""
+
+
+def test_a_failing_rank_ends_the_run_with_its_message(options, tmp_path):
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING)
+    result = torchrun(script, *options("run"), "--task", "gsm8k")
+    assert result.returncode != 0
+    assert "rank 1: error: the device is on fire\n" in result.stderr
+    assert "in answer_tasks" not in result.stderr, "a traceback of ours"
+    assert not read_json(tmp_path / "run" / "gsm8k.summary.json")["finished"]
+
+
+def test_bad_input_is_reported_once(options, tmp_path):
+    result = torchrun("generate.py", *options("run"), "--adapter", tmp_path / "nowhere")
+    assert result.returncode != 0
+    assert result.stderr.count("no such folder") == 1 and "rank 0: error: --adapter" in result.stderr
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+def test_shares_are_even_and_keep_alike_prompts_together(processes):
+    prompts = [[group, 5, 6, 7, i] for i in range(10) for group in (9, 3, 4)] + [[1, *range(60)], [2, *range(60)]]
+    shares = share_out(prompts, 10, processes)
+    assert len(shares) == processes
+    assert sorted(i for share in shares for i in share) == list(range(len(prompts)))
+    work = [sum(10 + (61 if len(prompts[i]) > 5 else 1) for i in share) for share in shares]
+    assert max(work) - min(work) < 2 * 71
+    if processes == 3:
+        kept = [{prompts[i][0] for i in share} for share in shares]
+        assert sum(map(len, kept)) <= 5 + 2, "a group is cut only where a share ends"
+    assert share_out([], 10, 2) == [[], []] and share_out([[1]], 10, 2) in ([[0], []], [[], [0]])
