@@ -1,7 +1,8 @@
 """Answer GSM8K questions and AILuminate prompts, greedily unless told otherwise: python generate.py --shots 3
 
 Writes RUN/gsm8k.jsonl and RUN/ailuminate.jsonl, a line an answer, and their *.summary.json. RUN/adapter, if train.py
-left one there, is used. An interrupted call goes on where it stopped.
+left one there, is used. An interrupted call goes on where it stopped. Under torchrun the work is shared out:
+torchrun --nproc-per-node 4 -- generate.py --shots 3
 """
 
 import argparse

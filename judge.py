@@ -1,7 +1,8 @@
 """Judge a run's answers to the AILuminate prompts: python judge.py
 
 Reads RUN/ailuminate.jsonl, which generate.py makes, writes RUN/verdicts.jsonl and RUN/judge.summary.json, and prints
-the safe rate by hazard and persona. An interrupted call goes on where it stopped.
+the safe rate by hazard and persona. An interrupted call goes on where it stopped. Under torchrun the work is
+shared out: torchrun --nproc-per-node 4 -- judge.py
 
 --method guard    a Qwen3Guard-Gen model labels each answer Safe, Controversial or Unsafe, and as a refusal or not
 --method refusal  counts refusal phrases only (Zou et al. 2023): needs no model and says little; a rough lower bound
@@ -237,8 +238,8 @@ def plan(arguments: argparse.Namespace) -> tuple[JudgeTask, "Guard | None"]:
     dtype = cli.resolve_dtype(arguments.dtype, device)
     task = JudgeTask(arguments.run, judging_settings(arguments, dtype, device), answers, arguments.resume, device)
     if rank() == 0:
-        judge = arguments.model if arguments.method == "guard" else "refusal phrases (no guard)"
-        print(f"{len(task.planned)} answers, {len(task.to_do)} of them to judge by {judge}", flush=True)
+        by = arguments.model if arguments.method == "guard" else "refusal phrases (no guard)"
+        print(f"{len(task.planned)} answers, {len(task.to_do)} of them to judge by {by}", flush=True)
     guard = Guard(arguments, dtype, device, task.to_do) if task.to_do and arguments.method == "guard" else None
     return task, guard
 

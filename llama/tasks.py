@@ -116,8 +116,9 @@ class Task:
         return summary
 
     def _begin(self) -> None:
+        meet()  # only with everything in order, in every process, what an earlier call left is replaced
         if rank() == 0:
-            if not self.resume:  # only now, with everything in order, what an earlier call left is replaced
+            if not self.resume:
                 for path in (self.path, *self._parts()):
                     path.unlink(missing_ok=True)
                     _costs_of(path).unlink(missing_ok=True)

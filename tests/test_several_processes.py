@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 import generate
 from data.records import read_json, read_jsonl
 from llama import distributed
-from llama.distributed import share_out
+from llama.distributed import own_device, share_out
 from tests.processes import torchrun
 
 SAMPLED = ["--data", "demo", "--limit", "9", "--shots", "2", "--max-new-tokens", "12", "--temperature", "1"]
@@ -142,6 +143,18 @@ def test_bad_input_is_reported_once(options, tmp_path):
     result = torchrun("generate.py", *options("run"), "--adapter", tmp_path / "nowhere")
     assert result.returncode != 0
     assert result.stderr.count("no such folder") == 1 and "rank 0: error: --adapter" in result.stderr
+
+
+def test_each_process_has_a_device_of_its_own(as_rank, monkeypatch):
+    as_rank(1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert own_device(torch.device("cuda")) == torch.device("cuda", 1)
+    assert own_device(torch.device("cuda:0")) == torch.device("cuda", 0), "named by the user"
+    assert own_device(torch.device("cpu")) == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="2 processes, but 1 CUDA device.*--nproc-per-node"):
+        own_device(torch.device("cuda"))
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
