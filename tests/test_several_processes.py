@@ -153,7 +153,7 @@ def test_each_process_has_a_device_of_its_own(as_rank, monkeypatch):
     assert own_device(torch.device("cuda:0")) == torch.device("cuda", 0), "named by the user"
     assert own_device(torch.device("cpu")) == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ValueError, match="2 processes, but 1 CUDA device.*--nproc-per-node"):
+    with pytest.raises(ValueError, match=r"2 processes, but 1 CUDA device.*--nproc-per-node"):
         own_device(torch.device("cuda"))
 
 
