@@ -1,28 +1,27 @@
 """The key/value cache: one copy of the prefix all prompts share, and a slot for each row's own tokens.
 
-Shapes: L layers, S slots, K key/value heads, G query heads per key/value head, D head_dim, P prefix tokens,
-C capacity of a slot in tokens, N tokens of one forward pass.
+Shapes: L layers, S slots, K key/value heads, G query heads per key/value head, D head_dim, P prefix tokens, C capacity
+of a slot in tokens, N tokens of one forward pass, R rows of a part, W tokens of each.
 
-Attention over [prefix | own] is one softmax over both parts, so sharing changes no result. A forward pass carries a
-flat list of tokens: first one token for each decoding slot, then chunks of prompts still being read.
+A forward pass carries a flat list of tokens. All of them meet the shared prefix in one product, and each meets its own
+slot; the logarithms of both softmax sums merge the two results exactly (online softmax, Milakov & Gimelshein 2018).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llama.config import ModelConfig
 
+ROWS_PER_PART = 16  # rows attended together are computed to the longest of them: few enough to differ little
 
-@dataclass(frozen=True)
-class Chunk:
-    """`length` tokens of one prompt, the first of them at own position `start` of `slot`."""
 
-    slot: int
-    start: int
-    length: int
+def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Memory that the keys and values of one token need, in all layers."""
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
 
 
 class KVCache:
@@ -39,110 +38,130 @@ class KVCache:
     ) -> None:
         layers, heads, head_dim = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
         own, prefix = (layers, slots, heads, capacity, head_dim), (layers, heads, prefix_length, head_dim)
-        self.keys = torch.zeros(own, dtype=dtype, device=device)  # zeros, not empty: masked slots must stay finite
-        self.values = torch.zeros(own, dtype=dtype, device=device)
-        self.prefix_keys = torch.zeros(prefix, dtype=dtype, device=device)
-        self.prefix_values = torch.zeros(prefix, dtype=dtype, device=device)
-        self.prefix_length = prefix_length
+        self.keys, self.values = _zeros(own, dtype, device), _zeros(own, dtype, device)
+        self.prefix_keys, self.prefix_values = _zeros(prefix, dtype, device), _zeros(prefix, dtype, device)
+        self.slots, self.capacity, self.prefix_length = slots, capacity, prefix_length
 
-    def move(self, source: int, target: int, length: int) -> None:
+    def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` own tokens of one slot to another."""
         self.keys[:, target, :, :length] = self.keys[:, source, :, :length]
         self.values[:, target, :, :length] = self.values[:, source, :, :length]
 
 
+@dataclass(frozen=True)
+class Feed:
+    """`length` tokens of one row in a forward pass, the first of them at own position `start` of `slot`."""
+
+    slot: int
+    start: int
+    length: int
+
+
 class PrefixPass:
-    """Attention of a forward pass over tokens `start` .. `start + N` of the shared prefix."""
+    """Attention of a forward pass over tokens `start` .. `start + length` of the shared prefix."""
 
     def __init__(self, cache: KVCache, start: int, length: int) -> None:
-        self.cache, self.start, self.end = cache, start, start + length
-        self.mask = _causal_mask(length, self.end, cache.keys.device)
+        self.cache, self.start, self.length = cache, start, length
+        self.positions = torch.arange(start, start + length, device=cache.keys.device)
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """[1, N, H, D] queries and [1, N, K, D] keys and values -> [1, N, H, D]; stores keys and values."""
+        end = self.start + self.length
         prefix_keys, prefix_values = self.cache.prefix_keys[layer], self.cache.prefix_values[layer]
-        prefix_keys[:, self.start : self.end] = keys[0].transpose(0, 1)
-        prefix_values[:, self.start : self.end] = values[0].transpose(0, 1)
-        return _attend_chunk(queries[0], prefix_keys[:, : self.end], prefix_values[:, : self.end], self.mask)[None]
+        prefix_keys[:, self.start : end] = keys[0].transpose(0, 1)
+        prefix_values[:, self.start : end] = values[0].transpose(0, 1)
+        bias = _causal_bias([self.start], self.length, queries.shape[2] // keys.shape[2], queries)
+        out, _ = _attend(queries[0], 1, prefix_keys[None, :, :end], prefix_values[None, :, :end], bias)
+        return out[None]
 
 
 class StepPass:
-    """Attention of one engine step: a token for each of `decoding` slots, then `chunks` of prompts.
+    """Attention of one engine step over the tokens of `feeds`, one after the other, in the order of their slots."""
 
-    `lengths[i]` counts the own tokens that slot `decoding[i]` holds before this step.
-    """
-
-    def __init__(self, cache: KVCache, decoding: list[int], lengths: list[int], chunks: list[Chunk]) -> None:
+    def __init__(self, cache: KVCache, feeds: Sequence[Feed]) -> None:
         device = cache.keys.device
-        self.cache, self.chunks, self.count = cache, chunks, len(decoding)
-        slots = decoding + [chunk.slot for chunk in chunks for _ in range(chunk.length)]
-        offsets = lengths + [chunk.start + i for chunk in chunks for i in range(chunk.length)]
-        self.slots = torch.tensor(slots, device=device)
+        self.cache = cache
+        self.slots = torch.tensor([feed.slot for feed in feeds for _ in range(feed.length)], device=device)
+        offsets = [feed.start + i for feed in feeds for i in range(feed.length)]
         self.offsets = torch.tensor(offsets, device=device)
         self.positions = self.offsets + cache.prefix_length
-        self.chunk_masks = [
-            _causal_mask(chunk.length, cache.prefix_length + chunk.start + chunk.length, device) for chunk in chunks
-        ]
-        if decoding:
-            # All slots up to the highest are computed; what an idle one yields is never read.
-            self.used = max(decoding) + 1
-            self.longest = max(lengths) + 1
-            visible = torch.zeros(self.used, dtype=torch.int64, device=device)
-            visible[self.slots[: self.count]] = self.offsets[: self.count] + 1
-            hidden = torch.arange(self.longest, device=device) >= visible[:, None]
-            self.hidden = hidden[:, None, None]  # [used, 1, 1, longest]
+        self.parts: list[list[Feed]] = []  # neighbouring slots with equally many tokens are attended together
+        for feed in feeds:
+            part = self.parts[-1] if self.parts else []
+            joins = part and feed.slot == part[-1].slot + 1 and feed.length == part[-1].length
+            if joins and len(part) < ROWS_PER_PART:
+                part.append(feed)
+            else:
+                self.parts.append([feed])
+        self.biases: list[Tensor] = []
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """[1, N, H, D] queries and [1, N, K, D] keys and values -> [1, N, H, D]; stores keys and values."""
         cache = self.cache
         cache.keys[layer, self.slots, :, self.offsets] = keys[0].to(cache.keys.dtype)
         cache.values[layer, self.slots, :, self.offsets] = values[0].to(cache.values.dtype)
-        out = torch.empty_like(queries[0])
-        if self.count:
-            out[: self.count] = self._attend_decoding(layer, queries[0, : self.count])
-        begin = self.count
-        for chunk, mask in zip(self.chunks, self.chunk_masks, strict=True):
-            end = chunk.start + chunk.length
-            own_keys, own_values = cache.keys[layer, chunk.slot, :, :end], cache.values[layer, chunk.slot, :, :end]
-            rows = slice(begin, begin + chunk.length)
-            out[rows] = _attend_chunk(
-                queries[0, rows],
-                torch.cat((cache.prefix_keys[layer], own_keys), dim=1),
-                torch.cat((cache.prefix_values[layer], own_values), dim=1),
-                mask,
-            )
-            begin = rows.stop
+        if not self.biases:  # the same in every layer
+            groups = queries.shape[2] // keys.shape[2]
+            self.biases = [
+                _causal_bias([f.start for f in part], part[0].length, groups, queries) for part in self.parts
+            ]
+        outs, log_sums, begin = [], [], 0
+        for part, bias in zip(self.parts, self.biases, strict=True):
+            end, longest = begin + len(part) * part[0].length, bias.shape[-1]
+            slots = slice(part[0].slot, part[-1].slot + 1)
+            own_keys, own_values = cache.keys[layer, slots, :, :longest], cache.values[layer, slots, :, :longest]
+            out, log_sum = _attend(queries[0, begin:end], len(part), own_keys, own_values, bias)
+            outs.append(out)
+            log_sums.append(log_sum)
+            begin = end
+        out = torch.cat(outs)
+        if cache.prefix_length:
+            prefix = cache.prefix_keys[layer, None], cache.prefix_values[layer, None]
+            shared, shared_log_sum = _attend(queries[0], 1, *prefix, None)
+            share = (shared_log_sum - torch.cat(log_sums)).sigmoid()[..., None]
+            out = torch.lerp(out, shared, share.to(out.dtype))
         return out[None]
 
-    def _attend_decoding(self, layer: int, queries: Tensor) -> Tensor:
-        """One query a slot, [count, H, D] -> [count, H, D]: every slot meets the one prefix, then its own tokens."""
-        cache, prefix = self.cache, self.cache.prefix_length
-        heads, head_dim = cache.keys.shape[2], cache.keys.shape[4]
-        grouped = queries.new_zeros(self.used, heads, queries.shape[1] // heads, head_dim)  # [used, K, G, D]
-        grouped[self.slots[: self.count]] = queries.view(self.count, *grouped.shape[1:]) * head_dim**-0.5
-        own_keys = cache.keys[layer, : self.used, :, : self.longest].to(queries.dtype)
-        own_values = cache.values[layer, : self.used, :, : self.longest].to(queries.dtype)
-        own = (grouped @ own_keys.transpose(-1, -2)).masked_fill(self.hidden, float("-inf"))
-        if prefix:
-            stacked = grouped.transpose(0, 1).flatten(1, 2)  # [K, used * G, D]: one product for all slots
-            shared = stacked @ cache.prefix_keys[layer].to(queries.dtype).transpose(-1, -2)
-            shared = shared.view(heads, self.used, -1, prefix).transpose(0, 1)
-            own = torch.cat((shared, own), dim=-1)
-        weights = own.float().softmax(-1).to(queries.dtype)  # [used, K, G, P + longest]
-        out = weights[..., prefix:] @ own_values
-        if prefix:
-            stacked = weights[..., :prefix].transpose(0, 1).flatten(1, 2) @ cache.prefix_values[layer].to(queries.dtype)
-            out = out + stacked.view(heads, self.used, -1, head_dim).transpose(0, 1)
-        return out.flatten(1, 2)[self.slots[: self.count]]
+
+def _attend(queries: Tensor, rows: int, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Attention of R rows of W tokens: [R * W, H, D] over [R, K, M, D] -> [R * W, H, D] and log sums [R * W, H].
+
+    The query heads that share a key/value head, and a row's tokens, become rows of one product: [R, K, G * W, D].
+    """
+    tokens, heads, head_dim = queries.shape
+    kv_heads = keys.shape[1]
+    split = (rows, tokens // rows, kv_heads, heads // kv_heads)  # R, W, K, G
+    grouped = queries.reshape(*split, head_dim).permute(0, 2, 3, 1, 4).reshape(rows, kv_heads, -1, head_dim)
+    out, log_sum = _attention_with_log_sum(grouped, keys.to(queries.dtype), values.to(queries.dtype), bias)
+    apart = (rows, kv_heads, split[3], split[1])  # R, K, G, W
+    out = out.reshape(*apart, head_dim).permute(0, 3, 1, 2, 4).reshape(tokens, heads, head_dim)
+    return out, log_sum.reshape(apart).permute(0, 3, 1, 2).reshape(tokens, heads)
 
 
-def _causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
-    """True where the last `queries` of `keys` positions may look: [queries, keys]."""
-    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+def _attention_with_log_sum(
+    queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention, [R, K, Q, D] over [R, K, M, D] -> [R, K, Q, D], and float32 logs of the softmax sums."""
+    if queries.device.type == "cpu":  # what scaled_dot_product_attention runs, but it keeps the sums to itself
+        flash_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return flash_attention(queries, keys, values, attn_mask=bias)
+    scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+    scores = (scores if bias is None else scores + bias).float()
+    log_sum = scores.logsumexp(-1)
+    return (scores - log_sum[..., None]).exp().to(values.dtype) @ values, log_sum
 
 
-def _attend_chunk(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """[n, H, D] queries over [K, m, D] keys and values under mask [n, m] -> [n, H, D]."""
-    keys, values = keys.to(queries.dtype)[None], values.to(queries.dtype)[None]
-    out = F.scaled_dot_product_attention(queries.transpose(0, 1)[None], keys, values, attn_mask=mask, enable_gqa=True)
-    return out[0].transpose(0, 1)
+def _causal_bias(starts: list[int], width: int, groups: int, like: Tensor) -> Tensor:
+    """0 where a query may look and -inf elsewhere: [R, 1, G * W, longest], for queries at `start` .. `start + W`."""
+    positions = torch.tensor(starts, device=like.device)[:, None] + torch.arange(width, device=like.device)
+    hidden = torch.arange(max(starts) + width, device=like.device) > positions[..., None]  # [R, W, longest]
+    bias = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill(hidden, float("-inf"))
+    return bias[:, None, None].expand(-1, 1, groups, -1, -1).reshape(len(starts), 1, groups * width, -1)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Zeros, since what is masked must be finite. On a CPU, pages that are never written never take memory."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    if torch.device(device).type != "cpu" or not size:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(dtype).view(shape)

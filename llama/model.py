@@ -56,11 +56,13 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        heads = (*x.shape[:-1], -1, self.head_dim)
-        queries = rotate(self.q_norm(self.q_proj(x).view(heads)), cos, sin)  # [B, T, H, D]
-        keys = rotate(self.k_norm(self.k_proj(x).view(heads)), cos, sin)  # [B, T, K, D]
-        values = self.v_proj(x).view(heads)
+        queries, keys, values = (y.unflatten(-1, (-1, self.head_dim)) for y in self.project(x))
+        queries = rotate(self.q_norm(queries), cos, sin)  # [B, T, H, D]
+        keys = rotate(self.k_norm(keys), cos, sin)  # [B, T, K, D]
         return self.o_proj(attend(self.layer, queries, keys, values).flatten(-2))
+
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
 
 class MLP(nn.Module):
@@ -73,7 +75,10 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.activate(x))
+
+    def activate(self, x: Tensor) -> Tensor:
+        return F.silu(self.gate_proj(x)) * self.up_proj(x)
 
 
 class Block(nn.Module):

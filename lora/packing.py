@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.examples import IGNORED, Example
-from llama.decoding import common_prefix_length
+from llama.engine import common_prefix_length
 
 
 class PackedBatch:

@@ -9,8 +9,9 @@ import torch
 
 from data.gsm8k import load_gsm8k
 from data.prompts import ShotSelector, gsm8k_messages
-from llama import decoding, generate, load_model, load_tokenizer
-from llama.decoding import DecodingStats, common_prefix_length, sample
+from llama import engine, generate, load_model, load_tokenizer
+from llama.engine import DecodingStats, common_prefix_length, look_up_draft
+from llama.sampling import sample
 from tests.tiny import save_transformers_model, tiny_transformers_model
 
 STOP_IDS = frozenset(range(3, 60, 7))  # enough of the vocabulary that some rows stop and some do not
@@ -81,7 +82,7 @@ def test_small_chunks_change_nothing(models, monkeypatch):
     _, ours = models
     prompts = ragged_prompts(5, prefix=40)
     whole = generate(ours, prompts, 20, STOP_IDS, batch_size=4)
-    monkeypatch.setattr(decoding, "PREFILL_CHUNK", 7)
+    monkeypatch.setattr(engine, "PREFILL_CHUNK", 7)
     assert generate(ours, prompts, 20, STOP_IDS, batch_size=4) == whole
 
 
@@ -90,7 +91,7 @@ def test_drafts_change_nothing_but_the_number_of_passes(models, monkeypatch):
     prompts = [prompt * 3 for prompt in ragged_prompts(7)]  # text that repeats itself invites good and bad drafts
     results, passes = [], []
     for verified in (1, 16, 64):  # no drafts, the default, long ones
-        monkeypatch.setattr(decoding, "VERIFIED_TOKENS", verified)
+        monkeypatch.setattr(engine, "VERIFIED_TOKENS", verified)
         stats = DecodingStats()
         results.append(generate(ours, prompts, 60, STOP_IDS, batch_size=2, stats=stats))
         passes.append(stats.forward_passes)
@@ -111,7 +112,7 @@ def test_drafts_change_nothing_but_the_number_of_passes(models, monkeypatch):
     ],
 )
 def test_look_up_draft(tokens, length, draft):
-    assert decoding.look_up_draft(tokens, length) == draft
+    assert look_up_draft(tokens, length) == draft
 
 
 def test_shared_prefix_is_computed_once(models):

@@ -1,0 +1,313 @@
+"""The scheduler behind `generate`: continuous batching over a KV cache whose common prefix exists once.
+
+A finished row leaves at once and the next prompt takes its slot. Prompts are read in chunks beside the decoding rows,
+without padding, so a long prompt neither stalls the others nor needs memory for more than one chunk. A prompt that
+begins like one in another slot copies what that slot holds. When few rows are left, a step is bound by reading the
+weights, so each greedy row also verifies a draft of its own text (prompt lookup).
+"""
+
+from collections import deque
+from collections.abc import Callable, Collection, Sequence, Set
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llama.cache import Feed, KVCache, PrefixPass, StepPass, bytes_per_token
+from llama.model import Decoder
+from llama.sampling import Sampling, sample
+
+PREFILL_CHUNK = 512  # prompt tokens read in one forward pass
+VERIFIED_TOKENS = 16  # a forward pass over so many tokens costs little more than over one
+WORTH_COPYING = 16  # tokens that a prompt must share with another slot before it waits for them
+
+# The tokens allowed next, given a row's new tokens so far: None is any, a single one is forced and costs no step.
+Guide = Callable[[list[int]], Collection[int] | None]
+
+
+@dataclass(frozen=True)
+class Output:
+    """New tokens of one prompt; `finish_reason` is "stop" (they end with the stop id) or "length"."""
+
+    token_ids: list[int]
+    finish_reason: str
+
+
+@dataclass
+class DecodingStats:
+    """What `generate` did: tokens of all prompts, those really computed for them, new tokens, forward passes."""
+
+    prompt_tokens: int = 0
+    prefill_tokens: int = 0
+    new_tokens: int = 0
+    forward_passes: int = 0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the rows of one `generate` call have in common. `cache_bytes` bounds the key/value cache."""
+
+    max_new_tokens: int
+    stop_ids: Set[int]
+    batch_size: int
+    sampling: Sampling
+    guide: Guide | None = None
+    cache_bytes: int | None = None
+    cache_dtype: torch.dtype | None = None
+
+
+@dataclass(eq=False)
+class Row:
+    """One prompt in flight. `tokens`, behind the shared prefix: its own `prompt_length`, then the new ones."""
+
+    index: int
+    tokens: list[int]
+    prompt_length: int
+    limit: int
+    random: np.random.Generator
+    cached: int = 0  # of `tokens`, those whose keys and values are stored
+
+    @property
+    def new(self) -> list[int]:
+        return self.tokens[self.prompt_length :]
+
+    @property
+    def pending(self) -> int:
+        """Tokens to read before the next can be chosen: 1 while decoding."""
+        return len(self.tokens) - self.cached
+
+
+@dataclass
+class Turn:
+    """A row's part in a forward pass that ends in logits: one more than `draft` has tokens."""
+
+    row: Row
+    draft: list[int]
+
+
+class Engine:
+    """The state of one `generate` call; `indices` seed the prompts' samples."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        prompts: Sequence[Sequence[int]],
+        indices: Sequence[int],
+        options: Options,
+        stats: DecodingStats,
+    ) -> None:
+        self.model, self.options, self.stats = model, options, stats
+        stats.prompt_tokens += sum(map(len, prompts))
+        self.prefix = list(prompts[0][: common_prefix_length(prompts)])
+        self.outputs: list[Output] = [None] * len(prompts)
+        context = model.config.max_position_embeddings
+        self.waiting = deque(
+            Row(
+                index=i,
+                tokens=list(prompt[len(self.prefix) :]),
+                prompt_length=len(prompt) - len(self.prefix),
+                limit=min(options.max_new_tokens, context - len(prompt)),
+                random=np.random.default_rng((options.sampling.seed, indices[i])),
+            )
+            for i, prompt in enumerate(prompts)
+        )
+        # A draft may reach past the last token that counts.
+        self.capacity = max(row.prompt_length + row.limit for row in self.waiting) + VERIFIED_TOKENS
+        self._allocate(self._affordable_slots())
+
+    def _affordable_slots(self) -> int:
+        """How many rows fit into the cache's bound. ValueError if not even one does."""
+        options, wanted = self.options, min(self.options.batch_size, len(self.waiting))
+        if options.cache_bytes is None:
+            return wanted
+        token = bytes_per_token(self.model.config, options.cache_dtype or self.model.dtype)
+        slots = (options.cache_bytes - len(self.prefix) * token) // (self.capacity * token)
+        if slots < 1:
+            raise ValueError(
+                f"the longest prompt and its answer need a cache of {(len(self.prefix) + self.capacity) * token:,} "
+                f"bytes, but the bound on memory is {options.cache_bytes:,}; raise it, or allow fewer new tokens"
+            )
+        return min(slots, wanted)
+
+    def _allocate(self, slots: int) -> None:
+        self.slots: list[Row | None] = [None] * slots
+        self.stored: list[Row | None] = [None] * slots  # whose keys and values a slot holds, even after its end
+        dtype = self.options.cache_dtype or self.model.dtype
+        self.cache = KVCache(self.model.config, slots, self.capacity, len(self.prefix), dtype, self.model.device)
+        for start in range(0, len(self.prefix), PREFILL_CHUNK):
+            tokens = self.prefix[start : start + PREFILL_CHUNK]
+            step = PrefixPass(self.cache, start, len(tokens))
+            self._forward(tokens, step.positions, step.attend)
+            self.stats.prefill_tokens += len(tokens)
+
+    def run(self, on_finish: Callable[[int, Output], None] | None = None) -> list[Output]:
+        while self._admit(on_finish):
+            try:
+                chosen = self._step()
+            except torch.OutOfMemoryError:
+                self._halve()
+                continue
+            for row, tokens in chosen:
+                self._extend(row, tokens, on_finish)
+        return self.outputs
+
+    def _extend(self, row: Row, tokens: list[int], on_finish: Callable[[int, Output], None] | None) -> None:
+        """Add chosen tokens, and those the guide then forces, up to the row's end; what follows it is dropped."""
+        coming = deque(tokens)
+        while coming:
+            row.tokens.append(coming.popleft())
+            self.stats.new_tokens += 1
+            stopped = row.tokens[-1] in self.options.stop_ids
+            if stopped or len(row.tokens) - row.prompt_length == row.limit:
+                self.outputs[row.index] = Output(row.new, "stop" if stopped else "length")
+                self.slots[self.slots.index(row)] = None
+                if on_finish:
+                    on_finish(row.index, self.outputs[row.index])
+                return
+            if not coming:
+                coming.extend(self._forced(row))
+
+    def _forced(self, row: Row) -> list[int]:
+        """The next token, if the guide leaves no choice."""
+        allowed = self.options.guide(row.new) if self.options.guide else None
+        return list(allowed) if allowed is not None and len(allowed) == 1 else []
+
+    def _admit(self, on_finish: Callable[[int, Output], None] | None) -> bool:
+        """Fill free slots from the queue; once that is empty, close gaps between the rows. False at the end."""
+        for slot in range(len(self.slots)):
+            while self.slots[slot] is None and self.waiting:
+                row = self.slots[slot] = self.waiting.popleft()
+                self._extend(row, self._forced(row) if not row.new else [], on_finish)
+        while None in self.slots:
+            hole, last = self.slots.index(None), self.slots.pop()
+            if last is not None:
+                self.cache.copy(len(self.slots), hole, last.cached)
+                self.slots[hole] = self.stored[hole] = last
+            self.stored.pop()
+        return bool(self.slots)
+
+    def _halve(self) -> None:
+        """Out of memory: go on with half the rows. The others wait; every row's text is read again, none is lost."""
+        if len(self.slots) == 1:
+            raise torch.OutOfMemoryError("out of memory with a single row in flight")
+        rows = [row for row in self.slots if row]
+        for row in rows:
+            row.cached = 0
+        self.waiting.extendleft(reversed(rows))
+        slots, self.cache = len(self.slots) // 2, None  # the old cache must be gone before the new one comes
+        torch.cuda.empty_cache()
+        self._allocate(slots)
+
+    def _step(self) -> list[tuple[Row, list[int]]]:
+        """One forward pass: the new tokens of every row that has read all of its text."""
+        drafts, budget = self._drafts(), PREFILL_CHUNK
+        feeds, turns, tokens, wanted = [], [], [], []  # wanted: whose hidden states meet the output head
+        for slot, row in enumerate(self.slots):
+            length, draft = row.pending, drafts.get(row, [])
+            if length > 1:
+                length = min(self._unshared(slot, row), budget)
+                budget -= length
+                self.stats.prefill_tokens += max(0, min(row.prompt_length - row.cached, length))
+            if not length:
+                continue
+            self.stored[slot] = row
+            feeds.append(Feed(slot, row.cached, length + len(draft)))
+            tokens += row.tokens[row.cached : row.cached + length] + draft
+            row.cached += length
+            if not row.pending:
+                turns.append(Turn(row, draft))
+                wanted += range(len(tokens) - len(draft) - 1, len(tokens))
+        step = StepPass(self.cache, feeds)
+        hidden = self._forward(tokens, step.positions, step.attend)
+        return self._accept(self.model.logits(hidden[wanted]), turns) if turns else []
+
+    def _unshared(self, slot: int, row: Row) -> int:
+        """Tokens the row has to read itself, after copying what another slot holds; 0 while it waits for another."""
+        here = row.cached
+        donor, length = slot, here
+        for other, stored in enumerate(self.stored):
+            if stored is None or stored is row:
+                continue
+            common = shared_length(row.tokens, stored.tokens, len(row.tokens) - 1)
+            if common < here + WORTH_COPYING:
+                continue
+            if common > stored.cached and stored in self.slots and stored.pending > 1 and stored.index < row.index:
+                return 0  # it is being read right now
+            if min(common, stored.cached) > length:
+                donor, length = other, min(common, stored.cached)
+        if length >= here + WORTH_COPYING:
+            if donor != slot:
+                self.cache.copy(donor, slot, length)
+            row.cached = length
+        return row.pending
+
+    def _drafts(self) -> dict[Row, list[int]]:
+        """Equally long drafts for all decoding rows, if they are few and at least one has something to go by."""
+        rows = [row for row in self.slots if row.pending == 1]
+        length = VERIFIED_TOKENS // len(rows) - 1 if rows else 0
+        if length < 1 or self.options.sampling.temperature > 0 or self.options.guide:
+            return {}
+        drafts = {row: look_up_draft(self.prefix + row.tokens, length) for row in rows}
+        if not any(drafts.values()):
+            return {}
+        return {row: draft or [row.tokens[-1]] * length for row, draft in drafts.items()}
+
+    def _accept(self, logits: Tensor, turns: list[Turn]) -> list[tuple[Row, list[int]]]:
+        """New tokens of each row from its logits: one, and as much of a draft as greedy decoding would have chosen."""
+        chosen = iter(self._choose(logits, [turn.row for turn in turns for _ in range(1 + len(turn.draft))]))
+        accepted = []
+        for turn in turns:
+            greedy = [next(chosen) for _ in range(1 + len(turn.draft))]
+            right = next((i for i, token in enumerate(turn.draft) if token != greedy[i]), len(turn.draft))
+            turn.row.cached += right  # of a refused draft, what is stored is overwritten by the next step
+            accepted.append((turn.row, greedy[: right + 1]))
+        return accepted
+
+    def _forward(self, tokens: list[int], positions: Tensor, attend: Callable) -> Tensor:
+        """Hidden states [N, E] of a flat list of tokens."""
+        self.stats.forward_passes += 1
+        input_ids = torch.tensor([tokens], device=self.model.device)
+        return self.model(input_ids, positions[None], attend)[0]
+
+    def _choose(self, logits: Tensor, rows: list[Row]) -> list[int]:
+        """The next token of each row from logits [rows, V]."""
+        for place, row in enumerate(rows if self.options.guide else ()):
+            if (allowed := self.options.guide(row.new)) is not None:
+                allowed = list(allowed)
+                scores = logits[place, allowed]
+                logits[place] = float("-inf")
+                logits[place, allowed] = scores
+        sampling = self.options.sampling
+        if sampling.temperature == 0:
+            return logits.argmax(-1).tolist()
+        uniform = torch.tensor([row.random.random() for row in rows], device=logits.device)
+        return sample(logits, uniform, sampling.temperature, sampling.top_p).tolist()
+
+
+def shared_length(a: Sequence[int], b: Sequence[int], limit: int) -> int:
+    """How many leading tokens, at most `limit`, two sequences have in common."""
+    limit = min(limit, len(a), len(b))
+    return next((i for i in range(limit) if a[i] != b[i]), limit)
+
+
+def common_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
+    """How many leading tokens all prompts share, leaving each at least one of its own; 0 for a single prompt."""
+    if len(prompts) < 2:
+        return 0
+    low, high = min(prompts), max(prompts)  # what the extremes of the sorted order share, all share
+    return shared_length(low, high, min(map(len, prompts)) - 1)
+
+
+def look_up_draft(tokens: list[int], length: int) -> list[int]:
+    """Guess the next `length` tokens (Saxena 2023): what followed the latest earlier occurrence of the last three.
+
+    Text that ends in a loop is continued around the loop. Empty if the last two tokens never occurred before.
+    """
+    for size in (3, 2):
+        tail = tokens[-size:]
+        for start in range(len(tokens) - size - 1, -1, -1):
+            if tokens[start] == tail[0] and tokens[start : start + size] == tail:
+                following = tokens[start + size : start + size + length]
+                return (following * length)[:length]
+    return []
