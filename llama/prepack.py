@@ -5,8 +5,8 @@ packed weight, and apply SwiGLU's elementwise steps to a product before it leave
 freezing does the same, through the same operators.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -16,40 +16,34 @@ from llama.model import MLP, Attention, Decoder
 
 ROWS = 64  # the layout is chosen for about so many rows; any number is exact
 
+Packed = tuple[Tensor, Tensor | None]  # weight and bias
+
 
 @contextmanager
 def prepacked(model: Decoder) -> Iterator[None]:
-    """Within the block, the model's plain linears use packed copies of their weights, where that is faster.
+    """Within the block, the model's plain linears hold their weights in packed form only, so no memory is added.
 
-    The copies cost as much memory as the weights. Weights must not change within the block. Linears of another class
-    (LoRA, quantised), another device or dtype stay as they are.
+    An output head tied to the embedding is the exception: it is needed in both forms. Linears of another class (LoRA,
+    quantised), another device or dtype stay as they are. Afterwards every weight is back, bit for bit.
     """
-    changed: list[tuple[nn.Module, str]] = []
-
-    def replace(module: nn.Module, name: str, function: partial) -> None:
-        setattr(module, name, function)
-        changed.append((module, name))
-
-    for module in model.modules():
-        if type(module) is MLP and _all_plain(module.gate_proj, module.up_proj, module.down_proj):
-            weights = [(_pack(linear.weight), linear.bias) for linear in (module.gate_proj, module.up_proj)]
-            replace(module, "activate", partial(_swiglu, *weights))
-            down = module.down_proj
-            replace(down, "forward", partial(_linear, _pack(down.weight), down.bias))
-        elif type(module) is Attention and _all_plain(module.q_proj, module.k_proj, module.v_proj, module.o_proj):
-            linears = module.q_proj, module.k_proj, module.v_proj
-            weight = torch.cat([linear.weight for linear in linears])
-            bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
-            sizes = [linear.out_features for linear in linears]
-            replace(module, "project", partial(_projections, _pack(weight), bias, sizes))
-            replace(module.o_proj, "forward", partial(_linear, _pack(module.o_proj.weight), module.o_proj.bias))
-    if _all_plain(model.lm_head):
-        replace(model.lm_head, "forward", partial(_linear, _pack(model.lm_head.weight), None))
-    try:
+    with ExitStack() as undo:
+        with torch.inference_mode(False):  # a weight must not become an inference tensor: training goes on with it
+            for module in model.modules():
+                if isinstance(module, MLP) and _all_plain(module.gate_proj, module.up_proj, module.down_proj):
+                    gate, up = _pack(undo, module.gate_proj), _pack(undo, module.up_proj)
+                    _replace(undo, module, "activate", partial(_swiglu, gate, up))
+                    _replace(undo, module.down_proj, "forward", partial(_linear, _pack(undo, module.down_proj)))
+                elif isinstance(module, Attention):
+                    linears = module.q_proj, module.k_proj, module.v_proj
+                    if not _all_plain(*linears, module.o_proj):
+                        continue
+                    sizes = [linear.out_features for linear in linears]
+                    _replace(undo, module, "project", partial(_projections, _pack(undo, *linears), sizes))
+                    _replace(undo, module.o_proj, "forward", partial(_linear, _pack(undo, module.o_proj)))
+            if _all_plain(model.lm_head):
+                tied = model.lm_head.weight is model.model["embed_tokens"].weight
+                _replace(undo, model.lm_head, "forward", partial(_linear, _pack(undo, model.lm_head, keep=tied)))
         yield
-    finally:
-        for module, name in changed:
-            delattr(module, name)
 
 
 def _all_plain(*linears: nn.Module) -> bool:
@@ -59,18 +53,38 @@ def _all_plain(*linears: nn.Module) -> bool:
     )
 
 
-def _pack(weight: Tensor) -> Tensor:
-    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+def _replace(undo: ExitStack, module: nn.Module, name: str, function: Callable) -> None:
+    setattr(module, name, function)
+    undo.callback(delattr, module, name)
 
 
-def _linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def _pack(undo: ExitStack, *linears: nn.Linear, keep: bool = False) -> Packed:
+    """Weights of one linear, or of several side by side, packed; unless kept, the plain ones are let go meanwhile."""
+    weights = [linear.weight.detach() for linear in linears]
+    packed = torch.ops.mkldnn._reorder_linear_weight(torch.cat(weights) if len(weights) > 1 else weights[0], ROWS)
+    if not keep:
+        undo.callback(_unpack, packed, linears)
+        for linear in linears:
+            linear.weight.data = torch.empty(0)
+    biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+    return packed, torch.cat(biases) if biases else None
 
 
-def _projections(weight: Tensor, bias: Tensor | None, sizes: list[int], x: Tensor) -> tuple[Tensor, ...]:
-    return _linear(weight, bias, x).split(sizes, dim=-1)
+def _unpack(packed: Tensor, linears: tuple[nn.Linear, ...]) -> None:
+    with torch.inference_mode(False):
+        parts = packed.to_dense().split([linear.out_features for linear in linears])
+        for linear, part in zip(linears, parts, strict=True):
+            linear.weight.data = part.clone() if len(parts) > 1 else part
 
 
-def _swiglu(gate: tuple[Tensor, Tensor | None], up: tuple[Tensor, Tensor | None], x: Tensor) -> Tensor:
+def _linear(packed: Packed, x: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, *packed, "none", [], "")
+
+
+def _projections(packed: Packed, sizes: list[int], x: Tensor) -> tuple[Tensor, ...]:
+    return _linear(packed, x).split(sizes, dim=-1)
+
+
+def _swiglu(gate: Packed, up: Packed, x: Tensor) -> Tensor:
     activated = torch.ops.mkldnn._linear_pointwise(x, *gate, "swish", [], "")
     return torch.ops.mkldnn._linear_pointwise(x, activated, *up, "mul")
