@@ -38,6 +38,7 @@ Record = dict[str, Any]
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.Parser(__doc__)
     cli.add_run_options(parser, "meta-llama/Llama-3.2-1B-Instruct", 32, "answers in progress at one time (%(default)s)")
+    cli.add_cache_options(parser)
     cli.add_prompt_options(parser)
     parser.add_argument("--task", choices=TASKS, help="only this one (both, one after the other)")
     data = parser.add_argument_group("data")
@@ -182,6 +183,7 @@ class AnswerTask(Task):
                 indices=[self.places[record["id"]] for record in asked],
                 on_finish=on_finish,
                 stats=self.costs.stats,
+                **cli.cache_options(arguments),
             )
 
     def read(self) -> dict[str, Record]:
@@ -248,6 +250,8 @@ def plan(arguments: argparse.Namespace) -> tuple[list[AnswerTask], Tokenizer, Ca
         "adapter": adapter_fingerprint(adapter) if adapter else None,
         "adapter_scale": arguments.adapter_scale if adapter else None,
         "dtype": str(dtype).removeprefix("torch."),
+        "memory": arguments.memory,
+        "cache_dtype": arguments.cache_dtype,
         "device": str(device),
     }
     planned = [AnswerTask(task, arguments, settings, adapter, device) for task in tasks]

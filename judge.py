@@ -41,6 +41,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     cli.add_run_options(
         parser, "Qwen/Qwen3Guard-Gen-4B", 32, "answers judged at a time: memory, not results (%(default)s)"
     )
+    cli.add_cache_options(parser)
     parser.add_argument("--method", choices=METHODS, default="guard", help="see above (%(default)s)")
     parser.add_argument(
         "--max-new-tokens",
@@ -149,6 +150,7 @@ class Guard:
             on_finish=on_finish,
             stats=stats,
             guide=self.grammar,
+            **cli.cache_options(self.arguments),
         )
 
 
@@ -210,6 +212,8 @@ def judging_settings(arguments: argparse.Namespace, dtype: torch.dtype, device: 
         "dtype": str(dtype).removeprefix("torch."),
         "device": str(device),
         "batch_size": arguments.batch_size,
+        "memory": arguments.memory,
+        "cache_dtype": arguments.cache_dtype,
     }
     return settings | about
 

@@ -118,6 +118,31 @@ def add_prompt_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_cache_options(parser: argparse.ArgumentParser) -> None:
+    """Add what bounds the key/value cache, for generate.py and judge.py."""
+    parser.add_argument(
+        "--memory",
+        type=positive_float,
+        metavar="GIB",
+        help="bound on the key/value cache: with less of it fewer rows are in progress, the tokens stay (none)",
+    )
+    parser.add_argument(
+        "--cache-dtype",
+        choices=("auto", "bfloat16"),
+        default="auto",
+        metavar="TYPE",
+        help="auto is the model's; bfloat16 halves a float32 cache and changes some tokens (%(default)s)",
+    )
+
+
+def cache_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_cache_options` read, as `generate` takes it."""
+    return {
+        "cache_bytes": None if arguments.memory is None else int(arguments.memory * 2**30),
+        "cache_dtype": None if arguments.cache_dtype == "auto" else getattr(torch, arguments.cache_dtype),
+    }
+
+
 def resolve_device(name: str) -> torch.device:
     """`auto` is CUDA if there is one, else the CPU. ValueError for a device this machine lacks."""
     if name == "auto":
