@@ -63,6 +63,27 @@ class Attention(nn.Module):
         return self.o_proj(attend(self.layer, queries, keys, values).flatten(-2))
 
 
+class _SwiGLU(torch.autograd.Function):
+    """Keeps nothing but its two inputs for the backward pass."""
+
+    @staticmethod
+    def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
+
+
+class SwiGLU(nn.Module):
+    """silu(gate) * up."""
+
+    def forward(self, gate: Tensor, up: Tensor) -> Tensor:
+        return _SwiGLU.apply(gate, up)
+
+
 class MLP(nn.Module):
     """SwiGLU feed-forward (Shazeer 2020)."""
 
@@ -71,9 +92,10 @@ class MLP(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.act = SwiGLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.act(self.gate_proj(x), self.up_proj(x)))
 
 
 class Block(nn.Module):

@@ -5,13 +5,16 @@ and their gradient at once and are dropped, so peak memory grows with the chunk,
 Liger-Kernel's fused linear cross-entropy, Hsu et al. 2024).
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
+from data.examples import Example
 from llama.model import Decoder
-from lora.packing import PackedBatch
+from lora.packing import PackedBatch, Row, SharedPrefix, micro_batches
 
-CHUNK = 256  # positions whose logits exist at one time
+CHUNK = 128  # positions whose logits exist at one time
 
 
 class FrozenHeadCrossEntropy(torch.autograd.Function):
@@ -39,8 +42,34 @@ class FrozenHeadCrossEntropy(torch.autograd.Function):
         return gradient * grad_loss.to(gradient.dtype), None, None, None
 
 
-def summed_loss(model: Decoder, batch: PackedBatch) -> Tensor:
-    """Cross-entropy summed over the batch's supervised tokens, a float32 scalar in nats."""
-    hidden = model(batch.input_ids, batch.positions, batch.attend)[0]
-    weights = batch.weights.to(torch.promote_types(hidden.dtype, torch.float32))
-    return FrozenHeadCrossEntropy.apply(hidden[batch.sources], model.lm_head.weight, batch.targets, weights)
+def summed_loss(model: Decoder, row: Row) -> Tensor:
+    """Cross-entropy summed over the supervised tokens of one pass, a float32 scalar in nats."""
+    hidden = model(row.input_ids, row.positions, row.attend)[0]
+    if not len(row.targets):
+        return torch.zeros((), device=hidden.device)
+    weights = row.weights.to(torch.promote_types(hidden.dtype, torch.float32))
+    return FrozenHeadCrossEntropy.apply(hidden[row.sources], model.lm_head.weight, row.targets, weights)
+
+
+def step_loss(
+    model: Decoder,
+    examples: Sequence[Example],
+    max_tokens: int,
+    backward: Callable[[Tensor], Tensor] | None = None,
+) -> float:
+    """Cross-entropy summed over the supervised tokens of `examples`, in nats, in passes of at most `max_tokens` tokens.
+
+    With `backward`, gradients are added to the LoRA layers' as well: those of what it makes of the summed loss,
+    which must be linear (a division, a loss scale).
+    """
+    prefix = SharedPrefix(examples, model.device)
+    total = 0.0
+    prefix_loss = summed_loss(model, prefix) if prefix.length else torch.zeros(())
+    for part in micro_batches(examples, prefix.length, max_tokens):
+        loss = summed_loss(model, PackedBatch(part, prefix))
+        if backward:
+            backward(loss).backward()
+        total += loss.item()
+    if backward and prefix.length:
+        prefix.backward(backward(prefix_loss))
+    return total + prefix_loss.item()

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.examples import Example, epoch_batches
+from data.examples import IGNORED, Example, epoch_batches
+from llama import distributed
 from llama.model import Decoder
 from lora.inject import lora_parameters
-from lora.loss import summed_loss
-from lora.packing import PackedBatch, micro_batches
+from lora.layer import remember_origin
+from lora.loss import step_loss
 
 SCHEDULES = ("cosine", "linear", "constant")
 
@@ -27,7 +28,7 @@ class TrainerOptions:
     warmup_steps: int = 0
     weight_decay: float = 0.0
     clip_norm: float = 1.0
-    micro_batch_tokens: int = 2048
+    micro_batch_tokens: int = 1024
     seed: int = 0
     dtype: torch.dtype = torch.float32
 
@@ -56,6 +57,11 @@ def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, schedul
     return 1 - progress if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def count_supervised(examples: Sequence[Example]) -> int:
+    """Tokens to be predicted; nothing stands before a first token to predict it from."""
+    return sum(label != IGNORED for example in examples for label in example.labels[1:])
+
+
 def training_batches(
     examples: Sequence[Example], batch_size: int, seed: int, first_step: int, total_steps: int
 ) -> Iterator[list[Example]]:
@@ -78,6 +84,7 @@ class Trainer:
         self.parameters = lora_parameters(model)
         if not self.parameters:
             raise ValueError("the model has no LoRA layers: call inject_lora first")
+        remember_origin(model)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
         device_type = model.device.type
         self.autocast = torch.autocast(device_type, options.dtype, enabled=options.dtype != torch.float32)
@@ -94,20 +101,37 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = options.learning_rate * factor
         self.model.train()
-        batches = [PackedBatch(part, self.model.device) for part in micro_batches(examples, options.micro_batch_tokens)]
-        supervised = sum(batch.supervised_tokens for batch in batches)
+        supervised = count_supervised(examples)
+        own = examples[distributed.rank() :: distributed.world_size()]
         total = 0.0
-        for batch in batches:
+        if own:
             with self.autocast:
-                loss = summed_loss(self.model, batch) / supervised
-            self.scaler.scale(loss).backward()
-            total += loss.item()
-        if not math.isfinite(total):
-            raise ValueError(f"step {self.completed_steps + 1}: the loss is {total}; lower --lr")
+                total = step_loss(
+                    self.model, own, options.micro_batch_tokens, lambda loss: self.scaler.scale(loss / supervised)
+                )
+        loss = self._sum_over_processes(total) / supervised
+        if not math.isfinite(loss):
+            raise ValueError(f"step {self.completed_steps + 1}: the loss is {loss}; lower --lr")
         grad_norm = self._update()
         self.completed_steps += 1
-        tokens = sum(batch.tokens for batch in batches)
-        return StepResult(total, grad_norm, options.learning_rate * factor, len(examples), tokens, supervised)
+        tokens = sum(len(example.input_ids) for example in examples)
+        return StepResult(loss, grad_norm, options.learning_rate * factor, len(examples), tokens, supervised)
+
+    def _sum_over_processes(self, loss: float) -> float:
+        """Add up the gradients, in place, and the loss: both are sums over examples, each process holds its share's."""
+        if distributed.world_size() == 1:
+            return loss
+        for parameter in self.parameters:
+            if parameter.grad is None:  # a short last batch may leave a process without examples
+                parameter.grad = torch.zeros_like(parameter)
+        grads = [parameter.grad for parameter in self.parameters]
+        total = torch.tensor([loss], dtype=torch.float32, device=self.model.device)
+        flat = torch.cat([total, *(grad.flatten() for grad in grads)])
+        torch.distributed.all_reduce(flat)
+        total, *sums = flat.split([1, *(grad.numel() for grad in grads)])
+        for grad, summed in zip(grads, sums, strict=True):
+            grad.copy_(summed.view_as(grad))
+        return total.item()
 
     def _update(self) -> float:
         self.scaler.unscale_(self.optimizer)
@@ -125,13 +149,8 @@ class Trainer:
     def validation_loss(self, examples: Sequence[Example]) -> float:
         """Mean loss in nats over the supervised tokens of `examples`, without dropout."""
         self.model.eval()
-        total, supervised = 0.0, 0
-        for part in micro_batches(examples, self.options.micro_batch_tokens):
-            batch = PackedBatch(part, self.model.device)
-            with self.autocast:
-                total += summed_loss(self.model, batch).item()
-            supervised += batch.supervised_tokens
-        return total / supervised
+        with self.autocast:
+            return step_loss(self.model, examples, self.options.micro_batch_tokens) / count_supervised(examples)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that later steps depend on: tensors by name, and JSON values."""
