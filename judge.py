@@ -111,7 +111,7 @@ class Guard:
         self.answers, self.arguments = answers, arguments
         self.tokenizer = load_tokenizer(arguments.model)
         self.prompts = [self.tokenizer.encode_chat(conversation(answer)) for answer in answers]
-        self.model = load_model(arguments.model, dtype=dtype, device=device)
+        self.model = load_model(arguments.model, dtype=dtype, device=device, quantize=arguments.quantize)
         names = [f"the answer to {answer['id']} with the guard's policy" for answer in answers]
         check_prompts(self.model.config, self.prompts, names)
 
@@ -207,7 +207,7 @@ def judging_settings(arguments: argparse.Namespace, dtype: torch.dtype, device: 
         return settings
     about = {"model": str(arguments.model), "max_new_tokens": arguments.max_new_tokens, "temperature": 0.0}
     about |= {"dtype": str(dtype).removeprefix("torch."), "device": str(device), "batch_size": arguments.batch_size}
-    return settings | about
+    return settings | about | {"quantize": arguments.quantize}
 
 
 def judge(arguments: argparse.Namespace) -> None:

@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 import torch
 
 from data.prompts import SELECTIONS
+from llama.distributed import rank, world_size
+from llama.quantization import SCHEMES
 from llama.tokenizer import DEFAULT_DATE
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -89,6 +91,9 @@ def add_run_options(parser: argparse.ArgumentParser, model: str, batch_size: int
         metavar="TYPE",
         help="float32, bfloat16, float16, or auto: bfloat16 on CUDA, float32 on CPU",
     )
+    parser.add_argument(
+        "--quantize", choices=SCHEMES, help="int8: frozen linears with 8-bit weights, a quarter of float32's memory"
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: CUDA if there is one")
     parser.add_argument("--limit", type=positive_int, metavar="N", help="use only N records (all)")
     parser.add_argument("--batch-size", type=positive_int, default=batch_size, metavar="N", help=batch_help)
@@ -140,6 +145,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def run_script(function: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
     """Call a script's body; bad input becomes one line on stderr and exit status 2, an interruption becomes 130."""
+    who = f"rank {rank()}: " if world_size() > 1 else ""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's preemption ends like Ctrl-C
     try:
         function(arguments)
@@ -147,14 +153,14 @@ def run_script(function: Callable[[argparse.Namespace], None], arguments: argpar
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{who}error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
             raise
-        print("error: out of memory: try a smaller --batch-size or --micro-batch-tokens", file=sys.stderr)
+        print(f"{who}error: out of memory: try a smaller --batch-size or --micro-batch-tokens", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: the same command, without --no-resume, goes on from here", file=sys.stderr)
+        print(f"{who}interrupted: the same command, without --no-resume, goes on from here", file=sys.stderr)
         return 130
     return 0

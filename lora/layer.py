@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llama.model import RMSNorm, SwiGLU
+from llama.quantization import dense_weight
 
 ALL_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -39,6 +40,7 @@ class LoRAConfig:
 class LowRankLinear(torch.autograd.Function):
     """x [..., in], frozen weight [out, in] and bias, A [rank, in], B [out, rank] -> [..., out] in the dtype of `x`.
 
+    `weight_scale` is None unless the weight is quantised.
     `origin` is None or a function and the inputs it made `x` from: then these are kept in place of `x`.
     `kept` [..., in] bool are the values dropout leaves; `scaling` includes what makes up for the others. Products with
     A and B are written so that the short side is the number of rows: BLAS is up to five times slower the other way.
@@ -49,6 +51,7 @@ class LowRankLinear(torch.autograd.Function):
         ctx,
         x: Tensor,
         weight: Tensor,
+        weight_scale: Tensor | None,
         bias: Tensor | None,
         A: Tensor,
         B: Tensor,
@@ -57,17 +60,17 @@ class LowRankLinear(torch.autograd.Function):
         origin: tuple[Callable[..., Tensor], tuple[Tensor, ...]] | None,
     ) -> Tensor:
         ctx.origin, inputs = origin or (None, (x,))
-        ctx.save_for_backward(weight, A, B, kept, *inputs)
+        ctx.save_for_backward(weight, weight_scale, A, B, kept, *inputs)
         ctx.scaling = scaling
         bias = None if bias is None else bias.to(x.dtype)
-        out = F.linear(x, weight.to(x.dtype), bias)
+        out = F.linear(x, dense_weight(weight, weight_scale, x.dtype), bias)
         low_rank = _rows(_drop(x, kept)) @ A.to(x.dtype).T
         _rows(out).addmm_(low_rank, B.to(x.dtype).T, alpha=scaling)
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, A, B, kept, *inputs = ctx.saved_tensors
+        weight, weight_scale, A, B, kept, *inputs = ctx.saved_tensors
         x = ctx.origin(*inputs) if ctx.origin else inputs[0]
         grad = grad.to(x.dtype)
         rows, dropped = _rows(grad), _rows(_drop(x, kept))
@@ -77,13 +80,13 @@ class LowRankLinear(torch.autograd.Function):
         grad_B = ((low_A @ dropped.T).mul_(ctx.scaling) @ rows).T.to(B.dtype)
         grad_x = None
         if ctx.needs_input_grad[0]:  # not so in the first block: embeddings are frozen
-            grad_x = (rows @ weight.to(x.dtype)).view(x.shape)
+            grad_x = (rows @ dense_weight(weight, weight_scale, x.dtype)).view(x.shape)
             through_low_rank = _rows(grad_x)
             if kept is None:
                 through_low_rank.addmm_(grad_low.T, low_A)
             else:
                 through_low_rank += _drop(grad_low.T @ low_A, _rows(kept))
-        return grad_x, None, None, grad_A, grad_B, None, None, None
+        return grad_x, None, None, None, grad_A, grad_B, None, None, None
 
 
 def remember_origin(model: nn.Module) -> None:
@@ -119,6 +122,7 @@ class LoRALinear(nn.Linear):
         nn.Module.__init__(self)  # not Linear's own: it would allocate a second weight
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
+        self.weight_scale = getattr(linear, "weight_scale", None)  # of a QuantizedLinear
         self.config = config
         self.scale = 1.0  # set_lora_scale changes it
         self.enabled = True
@@ -139,15 +143,22 @@ class LoRALinear(nn.Linear):
             dtype = torch.get_autocast_dtype(device_type)
             origin, x = origin if x.dtype == dtype else None, x.to(dtype)
         if not self.enabled:
-            return super().forward(x)
+            return F.linear(x, dense_weight(self.weight, self.weight_scale, x.dtype), self.bias)
         kept = None
         if self.training and self.config.dropout:
             kept = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - self.config.dropout)
         scaling = self.scaling / (1 - self.config.dropout) if kept is not None else self.scaling
-        return LowRankLinear.apply(x, self.weight, self.bias, self.lora_A, self.lora_B, kept, scaling, origin)
+        return LowRankLinear.apply(
+            x, self.weight, self.weight_scale, self.bias, self.lora_A, self.lora_B, kept, scaling, origin
+        )
 
     def merged(self) -> nn.Linear:
-        """A plain linear with the update added, formed in float32 and rounded once to the weight's dtype."""
+        """A plain linear with the update added, formed in float32 and rounded once to the weight's dtype.
+
+        ValueError if the weight is quantised: most of an update is smaller than a step of 8 bits.
+        """
+        if self.weight_scale is not None:
+            raise ValueError("an adapter cannot be merged into quantised weights; load the model without quantize")
         linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
         update = self.scaling * (self.lora_B @ self.lora_A)
         weight = (self.weight.float() + update).to(self.weight.dtype).detach()

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from data.examples import Example
+from llama import distributed
+from llama.decoding import common_prefix_length
 from llama.model import Decoder
 from lora.packing import PackedBatch, Row, SharedPrefix, micro_batches
 
@@ -59,17 +61,22 @@ def step_loss(
 ) -> float:
     """Cross-entropy summed over the supervised tokens of `examples`, in nats, in passes of at most `max_tokens` tokens.
 
-    With `backward`, gradients are added to the LoRA layers' as well: those of what it makes of the summed loss,
-    which must be linear (a division, a loss scale).
+    With `backward`, gradients are added to the LoRA layers' as well: those of what it makes of the summed loss, which
+    must be linear (a division, a loss scale). Of several processes, each takes every n-th example and returns its own
+    part of the loss; all make equally many passes, since with FSDP they meet in each block of each.
     """
-    prefix = SharedPrefix(examples, model.device)
+    rank, world_size = distributed.rank(), distributed.world_size()
+    length = common_prefix_length([example.input_ids for example in examples])
+    shares = [micro_batches(examples[i::world_size], length, max_tokens) for i in range(world_size)]
+    prefix = SharedPrefix(examples[rank::world_size] or examples[:1], length, model.device)
     total = 0.0
-    prefix_loss = summed_loss(model, prefix) if prefix.length else torch.zeros(())
-    for part in micro_batches(examples, prefix.length, max_tokens):
-        loss = summed_loss(model, PackedBatch(part, prefix))
+    prefix_loss = summed_loss(model, prefix) * bool(shares[rank]) if length else torch.zeros(())
+    for index in range(max(map(len, shares))):
+        busy = index < len(shares[rank])
+        loss = summed_loss(model, PackedBatch(shares[rank][index] if busy else examples[:1], prefix)) * busy
         if backward:
             backward(loss).backward()
         total += loss.item()
-    if backward and prefix.length:
+    if backward and length:
         prefix.backward(backward(prefix_loss))
     return total + prefix_loss.item()

@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.examples import IGNORED, Example
-from llama.decoding import common_prefix_length
 from llama.model import causal_attention
 
-# What scaled_dot_product_attention calls on the CPU: gives log-sums as well, and takes fewer heads of keys than queries.
+# What scaled_dot_product_attention calls on the CPU; it gives log-sums as well, and keys may have fewer heads.
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -38,14 +37,14 @@ class Row:
 
 
 class SharedPrefix(Row):
-    """The tokens that all `examples` begin with, `length` of them (may be 0).
+    """The first `length` tokens (may be 0) of `examples`, which all of them begin with.
 
     `weights` exceed 1 where several examples are to predict the same token. Passing through the decoder leaves each
     layer's keys and values here; those that `PackedBatch` reads are leaves, which collect their gradients.
     """
 
-    def __init__(self, examples: Sequence[Example], device: torch.device | str = "cpu") -> None:
-        length = self.length = common_prefix_length([example.input_ids for example in examples])
+    def __init__(self, examples: Sequence[Example], length: int, device: torch.device | str = "cpu") -> None:
+        self.length = length
         targets = Counter(
             (place - 1, label)
             for example in examples

@@ -3,10 +3,13 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard
+from torch.utils.checkpoint import checkpoint
 
 from data.examples import IGNORED, Example, epoch_batches
 from llama import distributed
@@ -20,7 +23,10 @@ SCHEDULES = ("cosine", "linear", "constant")
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """`micro_batch_tokens` bounds one forward pass; without dropout, it changes memory and speed alone."""
+    """`micro_batch_tokens` bounds one forward pass; without dropout, it changes memory and speed alone.
+
+    So does `checkpoint_activations`: blocks are computed again in the backward pass. `fsdp` shards the frozen weights.
+    """
 
     total_steps: int
     learning_rate: float = 2e-4
@@ -31,6 +37,8 @@ class TrainerOptions:
     micro_batch_tokens: int = 1024
     seed: int = 0
     dtype: torch.dtype = torch.float32
+    checkpoint_activations: bool = False
+    fsdp: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,17 @@ def training_batches(
             step += 1
 
 
+def shard_base(model: Decoder) -> None:
+    """Leave each process its part of the frozen weights (FSDP2); a block is whole only while it computes.
+
+    LoRA parameters stay whole everywhere, their gradients are exchanged by the trainer.
+    """
+    lora = set(lora_parameters(model))
+    for block in model.model["layers"]:
+        fully_shard(block, ignored_params=lora)
+    fully_shard(model, ignored_params=lora)
+
+
 class Trainer:
     """Trains the LoRA layers of `model`. They and the optimizer are float32 whatever the dtype of the rest."""
 
@@ -85,6 +104,11 @@ class Trainer:
         if not self.parameters:
             raise ValueError("the model has no LoRA layers: call inject_lora first")
         remember_origin(model)
+        if options.checkpoint_activations:
+            for block in model.model["layers"]:
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        if options.fsdp:
+            shard_base(model)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
         device_type = model.device.type
         self.autocast = torch.autocast(device_type, options.dtype, enabled=options.dtype != torch.float32)
@@ -102,14 +126,11 @@ class Trainer:
             group["lr"] = options.learning_rate * factor
         self.model.train()
         supervised = count_supervised(examples)
-        own = examples[distributed.rank() :: distributed.world_size()]
-        total = 0.0
-        if own:
-            with self.autocast:
-                total = step_loss(
-                    self.model, own, options.micro_batch_tokens, lambda loss: self.scaler.scale(loss / supervised)
-                )
-        loss = self._sum_over_processes(total) / supervised
+        with self.autocast:
+            total = step_loss(
+                self.model, examples, options.micro_batch_tokens, lambda loss: self.scaler.scale(loss / supervised)
+            )
+        loss = self._sum_over_processes(total, gradients=True) / supervised
         if not math.isfinite(loss):
             raise ValueError(f"step {self.completed_steps + 1}: the loss is {loss}; lower --lr")
         grad_norm = self._update()
@@ -117,17 +138,16 @@ class Trainer:
         tokens = sum(len(example.input_ids) for example in examples)
         return StepResult(loss, grad_norm, options.learning_rate * factor, len(examples), tokens, supervised)
 
-    def _sum_over_processes(self, loss: float) -> float:
-        """Add up the gradients, in place, and the loss: both are sums over examples, each process holds its share's."""
+    def _sum_over_processes(self, loss: float, gradients: bool) -> float:
+        """Add up the loss and, in place, the gradients: both are sums over examples, each process has its share's."""
         if distributed.world_size() == 1:
             return loss
-        for parameter in self.parameters:
-            if parameter.grad is None:  # a short last batch may leave a process without examples
-                parameter.grad = torch.zeros_like(parameter)
-        grads = [parameter.grad for parameter in self.parameters]
-        total = torch.tensor([loss], dtype=torch.float32, device=self.model.device)
-        flat = torch.cat([total, *(grad.flatten() for grad in grads)])
-        torch.distributed.all_reduce(flat)
+        grads = [parameter.grad for parameter in self.parameters] if gradients else []
+        flat = torch.cat([torch.tensor([loss], device=self.model.device), *(grad.flatten() for grad in grads)])
+        try:
+            torch.distributed.all_reduce(flat)
+        except RuntimeError as error:
+            raise ValueError(f"another process has ended ({str(error).splitlines()[0]})") from None
         total, *sums = flat.split([1, *(grad.numel() for grad in grads)])
         for grad, summed in zip(grads, sums, strict=True):
             grad.copy_(summed.view_as(grad))
@@ -150,7 +170,8 @@ class Trainer:
         """Mean loss in nats over the supervised tokens of `examples`, without dropout."""
         self.model.eval()
         with self.autocast:
-            return step_loss(self.model, examples, self.options.micro_batch_tokens) / count_supervised(examples)
+            total = step_loss(self.model, examples, self.options.micro_batch_tokens)
+        return self._sum_over_processes(total, gradients=False) / count_supervised(examples)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that later steps depend on: tensors by name, and JSON values."""

@@ -80,8 +80,7 @@ def plain(model: Decoder, examples: list[Example]) -> tuple[float, list[torch.Te
 @pytest.mark.parametrize("max_tokens", [1000, 30])
 def test_packed_loss_and_gradients_equal_the_plain_way(model, prefix, supervise_all, max_tokens):
     examples = make_examples(1, prefix, supervise_all)
-    shared = SharedPrefix(examples)
-    assert shared.length == prefix
+    shared = SharedPrefix(examples, prefix)
     assert PackedBatch(examples, shared).input_ids.shape[1] == sum(len(e.input_ids) - prefix for e in examples)
     assert_same(packed(model, examples, max_tokens), plain(model, examples))
 
@@ -155,7 +154,7 @@ def test_gradcheck():
 def test_loss_and_backward_on_the_meta_device(model):
     """Every tensor follows the model's device: the only CUDA check a CPU machine can make."""
     meta = model.to("meta")
-    prefix = SharedPrefix(make_examples(1, prefix=11, supervise_all=True), "meta")
+    prefix = SharedPrefix(make_examples(1, prefix=11, supervise_all=True), 11, "meta")
     prefix_loss = summed_loss(meta, prefix)
     summed_loss(meta, PackedBatch(make_examples(1, prefix=11), prefix)).backward()
     assert all(leaf.grad.device.type == "meta" for leaf in prefix.leaves)
