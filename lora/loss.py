@@ -48,7 +48,9 @@ def summed_loss(model: Decoder, row: Row) -> Tensor:
     """Cross-entropy summed over the supervised tokens of one pass, a float32 scalar in nats."""
     hidden = model(row.input_ids, row.positions, row.attend)[0]
     if not len(row.targets):
-        return torch.zeros((), device=hidden.device)
+        return hidden[:0].sum(
+            dtype=torch.float32
+        )  # zero, but of the graph: FSDP makes a block whole by its output's hook
     weights = row.weights.to(torch.promote_types(hidden.dtype, torch.float32))
     return FrozenHeadCrossEntropy.apply(hidden[row.sources], model.lm_head.weight, row.targets, weights)
 
