@@ -116,7 +116,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     arguments = parser.parse_args(argv)
     if arguments.fsdp and distributed.world_size() == 1:
-        parser.error("--fsdp needs several processes: torchrun --nproc-per-node N train.py --fsdp ...")
+        parser.error("--fsdp needs several processes: torchrun --nproc-per-node N -- train.py --fsdp ...")
     return arguments
 
 
