@@ -113,12 +113,16 @@ def build_prompts(
 def load_tuned_model(
     arguments: argparse.Namespace, adapter: Path | None, dtype: torch.dtype, device: torch.device
 ) -> Decoder:
-    """The model with its adapter, if any, merged into the weights: decoding then costs what the base model costs."""
-    model = load_model(arguments.model, dtype=dtype, device=device)
+    """The model with its adapter, if any, merged into the weights: decoding then costs what the base model costs.
+
+    Quantised weights are too coarse to take it in: over them it stays apart.
+    """
+    model = load_model(arguments.model, dtype=dtype, device=device, quantize=arguments.quantize)
     if adapter:
         load_adapter(model, adapter)
         set_lora_scale(model, arguments.adapter_scale)
-        merge_lora(model)
+        if not arguments.quantize:
+            merge_lora(model)
     return model
 
 
@@ -243,7 +247,7 @@ def plan(arguments: argparse.Namespace) -> tuple[list[AnswerTask], Tokenizer, Ca
         raise ValueError(f"--adapter-scale {arguments.adapter_scale:g} without an adapter to scale")
     if rank() == 0:
         print(f"{arguments.model}, {f'adapter {adapter}' if adapter else 'no adapter: the base model'}", flush=True)
-    named = ("max_new_tokens", "temperature", "top_p", "seed", "date", *runs.HOW_RUN)
+    named = ("max_new_tokens", "temperature", "quantize", "top_p", "seed", "date", *runs.HOW_RUN)
     settings = {
         **{name: getattr(arguments, name) for name in named},
         "model": str(arguments.model),

@@ -129,7 +129,8 @@ class Guard:
 
     def load(self) -> None:
         """Load the model. ValueError if its weights are not whole."""
-        self.model = load_model(self.arguments.model, dtype=self.dtype, device=self.device)
+        arguments = self.arguments
+        self.model = load_model(arguments.model, dtype=self.dtype, device=self.device, quantize=arguments.quantize)
 
     def judge(self, indices: Sequence[int], add: Callable[[Record], None], stats: DecodingStats) -> None:
         """Judge the answers of these indices; call `add` with each verdict as soon as it is there."""
@@ -210,6 +211,7 @@ def judging_settings(arguments: argparse.Namespace, dtype: torch.dtype, device: 
     about |= {
         "grammar": arguments.grammar,
         "dtype": str(dtype).removeprefix("torch."),
+        "quantize": arguments.quantize,
         "device": str(device),
         "batch_size": arguments.batch_size,
         "memory": arguments.memory,

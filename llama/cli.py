@@ -12,6 +12,7 @@ import torch
 
 from data.prompts import SELECTIONS
 from llama.distributed import prefix
+from llama.quantization import SCHEMES
 from llama.tokenizer import DEFAULT_DATE
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -89,6 +90,9 @@ def add_run_options(parser: argparse.ArgumentParser, model: str, batch_size: int
         default="auto",
         metavar="TYPE",
         help="float32, bfloat16, float16, or auto: bfloat16 on CUDA, float32 on CPU",
+    )
+    parser.add_argument(
+        "--quantize", choices=SCHEMES, help="int8: frozen linears with 8-bit weights, a quarter of float32's memory"
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: CUDA if there is one")
     parser.add_argument("--limit", type=positive_int, metavar="N", help="use only N records (all)")

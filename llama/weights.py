@@ -13,22 +13,35 @@ from llama.config import ModelConfig
 from llama.files import read_json_object
 from llama.hub import resolve
 from llama.model import Decoder
+from llama.quantization import SCHEMES, QuantizedLinear, quantize_linears, quantize_weight
 
 SINGLE = "model.safetensors"
+SCALE = ".weight_scale"  # the second tensor of a quantised linear; checkpoints have none
 INDEX = "model.safetensors.index.json"
 
 
-def load_model(ref: str | Path, dtype: str | torch.dtype = "float32", device: str | torch.device = "cpu") -> Decoder:
+def load_model(
+    ref: str | Path,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
+    quantize: str | None = None,
+) -> Decoder:
     """The decoder at `ref` (local folder, Hub id or alias), in eval mode with frozen weights of `dtype` on `device`.
 
+    With `quantize="int8"` the linears of its blocks hold 8-bit weights, rounded one tensor at a time.
     Raises one ValueError that lists every missing, unexpected or misshapen tensor.
     """
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    if quantize not in (None, *SCHEMES):
+        raise ValueError(f"quantize = {quantize!r}: expected None or one of {', '.join(SCHEMES)}")
     folder = resolve(ref)
     config = ModelConfig.load(folder)
     with torch.device("meta"):
         model = Decoder(config)
-    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    if quantize:
+        quantize_linears(model)
+    small = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters() if not name.endswith(SCALE)}
     found: dict[str, Tensor] = {}
     problems = []
     for name, tensor in read_tensors(folder):
@@ -38,6 +51,10 @@ def load_model(ref: str | Path, dtype: str | torch.dtype = "float32", device: st
             problems.append(f"unexpected {name} {list(tensor.shape)}")
         elif tuple(tensor.shape) != wanted[name]:
             problems.append(f"{name} is {list(tensor.shape)}, config.json asks for {list(wanted[name])}")
+        elif name in small:
+            weight, scale = quantize_weight(tensor.to(device))
+            found[name], found[name.removesuffix(".weight") + SCALE] = weight, scale
+            continue
         else:
             found[name] = tensor.to(device=device, dtype=dtype)
             continue
