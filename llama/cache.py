@@ -16,6 +16,7 @@ from torch import Tensor
 
 from llama.config import ModelConfig
 
+FEW_QUERIES = 16  # up to so many at once, PyTorch's flash attention on the CPU is slower than plain products
 ROWS_PER_PART = 16  # rows attended together are computed to the longest of them: few enough to differ little
 
 
@@ -142,18 +143,17 @@ def _attention_with_log_sum(
     queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention, [R, K, Q, D] over [R, K, M, D] -> [R, K, Q, D], and float32 logs of the softmax sums."""
-    if queries.device.type == "cpu":  # what scaled_dot_product_attention runs, but it keeps the sums to itself
+    if queries.device.type == "cpu" and queries.shape[-2] > FEW_QUERIES:
+        # What scaled_dot_product_attention runs, but that keeps the sums to itself.
         flash_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         return flash_attention(queries, keys, values, attn_mask=bias)
-    return _attention_by_products(queries, keys, values, bias)
-
-
-def _attention_by_products(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The same in plain operations, for other devices."""
     scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
-    scores = (scores if bias is None else scores + bias).float()
-    log_sum = scores.logsumexp(-1)
-    return (scores - log_sum[..., None]).exp().to(values.dtype) @ values, log_sum
+    scores = scores.float() if bias is None else scores.add_(bias).float()
+    top = scores.amax(-1, keepdim=True)
+    scores = scores.sub_(top).exp_()
+    total = scores.sum(-1, keepdim=True)
+    out = (scores.to(values.dtype) @ values).div_(total.to(values.dtype))
+    return out, total.log_().add_(top).squeeze(-1)
 
 
 def _causal_bias(starts: list[int], width: int, groups: int, like: Tensor) -> Tensor:

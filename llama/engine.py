@@ -2,8 +2,8 @@
 
 A finished row leaves at once and the next prompt takes its slot. Prompts are read in chunks beside the decoding rows,
 without padding, so a long prompt neither stalls the others nor needs memory for more than one chunk. A prompt that
-begins like one in another slot copies what that slot holds. When few rows are left, a step is bound by reading the
-weights, so each greedy row also verifies a draft of its own text (prompt lookup).
+begins like one in another slot copies what that slot holds. A greedy row whose text repeats itself verifies a draft of
+it; so does every row when few are left, since a step is then bound by reading the weights.
 """
 
 from collections import deque
@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from llama.cache import Feed, KVCache, PrefixPass, StepPass, bytes_per_token
+from llama.drafting import LONGEST, Drafter
 from llama.model import Decoder
 from llama.sampling import Sampling, sample
 
 PREFILL_CHUNK = 512  # prompt tokens read in one forward pass
 VERIFIED_TOKENS = 24  # a forward pass over so many tokens costs little more than over one
+DRAFTED_TOKENS = 192  # in one forward pass: each needs the output head
 WORTH_COPYING = 16  # tokens that a prompt must share with another slot before it waits for them
 
 # The tokens allowed next, given a row's new tokens so far: None is any, a single one is forced and costs no step.
@@ -67,6 +69,7 @@ class Row:
     limit: int
     random: np.random.Generator
     cached: int = 0  # of `tokens`, those whose keys and values are stored
+    drafter: Drafter | None = None  # from the row's first step on, where drafts are verified at all
 
     @property
     def new(self) -> list[int]:
@@ -113,7 +116,7 @@ class Engine:
             for i, prompt in enumerate(prompts)
         )
         # A draft may reach past the last token that counts.
-        self.capacity = max(row.prompt_length + row.limit for row in self.waiting) + VERIFIED_TOKENS
+        self.capacity = max(row.prompt_length + row.limit for row in self.waiting) + LONGEST
         self._allocate(self._affordable_slots())
 
     def _affordable_slots(self) -> int:
@@ -159,6 +162,8 @@ class Engine:
         while coming:
             row.tokens.append(coming.popleft())
             self.stats.new_tokens += 1
+            if row.drafter:
+                row.drafter.append(row.tokens[-1])
             stopped = row.tokens[-1] in self.options.stop_ids
             if stopped or len(row.tokens) - row.prompt_length == row.limit:
                 self.outputs[row.index] = Output(row.new, "stop" if stopped else "length")
@@ -244,15 +249,20 @@ class Engine:
         return row.pending
 
     def _drafts(self) -> dict[Row, list[int]]:
-        """Equally long drafts for all decoding rows, if they are few and at least one has something to go by."""
+        """What decoding rows are to verify: those with a streak of right guesses always, the others if they are few."""
+        if self.options.sampling.temperature > 0 or self.options.guide:
+            return {}
         rows = [row for row in self.slots if row.pending == 1]
-        length = VERIFIED_TOKENS // len(rows) - 1 if rows else 0
-        if length < 1 or self.options.sampling.temperature > 0 or self.options.guide:
-            return {}
-        drafts = {row: look_up_draft(self.prefix + row.tokens, length) for row in rows}
-        if not any(drafts.values()):
-            return {}
-        return {row: draft or [row.tokens[-1]] * length for row, draft in drafts.items()}
+        free = VERIFIED_TOKENS // len(rows) - 1 if rows else 0
+        drafts, room = {}, DRAFTED_TOKENS
+        for row in rows:
+            row.drafter = row.drafter or Drafter(self.prefix + row.tokens)
+            left = row.prompt_length + row.limit - len(row.tokens) - 1
+            length = min(row.drafter.trusted_length or free, left, room)
+            if length > 0 and (draft := row.drafter.draft(length)):
+                drafts[row] = draft
+                room -= len(draft)
+        return drafts
 
     def _accept(self, logits: Tensor, turns: list[Turn]) -> list[tuple[Row, list[int]]]:
         """New tokens of each row from its logits: one, and as much of a draft as greedy decoding would have chosen."""
@@ -298,17 +308,3 @@ def common_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
         return 0
     low, high = min(prompts), max(prompts)  # what the extremes of the sorted order share, all share
     return shared_length(low, high, min(map(len, prompts)) - 1)
-
-
-def look_up_draft(tokens: list[int], length: int) -> list[int]:
-    """Guess the next `length` tokens (Saxena 2023): what followed the latest earlier occurrence of the last three.
-
-    Text that ends in a loop is continued around the loop. Empty if the last two tokens never occurred before.
-    """
-    for size in (3, 2):
-        tail = tokens[-size:]
-        for start in range(len(tokens) - size - 1, -1, -1):
-            if tokens[start] == tail[0] and tokens[start : start + size] == tail:
-                following = tokens[start + size : start + size + length]
-                return (following * length)[:length]
-    return []

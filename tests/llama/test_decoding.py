@@ -9,9 +9,9 @@ import torch
 
 from data.gsm8k import load_gsm8k
 from data.prompts import ShotSelector, gsm8k_messages
-from llama import cache, engine, generate, load_model, load_tokenizer
+from llama import cache, drafting, engine, generate, load_model, load_tokenizer
 from llama.cache import bytes_per_token
-from llama.engine import DecodingStats, common_prefix_length, look_up_draft
+from llama.engine import DecodingStats, common_prefix_length
 from llama.sampling import sample
 from tests.tiny import save_transformers_model, tiny_transformers_model
 
@@ -91,29 +91,14 @@ def test_drafts_change_nothing_but_the_number_of_passes(models, monkeypatch):
     _, ours = models
     prompts = [prompt * 3 for prompt in ragged_prompts(7)]  # text that repeats itself invites good and bad drafts
     results, passes = [], []
-    for verified in (1, 16, 64):  # no drafts, the default, long ones
+    for verified, lengths in ((1, ()), (24, ()), (1, ((2, 5),)), (64, ((1, 7),))):  # none, few rows, streaks, both
         monkeypatch.setattr(engine, "VERIFIED_TOKENS", verified)
+        monkeypatch.setattr(drafting, "TRUSTED", lengths)
         stats = DecodingStats()
-        results.append(generate(ours, prompts, 60, STOP_IDS, batch_size=2, stats=stats))
+        results.append(generate(ours, prompts, 120, STOP_IDS, batch_size=2, stats=stats))
         passes.append(stats.forward_passes)
-    assert results[0] == results[1] == results[2]
-    assert passes[1] < passes[0]
-
-
-@pytest.mark.parametrize(
-    ("tokens", "length", "draft"),
-    [
-        ([1, 2, 3, 4, 5, 1, 2, 3], 2, [4, 5]),
-        ([1, 2, 3, 9, 1, 2, 3, 8, 1, 2, 3], 1, [8]),  # the latest occurrence
-        ([7, 2, 3, 4, 8, 2, 3], 1, [4]),  # two tokens will do
-        ([5, 6, 5, 6, 5, 6], 5, [5, 6, 5, 6, 5]),  # around the loop
-        ([4, 4, 4, 4], 3, [4, 4, 4]),
-        ([1, 2, 3, 4], 3, []),
-        ([1], 3, []),
-    ],
-)
-def test_look_up_draft(tokens, length, draft):
-    assert look_up_draft(tokens, length) == draft
+    assert results[0] == results[1] == results[2] == results[3]
+    assert passes[1] < passes[0] and passes[2] < passes[0]
 
 
 def test_shared_prefix_is_computed_once(models):
@@ -182,11 +167,11 @@ def _out_of_memory(*_):
 
 
 def test_attention_without_the_flash_kernel_is_the_same(models, monkeypatch):
-    """Other devices form the scores themselves; here that way runs on the CPU."""
+    """Other devices always form the scores themselves; here that way runs on the CPU."""
     _, ours = models
     prompts = ragged_prompts(8, prefix=17)
     expected = generate(ours, prompts, 20, STOP_IDS, 4)
-    monkeypatch.setattr(cache, "_attention_with_log_sum", cache._attention_by_products)
+    monkeypatch.setattr(cache, "FEW_QUERIES", 10**9)
     assert generate(ours, prompts, 20, STOP_IDS, 4) == expected
 
 
