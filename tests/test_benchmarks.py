@@ -9,7 +9,18 @@ def test_decode_compares_ours_with_transformers(chat_checkpoint, tmp_path):
     """Guards the whole path; a random model repeats itself, so a difference in tokens would be a real one."""
     output = tmp_path / "decode.json"
     options = ["--model", str(chat_checkpoint), "--data", "demo", "--settings", "fixed-3-shot", "--questions", "4"]
-    options += ["--transformers-questions", "3", "--batch-size", "2", "--max-new-tokens", "6", "--threads", "1"]
+    options += [
+        "--one-prompt",
+        "1",
+        "--transformers-questions",
+        "3",
+        "--batch-size",
+        "2",
+        "--max-new-tokens",
+        "6",
+        "--threads",
+        "1",
+    ]
     assert decode.main([*options, "--output", str(output)]) == 0
     report = json.loads(output.read_text())
     section = report["settings"]["fixed-3-shot"]
@@ -18,7 +29,7 @@ def test_decode_compares_ours_with_transformers(chat_checkpoint, tmp_path):
     assert theirs["ratio_to_ours"] == (theirs["seconds"] / 3) / (ours["seconds"] / 4)
     assert section["limits"]["prefill_tokens_needed"] < section["prompt_tokens"] / 2
     table = output.with_suffix(".md").read_text()
-    assert "| transformers | first 3 |" in table and "3 of 3" in table
+    assert "| transformers | first 3 |" in table and "3 of 3" in table and "The first prompt alone" in table
 
 
 def test_missing_peer_is_one_line(chat_checkpoint, capsys):
