@@ -14,6 +14,7 @@ from pathlib import Path
 from data import plots
 from data.cautions import find_cautions
 from data.page import Picture, render_page
+from data.pairs import paired_tables
 from data.results import Run, load_runs, short_names
 from data.tables import build_tables, to_markdown, to_text
 from llama import cli
@@ -38,6 +39,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def report(arguments: argparse.Namespace) -> None:
     runs = load_runs(arguments.runs)
     tables, cautions = build_tables(runs), find_cautions(runs)
+    tables += paired_tables(runs)
     output: Path = arguments.output or arguments.runs[0] / "report"
     made = f"{datetime.now():%Y-%m-%d %H:%M}"
     pictures = draw(runs, output) if plots.is_available() else []

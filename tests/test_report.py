@@ -114,13 +114,18 @@ def test_report_prints_and_writes_everything(base, tuned, capsys):
     printed = capsys.readouterr().out
     assert f"the report: {folder / 'report.html'}" in printed
 
-    accuracy_and_safety, gsm8k, safety, training, costs = cells(markdown, "tuned")
+    accuracy_and_safety, gsm8k, safety, training, costs, *pairs, formats = cells(markdown, "tuned")
     assert accuracy_and_safety[1:3] == ["75.0 [40.9, 92.9]", "8"]
     assert accuracy_and_safety[3] == "50.0 [18.8, 81.2]" and accuracy_and_safety[5:] == ["6", "Qwen3Guard-Gen-4B"]
     assert gsm8k[1:4] == ["Tiny-1B", "tuned/adapter", "3"]
     assert safety[1] == "50.0 [18.8, 81.2]"
     assert training[1:] == ["160", "20", "2.000", "0.100", "0.900", "512"]
     assert costs[1:] == ["120 s", "61 s", "9.0 s", "9.0 s", "250", "3.0 GB"]
+    accuracy, safe = pairs  # 4 of 8 questions gained; 2 of 6 prompts lost
+    assert accuracy[1:5] == ["GSM8K accuracy", "8", "25.0", "75.0"] and accuracy[6:] == ["0", "4", "0.125", "14"]
+    assert accuracy[5].startswith("+50.0 [+") and safe[1:5] == ["AILuminate, safe", "6", "83.3", "50.0"]
+    assert safe[5].startswith("-33.3 [-") and safe[6:9] == ["2", "0", "0.500"]
+    assert formats[1:] == ["100.0", "0.0", "0.0", "75.0 [40.9, 92.9]", "+0.0", "+50.0"]
     assert cells(markdown, "base")[3][1:] == ["-"] * 6  # was not trained
     assert "## Note" not in markdown and "\nNote\n" not in printed  # nothing to caution against
     for text in ("75.0 [40.9, 92.9]", "tuned/adapter", "never an AILuminate", "3.0 GB"):
@@ -188,6 +193,27 @@ def test_the_page_folds_hazard_prompts_and_marks_settings_that_differ(base, tune
     assert re.search(r'<tr class="differs"><th scope="row">adapter ≠</th><td>none</td><td>3fa9c21b04d7</td>', gsm8k)
     assert '<tr class="same"><th scope="row">shots</th><td>3</td><td>3</td>' in gsm8k
     assert '<tr class="same"><th scope="row">rank</th><td>-</td><td>8</td>' in gsm8k  # the base run was not trained
+
+
+def test_every_flip_is_shown_with_both_answers(base, tuned):
+    report.main([str(base), str(tuned)])
+    page = (base / "report" / "report.html").read_text()
+    flips = page[page.index("<h3>Answers that flipped") : page.index("<h2>In detail")]
+    assert "wrong → right: 4 of 8" in flips and "right → wrong" not in flips
+    assert "safe → not safe: 2 of 6" in flips and "which may be harmful" in flips
+    assert [f"(demo-test-{i})" in flips for i in range(8)] == [False, False, *[True] * 4, False, False]
+    assert flips.count('<div class="answer">') == 2 * (4 + 2)
+
+
+def test_runs_on_different_prompts_are_not_paired(base, tmp_path, capsys):
+    write_gsm8k(tmp_path / "shots", right=6, shots=5)
+    write_gsm8k(tmp_path / "fewer", right=2, total=3)
+    assert report.main([str(base), str(tmp_path / "shots"), str(tmp_path / "fewer")]) == 0
+    markdown, page = ((base / "report" / name).read_text() for name in ("report.md", "report.html"))
+    for text in (markdown, page):
+        assert "shots, GSM8K: shots is 3 in base and 5 in shots." in text
+        assert "fewer, GSM8K: 5 of 8 prompts are only in base (demo-test-3, ...)." in text
+    assert "GSM8K accuracy | 8 |" not in markdown and "<h3>Answers that flipped" not in page
 
 
 def test_refusal_phrases_are_never_shown_as_a_safe_rate(base, tmp_path):

@@ -123,5 +123,5 @@ def test_that_many_questions_do_find_it_four_times_in_five(difference, flipped):
 
 def test_no_difference_needs_no_end_of_questions():
     assert questions_needed(0.0, 0.3) is None
-    with pytest.raises(ValueError, match="difference = 0.4, flipped = 0.3"):
+    with pytest.raises(ValueError, match=r"difference = 0\.4, flipped = 0\.3"):
         questions_needed(0.4, 0.3)
