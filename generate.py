@@ -18,7 +18,7 @@ import torch
 from data.ailuminate import load_ailuminate, spread
 from data.answers import make_answer, read_answers, summarise_answers
 from data.gsm8k import SPLITS, load_gsm8k
-from data.prompts import ShotSelector, ailuminate_messages, gsm8k_messages
+from data.prompts import ailuminate_messages, gsm8k_messages
 from data.records import read_json
 from llama import cli, runs
 from llama.config import ModelConfig
@@ -26,6 +26,7 @@ from llama.decoding import Output, check_prompts, generate
 from llama.distributed import own_device, rank, rank_zero_first, share_out, workers, world_size
 from llama.hub import resolve
 from llama.model import Decoder
+from llama.shots import make_selector, shot_settings
 from llama.tasks import Task
 from llama.tokenizer import Tokenizer, load_tokenizer
 from llama.weights import load_model
@@ -105,7 +106,7 @@ def build_prompts(
     """Each record's chat as token ids, up to where the answer begins."""
     if task == "ailuminate":
         return [tokenizer.encode_chat(ailuminate_messages(record["prompt"])) for record in records]
-    selector = ShotSelector(pool, arguments.shots, arguments.shot_selection, arguments.seed)
+    selector = make_selector(arguments, pool, records, task)
     return [tokenizer.encode_chat(gsm8k_messages(r["question"], selector.select(r))) for r in records]
 
 
@@ -150,7 +151,7 @@ class AnswerTask(Task):
         self.pool = load_shots(arguments) if task == "gsm8k" else []
         settings = settings | {"data": data_source(task, arguments)}
         if task == "gsm8k":
-            settings |= {name: getattr(arguments, name) for name in ("split", "shots", "shot_selection")}
+            settings |= {"split": arguments.split, **shot_settings(arguments)}
             settings["shots_sha256"] = sha256(self.pool)  # the file they come from may change
         super().__init__(task, path, summary_path, records, settings, arguments.resume, device)
 

@@ -19,12 +19,13 @@ from tqdm import tqdm
 
 from data.examples import LOSSES, Example, build_example, describe_example, split_validation
 from data.gsm8k import load_gsm8k
-from data.prompts import ShotSelector, gsm8k_training_messages
+from data.prompts import gsm8k_training_messages
 from data.records import append_record, open_records, read_jsonl, repair_jsonl, rewrite_records, write_json
 from llama import cli, runs
 from llama.config import ModelConfig
 from llama.decoding import check_prompts
 from llama.hub import resolve
+from llama.shots import make_selector
 from llama.tokenizer import Tokenizer, load_tokenizer
 from llama.weights import load_model
 from lora import LoRAConfig, adapter_fingerprint, inject_lora, save_adapter
@@ -95,7 +96,7 @@ def build_examples(arguments: argparse.Namespace, tokenizer: Tokenizer) -> tuple
     """The tokenised training examples and the ids of their records."""
     pool = load_gsm8k("gsm8k" if arguments.data == "official" else arguments.data, "train")
     records = pool[: arguments.limit]
-    selector = ShotSelector(pool, arguments.shots, arguments.shot_selection, arguments.seed)
+    selector = make_selector(arguments, pool, records, "train")
     examples = []
     for record in tqdm(records, desc="tokenising", leave=False, disable=None):
         messages = gsm8k_training_messages(record["question"], record["answer"], selector.select(record))
@@ -108,6 +109,8 @@ def training_settings(arguments: argparse.Namespace, dtype: torch.dtype, example
     ignored = {"run", "resume", "dtype", "checkpoint_every", "data", "model", "epochs"}
     if not arguments.dropout:  # with dropout, which values are dropped depends on how a step is cut into passes
         ignored.add("micro_batch_tokens")
+    if arguments.shot_selection != "similar":
+        ignored |= {"embedder", "pooling"}
     settings = {name: value for name, value in vars(arguments).items() if name not in ignored}
     token_ids = json.dumps([[example.input_ids, example.labels] for example in examples]).encode()
     return {

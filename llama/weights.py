@@ -18,22 +18,31 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
-def load_model(ref: str | Path, dtype: str | torch.dtype = "float32", device: str | torch.device = "cpu") -> Decoder:
+def load_model(
+    ref: str | Path, dtype: str | torch.dtype = "float32", device: str | torch.device = "cpu", head: bool = True
+) -> Decoder:
     """The decoder at `ref` (local folder, Hub id or alias), in eval mode with frozen weights of `dtype` on `device`.
 
-    Raises one ValueError that lists every missing, unexpected or misshapen tensor.
+    Without `head`, for hidden states alone, an output head is neither needed nor read. A checkpoint saved from the bare
+    model, whose names lack the leading "model." (Qwen3-Embedding), is read as well. Raises one ValueError that lists
+    every missing, unexpected or misshapen tensor.
     """
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     folder = resolve(ref)
     config = ModelConfig.load(folder)
+    tied = config.tie_word_embeddings or not head
     with torch.device("meta"):
         model = Decoder(config)
+    if tied:
+        model.lm_head.weight = model.model["embed_tokens"].weight
     wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     found: dict[str, Tensor] = {}
     problems = []
     for name, tensor in read_tensors(folder):
-        if name == "lm_head.weight" and config.tie_word_embeddings:
+        if name == "lm_head.weight" and tied:
             continue  # some exports store the shared matrix twice
+        if name not in wanted and f"model.{name}" in wanted:
+            name = f"model.{name}"
         if name not in wanted:
             problems.append(f"unexpected {name} {list(tensor.shape)}")
         elif tuple(tensor.shape) != wanted[name]:
@@ -46,7 +55,7 @@ def load_model(ref: str | Path, dtype: str | torch.dtype = "float32", device: st
     if problems:
         raise ValueError(f"{folder}: weights do not fit config.json: " + "; ".join(problems))
     model.load_state_dict(found, strict=False, assign=True)
-    if config.tie_word_embeddings:
+    if tied:
         model.lm_head.weight = model.model["embed_tokens"].weight
     return model.requires_grad_(False).eval()
 
