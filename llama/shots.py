@@ -16,7 +16,7 @@ SHOWN = 3  # near-duplicates named on the terminal
 def make_selector(
     arguments: argparse.Namespace, pool: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]], name: str
 ) -> ShotSelector:
-    """What chooses the shots of `records` from `pool`; near-duplicates among similar ones go to RUN/NAME.duplicates.json.
+    """What chooses the shots of `records` from `pool`; RUN/NAME.duplicates.json names similar ones that are too much.
 
     ValueError for an embedder that cannot be loaded.
     """
