@@ -22,7 +22,7 @@ import torch
 from data.ailuminate import load_ailuminate, spread
 from data.answers import make_answer, read_answers, summarise_answers
 from data.gsm8k import SPLITS, load_gsm8k
-from data.prompts import ailuminate_messages, gsm8k_messages
+from data.prompts import ailuminate_messages, gsm8k_messages, with_system
 from data.records import read_json
 from data.self_instruct import plan_attempts, rewrite_messages
 from llama import cli, runs
@@ -77,6 +77,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="X",
         help="0 is the base model, 1 as trained (1)",
     )
+    parser.add_argument("--system", metavar="TEXT", help="a system prompt; safety: one built in (the template's own)")
     decoding = parser.add_argument_group("decoding")
     decoding.add_argument(
         "--max-new-tokens", type=cli.positive_int, default=1024, metavar="N", help="longest answer, in tokens (1024)"
@@ -125,11 +126,13 @@ def build_prompts(
 ) -> list[list[int]]:
     """Each record's chat as token ids, up to where the answer begins."""
     if task == "ailuminate":
-        return [tokenizer.encode_chat(ailuminate_messages(record["prompt"])) for record in records]
-    if task == SELF_INSTRUCT and arguments.mode == "rewrite":
-        return [tokenizer.encode_chat(rewrite_messages(record["question"], record["answer"])) for record in records]
-    selector = make_selector(arguments, pool, records, task)
-    return [tokenizer.encode_chat(gsm8k_messages(r["question"], selector.select(r))) for r in records]
+        chats = [ailuminate_messages(record["prompt"]) for record in records]
+    elif task == SELF_INSTRUCT and arguments.mode == "rewrite":
+        chats = [rewrite_messages(record["question"], record["answer"]) for record in records]
+    else:
+        selector = make_selector(arguments, pool, records, task)
+        chats = [gsm8k_messages(record["question"], selector.select(record)) for record in records]
+    return [tokenizer.encode_chat(with_system(chat, arguments.system)) for chat in chats]
 
 
 def load_tuned_model(
@@ -285,6 +288,7 @@ def plan(arguments: argparse.Namespace) -> tuple[list[AnswerTask], Tokenizer, Ca
     settings = {
         **{name: getattr(arguments, name) for name in named},
         "model": str(arguments.model),
+        **({"system": arguments.system} if arguments.system is not None else {}),
         "adapter": adapter_fingerprint(adapter) if adapter else None,
         "adapter_scale": arguments.adapter_scale if adapter else None,
         "dtype": str(dtype).removeprefix("torch."),

@@ -28,10 +28,10 @@ from llama.hub import resolve
 from llama.shots import make_selector
 from llama.tokenizer import Tokenizer, load_tokenizer
 from llama.weights import load_model
-from lora import LoRAConfig, adapter_fingerprint, inject_lora, save_adapter
+from lora import LoRAConfig, adapter_fingerprint, inject_lora, load_adapter, save_adapter
 from lora.adapter import CONFIG_FILE, WEIGHTS_FILE
 from lora.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from lora.layer import ALL_LINEARS
+from lora.layer import TARGETS
 from lora.trainer import SCHEDULES, Trainer, TrainerOptions, training_batches
 
 SECONDS_BETWEEN_CHECKPOINTS = 300  # a large model's steps are slow: an interruption costs minutes, not hours
@@ -49,6 +49,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--loss", choices=LOSSES, default="answer", help="train on the answer, or on every token (answer)"
     )
     data.add_argument(
+        "--system-header",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="--no-system-header trains without the system turn that the chat template prints on its own",
+    )
+    data.add_argument(
         "--validation", type=cli.non_negative_int, metavar="N", help="examples held out (64, at most a tenth)"
     )
     adapter = parser.add_argument_group("LoRA")
@@ -58,8 +64,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     adapter.add_argument("--dropout", type=cli.fraction, default=0.0, metavar="P", help="before the low-rank path (0)")
     adapter.add_argument(
-        "--target-modules", nargs="+", default=list(ALL_LINEARS), metavar="NAME", help="adapted linears (all 7)"
+        "--target",
+        nargs="+",
+        default=["all"],
+        metavar="NAME",
+        help="adapted linears: all, attention, mlp, or names such as q_proj (all)",
     )
+    adapter.add_argument("--init-adapter", type=Path, metavar="DIR", help="go on training this adapter, not a new one")
     optimizer = parser.add_argument_group("optimizer")
     optimizer.add_argument(
         "--lr", type=cli.positive_float, default=2e-4, metavar="X", help="peak learning rate (0.0002)"
@@ -100,13 +111,13 @@ def build_examples(arguments: argparse.Namespace, tokenizer: Tokenizer) -> tuple
     examples = []
     for record in tqdm(records, desc="tokenising", leave=False, disable=None):
         messages = gsm8k_training_messages(record["question"], record["answer"], selector.select(record))
-        examples.append(build_example(tokenizer, messages, arguments.loss))
+        examples.append(build_example(tokenizer, messages, arguments.loss, arguments.system_header))
     return examples, [record["id"] for record in records]
 
 
 def training_settings(arguments: argparse.Namespace, dtype: torch.dtype, examples: list[Example]) -> dict[str, Any]:
     """Every option that changes the result; the examples go in by their hash."""
-    ignored = {"run", "resume", "dtype", "checkpoint_every", "data", "model", "epochs"}
+    ignored = {"run", "resume", "dtype", "checkpoint_every", "data", "model", "epochs", "init_adapter"}
     if not arguments.dropout:  # with dropout, which values are dropped depends on how a step is cut into passes
         ignored.add("micro_batch_tokens")
     if arguments.shot_selection != "similar":
@@ -116,6 +127,7 @@ def training_settings(arguments: argparse.Namespace, dtype: torch.dtype, example
     return {
         "model": str(arguments.model),
         "data": str(arguments.data),
+        "init_adapter": adapter_fingerprint(arguments.init_adapter) if arguments.init_adapter else None,
         "dtype": str(dtype).removeprefix("torch."),
         **settings,
         "training_examples_sha256": hashlib.sha256(token_ids).hexdigest()[:12],
@@ -148,8 +160,10 @@ def train(arguments: argparse.Namespace) -> None:
     check_prompts(config, [example.input_ids[:-1] for example in examples], names)
     model = load_model(arguments.model, dtype=dtype, device=device)
     torch.manual_seed(arguments.seed)
-    targets = tuple(arguments.target_modules)
+    targets = tuple(name for target in arguments.target for name in TARGETS.get(target, (target,)))
     inject_lora(model, LoRAConfig(arguments.rank, arguments.alpha, arguments.dropout, targets))
+    if arguments.init_adapter:
+        load_adapter(model, arguments.init_adapter)
     trainer = Trainer(
         model,
         TrainerOptions(

@@ -188,6 +188,15 @@ def test_options_out_of_range_end_with_status_2(option, value, call):
     assert exit_status.value.code == 2
 
 
+def test_a_system_prompt_goes_before_every_chat(call, tmp_path):
+    for folder, options in (("plain", ()), ("system", ("--system", "Be safe."))):
+        assert call(*options, "--max-new-tokens", "1", folder=folder) == 0
+    for task in ("gsm8k", "ailuminate"):
+        plain, system = (read_json(tmp_path / name / f"{task}.summary.json") for name in ("plain", "system"))
+        assert system["settings"]["system"] == "Be safe." and "system" not in plain["settings"]
+        assert system["prompt_tokens"] > plain["prompt_tokens"] + 7 * 8
+
+
 @pytest.fixture
 def right_answers(monkeypatch):
     """Make the model answer every second question rightly: what a random model never does."""

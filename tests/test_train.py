@@ -8,7 +8,7 @@ import pytest
 import train
 from data.records import read_json, read_jsonl
 from llama import load_model
-from lora import load_adapter, lora_parameters
+from lora import adapter_fingerprint, load_adapter, lora_parameters
 from lora.trainer import Trainer
 
 OPTIONS = ["--data", "demo", "--limit", "40", "--validation", "8", "--batch-size", "4", "--lr", "1e-2"]
@@ -120,14 +120,54 @@ def test_loss_all_supervises_everything(call, tmp_path):
     assert every["supervised_tokens"] >= every["tokens"] - every["examples"]
 
 
+def test_training_goes_on_from_an_adapter(call, tmp_path):
+    assert call("--steps", "4", folder="first") == 0
+    adapter = ["--init-adapter", str(tmp_path / "first" / "adapter")]
+    assert call("--steps", "4", *adapter, folder="second") == 0
+    first, second = losses(tmp_path / "first"), losses(tmp_path / "second")
+    assert second[0] < first[0] - 0.2, "the same batch, by a model that has been trained"
+    settings = read_json(tmp_path / "second" / "train.summary.json")["settings"]
+    assert settings["init_adapter"] == adapter_fingerprint(tmp_path / "first" / "adapter")
+    assert call("--steps", "4", *adapter, folder="second") == 0  # finished: nothing to do
+    assert losses(tmp_path / "second") == second
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--rank", "4"], "the adapter has rank 8 and alpha 16.0, the model's LoRA layers 4"),
+        (["--target", "mlp"], "the adapter has other target_modules than the model: model.layers.0.self_attn"),
+    ],
+)
+def test_an_adapter_of_another_shape_is_refused(call, tmp_path, capsys, options, message):
+    assert call("--steps", "1", folder="first") == 0
+    assert call("--steps", "1", "--init-adapter", str(tmp_path / "first" / "adapter"), *options) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("target", "modules"),
+    [
+        (["attention"], {"q_proj", "k_proj", "v_proj", "o_proj"}),
+        (["mlp"], {"gate_proj", "up_proj", "down_proj"}),
+        (["mlp", "q_proj"], {"gate_proj", "up_proj", "down_proj", "q_proj"}),
+    ],
+)
+def test_targets_have_short_names(call, tmp_path, target, modules):
+    assert call("--steps", "1", "--target", *target) == 0
+    assert set(read_json(tmp_path / "run" / "adapter" / "adapter_config.json")["target_modules"]) == modules
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--no-system-header"], "the chat template prints no system header"),
+        (["--init-adapter", "nowhere"], "nowhere: no adapter_config.json"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["--shots", "500"], "500 shots asked for, but"),
         (["--limit", "8"], "8 validation examples asked for, but"),
         (["--model", "no/such/folder"], "no such folder"),
-        (["--target-modules", "qkv_proj"], r"\['qkv_proj'\] match no linear"),
+        (["--target", "qkv_proj"], r"\['qkv_proj'\] match no linear"),
         (["--date", "yesterday"], "date 'yesterday'"),
         (["--device", "nonsense"], "--device nonsense"),
     ],
