@@ -15,6 +15,7 @@ from typing import Any
 from data.pairs import compare_runs, paired_tables
 from data.plots import run_color
 from data.results import LAYOUTS, Rate, Run, short_names
+from data.rows import row_tables
 from data.samples import Sample, pick_samples
 from data.tables import (
     ABOUT_RATES,
@@ -52,6 +53,7 @@ def render_page(runs: list[Run], pictures: list[Picture], cautions: list[str], m
         f'<h1>Unforget report</h1><p class="soft">{len(runs)} run{"s" * (len(runs) > 1)}, {escape(made)}</p>',
         _cautions(cautions),
         _headline(runs),
+        "".join(_table(table, runs) for table in row_tables(runs)),
         _figures(pictures),
         "".join(_table(table, runs) for table in paired_tables(runs)),
         _flips(runs),

@@ -284,6 +284,67 @@ def test_the_two_safety_measures_have_their_own_panels(base, tuned, tmp_path, mo
     assert len(phrases.texts) == 0
 
 
+def write_divergence(run: Path, gsm8k: float, ailuminate: float) -> None:
+    """As divergence.py leaves it, for the adapter that the run's answers name."""
+    settings = {}
+    for task in ("gsm8k", "ailuminate"):
+        held = json.loads((run / f"{task}.summary.json").read_text())["settings"]
+        settings[task] = {name: held[name] for name in ("model", "adapter", "adapter_scale")}
+    means = {"gsm8k": gsm8k, "ailuminate": ailuminate}
+    means = {task: {"mean": m, "low": 0.9 * m, "high": 1.1 * m, "answers": 6} for task, m in means.items()}
+    write_json(run / "kl.summary.json", {"task": "kl", "finished": True, "settings": settings, **means})
+
+
+def write_scaled(run: Path, scale: float, right: int, safe: int) -> None:
+    write_gsm8k(run, right=right, adapter="3fa9c21b04d7", adapter_scale=scale)
+    write_safety(run, safe=safe, adapter="3fa9c21b04d7")
+
+
+def test_the_rows_of_the_experiment_stand_beside_ours(base, tuned):
+    recipe = {"name": "greedy", "title": "greedy, 3 shots", "original": {"gsm8k": 43.2, "safe": 84.2}}
+    write_json(tuned / "recipe.json", recipe)
+    write_divergence(tuned, 0.2, 0.1)
+    report.main([str(base), str(tuned)])
+    markdown, page = ((base / "report" / name).read_text() for name in ("report.md", "report.html"))
+    row = next(cell for cell in cells(markdown, "tuned") if cell[1] == "greedy, 3 shots")
+    assert row[2:4] == ["43.2 [35.0, 51.7]", "75.0 [40.9, 92.9]"]  # 57 of 132, by Wilson
+    assert row[5:7] == ["84.2 [79.0, 88.2]", "50.0 [18.8, 81.2]"] and row[-1] == "Qwen3Guard-Gen-4B"
+    assert ["tuned", "0.200 [0.180, 0.220]", "0.100 [0.090, 0.110]"] in cells(markdown, "tuned")
+    for title in ("Rows of the experiment", "Distance from the base model"):
+        assert title in markdown and title in page
+
+
+def test_a_divergence_of_another_adapter_is_left_out(base, tuned):
+    write_divergence(tuned, 0.2, 0.1)
+    write_gsm8k(tuned, right=6, adapter="another", adapter_scale=1.0)
+    (run,) = load_runs([tuned])
+    assert list(run.divergence) == ["ailuminate"]
+
+
+@NEEDS_MATPLOTLIB
+def test_the_frontier_follows_the_scale_of_one_adapter(base, tmp_path):
+    for scale, right, safe in ((1.0, 7, 2), (0.5, 5, 4), (0.25, 3, 5)):
+        write_scaled(tmp_path / f"scale-{scale}", scale, right, safe)
+    write_gsm8k(tmp_path / "other", right=4, adapter="another", adapter_scale=1.0)
+    write_safety(tmp_path / "other", safe=3, adapter="another")
+    names = ["base", "scale-1.0", "scale-0.5", "scale-0.25", "other"]
+    (line,) = plots._scale_lines(load_runs([tmp_path / name for name in names]))
+    found = [(scale, index, accuracy.count, safety.count) for scale, index, accuracy, safety in line]
+    assert found == [(0.0, 0, 3, 5), (0.25, 3, 4, 5), (0.5, 2, 5, 4), (1.0, 1, 7, 2)]
+    assert plots._scale_lines(load_runs([base, tmp_path / "scale-1.0", tmp_path / "other"])) == []
+    report.main([str(tmp_path / name) for name in names])
+    assert (base / "report" / "frontier.png").read_bytes().startswith(PNG)
+    assert not (base / "report" / "divergence.png").exists()
+
+
+@NEEDS_MATPLOTLIB
+def test_the_divergence_is_drawn_against_safety(base, tuned):
+    write_divergence(base, 0.0, 0.0)
+    write_divergence(tuned, 0.2, 0.1)
+    report.main([str(base), str(tuned)])
+    assert (base / "report" / "divergence.png").read_bytes().startswith(PNG)
+
+
 def test_smoothing_keeps_a_line_and_its_length():
     assert plots.smooth([1.0, 2.0, 3.0, 4.0]) == [1.5, 2.0, 3.0, 3.5]
     assert plots.smooth([5.0]) == [5.0]
