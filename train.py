@@ -30,6 +30,7 @@ from llama.tokenizer import Tokenizer, load_tokenizer
 from llama.weights import load_model
 from lora import LoRAConfig, adapter_fingerprint, inject_lora, load_adapter, save_adapter
 from lora.adapter import CONFIG_FILE, WEIGHTS_FILE
+from lora.anchors import Anchor, build_anchors, measure_divergence
 from lora.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from lora.layer import TARGETS
 from lora.trainer import SCHEDULES, Trainer, TrainerOptions, training_batches
@@ -71,6 +72,20 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="adapted linears: all, attention, mlp, or names such as q_proj (all)",
     )
     adapter.add_argument("--init-adapter", type=Path, metavar="DIR", help="go on training this adapter, not a new one")
+    keep = parser.add_argument_group("keeping what the base model does")
+    keep.add_argument(
+        "--kl-weight",
+        type=cli.non_negative_float,
+        default=0.0,
+        metavar="X",
+        help="adds X times the divergence from the base, on --kl-prompts, to the loss (0)",
+    )
+    keep.add_argument(
+        "--kl-prompts",
+        metavar="demo|FILE",
+        help="log the divergence on these prompts and on held-out examples; the embedded hazard prompts, a CSV in "
+        "AILuminate's format, or a JSONL in GSM8K's (with --kl-weight: demo)",
+    )
     optimizer = parser.add_argument_group("optimizer")
     optimizer.add_argument(
         "--lr", type=cli.positive_float, default=2e-4, metavar="X", help="peak learning rate (0.0002)"
@@ -142,6 +157,8 @@ def train(arguments: argparse.Namespace) -> None:
     dtype = cli.resolve_dtype(arguments.dtype, device)
     tokenizer = load_tokenizer(arguments.model, date=arguments.date)
     examples, names = build_examples(arguments, tokenizer)
+    if arguments.kl_weight and arguments.kl_prompts is None:
+        arguments.kl_prompts = "demo"
     if arguments.validation is None:
         arguments.validation = min(64, len(examples) // 10)
     if arguments.steps is None:
@@ -164,6 +181,10 @@ def train(arguments: argparse.Namespace) -> None:
     inject_lora(model, LoRAConfig(arguments.rank, arguments.alpha, arguments.dropout, targets))
     if arguments.init_adapter:
         load_adapter(model, arguments.init_adapter)
+    anchors = build_anchors(model, tokenizer, arguments.kl_prompts) if arguments.kl_prompts else []
+    anchor = None
+    if arguments.kl_weight:
+        anchor = Anchor(model, anchors, arguments.kl_weight, arguments.batch_size, arguments.seed)
     trainer = Trainer(
         model,
         TrainerOptions(
@@ -177,11 +198,12 @@ def train(arguments: argparse.Namespace) -> None:
             seed=arguments.seed,
             dtype=dtype,
         ),
+        anchor,
     )
     if not earlier:  # other checkpoints must be gone before this summary vouches for what is there
         shutil.rmtree(run / "checkpoints", ignore_errors=True)
     write_json(summary_path, {"task": "train", "finished": False, "settings": settings})
-    log = TrainingRun(run, trainer)
+    log = TrainingRun(run, trainer, anchors)
     log.follow(training, validation, arguments)
     save_adapter(model, adapter, base_model=str(arguments.model))
     summary = {"task": "train", "finished": True, "settings": settings, **log.summary(len(training))}
@@ -198,8 +220,8 @@ def train(arguments: argparse.Namespace) -> None:
 class TrainingRun:
     """The loop around the trainer: progress, RUN/train.jsonl and checkpoints, from the newest one on."""
 
-    def __init__(self, run: Path, trainer: Trainer) -> None:
-        self.run, self.trainer = run, trainer
+    def __init__(self, run: Path, trainer: Trainer, anchors: list[Example]) -> None:
+        self.run, self.trainer, self.anchors = run, trainer, anchors
         self.seconds = 0.0  # of training alone, over all calls
         self.records: list[dict[str, Any]] = []
         path = run / "train.jsonl"
@@ -224,7 +246,8 @@ class TrainingRun:
                 begin = time.perf_counter()
                 result = trainer.step(batch)
                 self.seconds += time.perf_counter() - begin
-                self._record({"step": trainer.completed_steps, **vars(result), "seconds": round(self.seconds, 3)})
+                taken = {name: value for name, value in vars(result).items() if value is not None}
+                self._record({"step": trainer.completed_steps, **taken, "seconds": round(self.seconds, 3)})
                 speed = result.tokens / (time.perf_counter() - begin)
                 memory = runs.peak_memory_bytes(trainer.model.device) / 2**30
                 bar.set_postfix_str(f"loss {result.loss:.4f}, {speed:.0f} tokens/s, {memory:.1f} GiB")
@@ -238,7 +261,8 @@ class TrainingRun:
 
     def _validate(self, validation: list[Example]) -> None:
         loss = self.trainer.validation_loss(validation)
-        self._record({"step": self.trainer.completed_steps, "validation_loss": loss})
+        divergence = measure_divergence(self.trainer.model, validation, self.anchors)
+        self._record({"step": self.trainer.completed_steps, "validation_loss": loss, **divergence})
         tqdm.write(f"step {self.trainer.completed_steps}: validation loss {loss:.4f}")
 
     def _save(self) -> None:
@@ -265,6 +289,7 @@ class TrainingRun:
             "last_loss": steps[-1]["loss"],
             "last_validation_loss": validation[-1] if validation else None,
             "best_validation_loss": min(validation, default=None),
+            **{name: value for record in self.records for name, value in record.items() if name.startswith("kl_")},
             "seconds": round(self.seconds, 3),
             "examples_per_second": seen / self.seconds,
             "tokens_per_second": tokens / self.seconds,

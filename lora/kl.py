@@ -13,14 +13,11 @@ from torch import Tensor
 
 from data.examples import IGNORED, Example
 from llama.batching import batches_by_length, pad
-from llama.decoding import generate
 from llama.model import Decoder
-from llama.tokenizer import Tokenizer
 from lora.inject import lora_disabled
 
 CHUNK = 128  # positions whose logits, of both models, exist at one time
 PASS_TOKENS = 2048  # in one forward pass, padding included
-ANCHOR_TOKENS = 48  # how far the base continues an anchor's prompt
 
 
 class FrozenHeadKL(torch.autograd.Function):
@@ -78,25 +75,3 @@ def mean_divergences(model: Decoder, examples: Sequence[Example]) -> list[float]
             means[index] = own.mean().item()
     model.train(was_training)
     return means
-
-
-def add_divergence_gradients(model: Decoder, examples: Sequence[Example], scale: Tensor | float, total: int) -> float:
-    """Add the gradients of `scale` x summed KL / `total` to the LoRA layers; return summed KL / `total`."""
-    value = 0.0
-    for batch in batches_by_length([len(example.input_ids) for example in examples], PASS_TOKENS):
-        divergences, _ = position_divergences(model, [examples[i] for i in batch])
-        loss = divergences.sum() / total
-        (loss * scale).backward()
-        value += loss.item()
-    return value
-
-
-def continue_prompts(model: Decoder, tokenizer: Tokenizer, prompts: Sequence[list[int]]) -> list[Example]:
-    """Anchors: each prompt with the first tokens of the base model's own greedy answer, which are to be kept as likely.
-
-    The prompts need no labels: what the base would answer is what is not to be forgotten.
-    """
-    with lora_disabled(model):
-        outputs = generate(model, prompts, ANCHOR_TOKENS, tokenizer.stop_ids)
-    pairs = zip(prompts, (output.token_ids for output in outputs), strict=True)
-    return [Example([*prompt, *answer], [IGNORED] * len(prompt) + answer) for prompt, answer in pairs]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from data.examples import Example, epoch_batches
 from llama.model import Decoder
+from lora.anchors import Anchor
 from lora.inject import lora_parameters
 from lora.loss import summed_loss
 from lora.packing import PackedBatch, micro_batches
@@ -42,6 +43,7 @@ class StepResult:
     examples: int
     tokens: int
     supervised_tokens: int
+    kl: float | None = None  # mean KL(base || tuned) of the step's anchors, in nats a token; the loss is without it
 
 
 def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, schedule: str) -> float:
@@ -73,8 +75,8 @@ def training_batches(
 class Trainer:
     """Trains the LoRA layers of `model`. They and the optimizer are float32 whatever the dtype of the rest."""
 
-    def __init__(self, model: Decoder, options: TrainerOptions) -> None:
-        self.model, self.options = model, options
+    def __init__(self, model: Decoder, options: TrainerOptions, anchor: Anchor | None = None) -> None:
+        self.model, self.options, self.anchor = model, options, anchor
         self.parameters = lora_parameters(model)
         if not self.parameters:
             raise ValueError("the model has no LoRA layers: call inject_lora first")
@@ -102,12 +104,16 @@ class Trainer:
                 loss = summed_loss(self.model, batch) / supervised
             self.scaler.scale(loss).backward()
             total += loss.item()
+        kl = None
+        if self.anchor:
+            with self.autocast:
+                kl = self.anchor.add_gradients(self.completed_steps, self.scaler.scale)
         if not math.isfinite(total):
             raise ValueError(f"step {self.completed_steps + 1}: the loss is {total}; lower --lr")
         grad_norm = self._update()
         self.completed_steps += 1
         tokens = sum(batch.tokens for batch in batches)
-        return StepResult(total, grad_norm, options.learning_rate * factor, len(examples), tokens, supervised)
+        return StepResult(total, grad_norm, options.learning_rate * factor, len(examples), tokens, supervised, kl)
 
     def _update(self) -> float:
         self.scaler.unscale_(self.optimizer)

@@ -120,6 +120,35 @@ def test_loss_all_supervises_everything(call, tmp_path):
     assert every["supervised_tokens"] >= every["tokens"] - every["examples"]
 
 
+def test_a_weight_on_the_divergence_keeps_the_model_near_its_base(call, tmp_path):
+    logs = {}
+    for weight in ("0", "20"):
+        options = ["--steps", "8", "--checkpoint-every", "4", "--kl-weight", weight, "--kl-prompts", "demo"]
+        assert call(*options, folder=weight) == 0
+        logs[weight] = read_jsonl(tmp_path / weight / "train.jsonl")
+    measured = {weight: [r for r in log if "kl_prompts" in r] for weight, log in logs.items()}
+    assert [record["step"] for record in measured["0"]] == [4, 8]
+    assert measured["20"][-1]["kl_prompts"] < 0.3 * measured["0"][-1]["kl_prompts"]
+    assert 0 < measured["20"][-1]["kl_validation"] < measured["0"][-1]["kl_validation"]
+    assert logs["20"][0]["kl"] == 0, "a fresh adapter is the base" and all("kl" not in r for r in logs["0"])
+    assert logs["20"][0]["loss"] == logs["0"][0]["loss"], "the loss is logged without the divergence"
+    summary = read_json(tmp_path / "20" / "train.summary.json")
+    assert summary["kl_prompts"] == measured["20"][-1]["kl_prompts"] and summary["settings"]["kl_weight"] == 20.0
+
+
+def test_the_divergence_is_off_by_default(call, tmp_path):
+    assert call("--steps", "1") == 0
+    assert not any(name.startswith("kl") for record in read_jsonl(tmp_path / "run" / "train.jsonl") for name in record)
+    assert "kl_prompts" not in read_json(tmp_path / "run" / "train.summary.json")
+
+
+def test_prompts_of_either_format_can_be_held_to(call, tmp_path, capsys):
+    path = tmp_path / "questions.jsonl"
+    path.write_text(json.dumps({"question": "1+1?", "answer": "#### 2"}) + "\n")
+    assert call("--steps", "1", "--kl-prompts", str(path)) == 0
+    assert f"1 prompts of {path}" in capsys.readouterr().out
+
+
 def test_training_goes_on_from_an_adapter(call, tmp_path):
     assert call("--steps", "4", folder="first") == 0
     adapter = ["--init-adapter", str(tmp_path / "first" / "adapter")]
@@ -161,6 +190,7 @@ def test_targets_have_short_names(call, tmp_path, target, modules):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--kl-prompts", "nowhere.csv"], "nowhere.csv: no such file"),
         (["--no-system-header"], "the chat template prints no system header"),
         (["--init-adapter", "nowhere"], "nowhere: no adapter_config.json"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),

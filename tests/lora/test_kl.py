@@ -7,9 +7,10 @@ from torch.nn.functional import kl_div
 
 from data.examples import IGNORED, Example
 from llama import load_model
-from lora import LoRAConfig, inject_lora, load_adapter, lora_disabled, lora_parameters, set_lora_scale
+from lora import LoRAConfig, anchors, inject_lora, load_adapter, lora_disabled, lora_parameters, set_lora_scale
 from lora import kl as kl_module
-from lora.kl import FrozenHeadKL, add_divergence_gradients, continue_prompts, mean_divergences, position_divergences
+from lora.anchors import ANCHOR_TOKENS, Anchor, continue_prompts
+from lora.kl import FrozenHeadKL, mean_divergences, position_divergences
 from tests.tiny import save_transformers_model, tiny_transformers_model
 
 
@@ -72,14 +73,24 @@ def test_means_are_of_each_example_and_in_passes(model, monkeypatch):
     assert model.training
 
 
-def test_gradients_in_passes_add_up(model, monkeypatch):
+def test_an_anchors_gradients_are_those_of_its_weighted_mean(model, monkeypatch):
     examples = make_examples()
-    total = torch.cat([plain_divergences(model, example) for example in examples]).sum() / 45
-    expected = torch.autograd.grad(total, lora_parameters(model))
-    monkeypatch.setattr(kl_module, "PASS_TOKENS", 45)
-    assert add_divergence_gradients(model, examples, 2.0, 45) == pytest.approx(total.item(), rel=1e-4)
+    mean = torch.cat([plain_divergences(model, example) for example in examples]).sum() / 45
+    expected = torch.autograd.grad(mean, lora_parameters(model))
+    monkeypatch.setattr(anchors, "PASS_TOKENS", 45)  # in several passes
+    anchor = Anchor(model, examples, weight=3.0, batch_size=8, seed=0)
+    assert anchor.add_gradients(0, lambda loss: 2 * loss) == pytest.approx(mean.item(), rel=1e-4)
     for parameter, gradient in zip(lora_parameters(model), expected, strict=True):
-        torch.testing.assert_close(parameter.grad, 2 * gradient, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(parameter.grad, 6 * gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_every_anchor_has_its_turn_whatever_step_one_starts_at(model):
+    examples = make_examples()
+    anchor = Anchor(model, examples, weight=1.0, batch_size=3, seed=0)
+    for epoch in range(3):
+        seen = [example for step in (2 * epoch, 2 * epoch + 1) for example in anchor.batch(step)]
+        assert sorted(map(id, seen)) == sorted(map(id, examples))
+    assert anchor.batch(5) == Anchor(model, examples, 1.0, 3, seed=0).batch(5)
 
 
 def test_an_adapter_scaled_to_nothing_is_the_base(model):
@@ -111,10 +122,10 @@ def test_anchors_are_the_bases_own_answers(model):
         stop_ids = frozenset({2})
 
     prompts = [[5, 6, 7], [8, 9]]
-    anchors = continue_prompts(model, Stops, prompts)
+    answered = continue_prompts(model, Stops, prompts)
     with lora_disabled(model), torch.no_grad():
-        for prompt, anchor in zip(prompts, anchors, strict=True):
+        for prompt, anchor in zip(prompts, answered, strict=True):
             answer = anchor.input_ids[len(prompt) :]
-            assert anchor.labels == [IGNORED] * len(prompt) + answer and len(answer) <= kl_module.ANCHOR_TOKENS
+            assert anchor.labels == [IGNORED] * len(prompt) + answer and len(answer) <= ANCHOR_TOKENS
             greedy = model.logits(model(torch.tensor([anchor.input_ids])))[0].argmax(-1).tolist()
             assert greedy[len(prompt) - 1 : -1] == answer
