@@ -82,9 +82,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     keep.add_argument(
         "--kl-prompts",
-        metavar="demo|FILE",
-        help="log the divergence on these prompts and on held-out examples; the embedded hazard prompts, a CSV in "
-        "AILuminate's format, or a JSONL in GSM8K's (with --kl-weight: demo)",
+        metavar="demo|ailuminate|FILE",
+        help="log the divergence on these prompts and on held-out examples: the embedded hazard prompts, the official "
+        "ones, a CSV in their format, or a JSONL in GSM8K's (with --kl-weight: demo)",
     )
     optimizer = parser.add_argument_group("optimizer")
     optimizer.add_argument(
@@ -159,6 +159,8 @@ def train(arguments: argparse.Namespace) -> None:
     examples, names = build_examples(arguments, tokenizer)
     if arguments.kl_weight and arguments.kl_prompts is None:
         arguments.kl_prompts = "demo"
+    if arguments.kl_weight and arguments.kl_prompts == "ailuminate":
+        raise ValueError("--kl-weight with --kl-prompts ailuminate would train on the prompts that are tested on")
     if arguments.validation is None:
         arguments.validation = min(64, len(examples) // 10)
     if arguments.steps is None:

@@ -70,6 +70,7 @@ class Run:
     stale_verdicts: int = 0  # on other answers than those that stand there; if there are any, "judge" is left out
     divergence: dict[str, Mean] = field(default_factory=dict)  # KL from the base in nats a token, by task
     recipe: dict[str, Any] = field(default_factory=dict)  # what experiment.py made the run from
+    self_instruct: dict[str, Any] = field(default_factory=dict)  # its summary's account of the training file
 
 
 @dataclass(frozen=True)
@@ -169,10 +170,12 @@ def load_run(folder: Path, name: str) -> Run:
     stale = _count_stale_verdicts(parts)
     if stale:
         del parts["judge"]
-    recipe = folder / RECIPE
-    return Run(
-        folder, name, parts, stale, _read_divergence(folder, parts), read_json(recipe) if recipe.is_file() else {}
-    )
+    recipe, about = folder / RECIPE, {}
+    if recipe.is_file():
+        about["recipe"] = read_json(recipe)
+    if (folder / "self-instruct.summary.json").is_file():
+        about["self_instruct"] = _read_self_instruct(folder / "self-instruct.summary.json")
+    return Run(folder, name, parts, stale, _read_divergence(folder, parts), **about)
 
 
 def _count_stale_verdicts(parts: dict[str, Part]) -> int:
@@ -228,6 +231,20 @@ def _read_divergence(folder: Path, parts: dict[str, Part]) -> dict[str, Mean]:
         values = {name: _typed(held, name, float, path) for name in ("mean", "low", "high")}
         found[task] = Mean(**values, answers=_typed(held, "answers", int, path))
     return found
+
+
+def _read_self_instruct(path: Path) -> dict[str, Any]:
+    """What became of the attempts; empty while it is unfinished."""
+    summary = read_json(path)
+    if not _typed(summary, "finished", bool, path):
+        return {}
+    training = _typed(summary, "training", dict, path)
+    for name, kind in (("records", int), ("dropped", int), ("sources", dict)):
+        _typed(training, name, kind, f"{path}: in 'training'")
+    likelihood = _typed(training, "log_likelihood", dict, f"{path}: in 'training'", optional=True)
+    for name in ("gold", "own") if likelihood else ():
+        _typed(likelihood, name, float, f"{path}: in 'log_likelihood'")
+    return {**training, "right": _rate(summary, "right", path)}
 
 
 def _planned(task: str, summary: dict[str, Any], settings: dict[str, Any]) -> int | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from data.ailuminate import load_ailuminate
+from data.ailuminate import load_ailuminate, spread
 from data.examples import IGNORED, Example, epoch_batches
 from data.gsm8k import load_gsm8k
 from data.prompts import ailuminate_messages, gsm8k_messages
@@ -22,6 +22,7 @@ from lora.inject import lora_disabled
 from lora.kl import PASS_TOKENS, mean_divergences, position_divergences
 
 ANCHOR_TOKENS = 48  # how far the base continues an anchor's prompt
+MAX_ANCHORS = 128  # of more prompts, so many are taken: answering and measuring them all would rival the training
 
 
 class Anchor:
@@ -59,14 +60,15 @@ class Anchor:
 
 
 def build_anchors(model: Decoder, tokenizer: Tokenizer, source: str) -> list[Example]:
-    """The prompts of `source`, each with the first tokens of the base model's own greedy answer.
+    """The prompts of `source`, at most MAX_ANCHORS, each with the first tokens of the base model's own greedy answer.
 
-    `source`: "demo" (the embedded hazard prompts), a CSV file in AILuminate's format, or a .jsonl in GSM8K's.
+    `source`: "demo" (the embedded hazard prompts), "ailuminate" (the official ones), a CSV file in their format, or a
+    .jsonl in GSM8K's.
     """
     if source.endswith(".jsonl"):
-        chats = [gsm8k_messages(record["question"]) for record in load_gsm8k(source, "train")]
+        chats = [gsm8k_messages(record["question"]) for record in load_gsm8k(source, "train")[:MAX_ANCHORS]]
     else:
-        chats = [ailuminate_messages(record["prompt"]) for record in load_ailuminate(source)]
+        chats = [ailuminate_messages(record["prompt"]) for record in spread(load_ailuminate(source), MAX_ANCHORS)]
     prompts = [tokenizer.encode_chat(chat) for chat in chats]
     check_prompts(model.config, prompts, [f"prompt {i + 1} of {source}" for i in range(len(prompts))])
     print(f"{len(prompts)} prompts of {source} to measure the divergence from the base on", flush=True)

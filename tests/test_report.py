@@ -314,6 +314,23 @@ def test_the_rows_of_the_experiment_stand_beside_ours(base, tuned):
         assert title in markdown and title in page
 
 
+def test_what_self_instruct_wrote_is_told(base, tuned):
+    training = {"records": 18, "dropped": 2, "sources": {"rewrite": 15, "gold": 3}}
+    training["log_likelihood"] = {"answers": 15, "gold": -1.149, "own": -0.8}
+    path = tuned / "self-instruct.summary.json"
+    summary = {"task": "self-instruct", "finished": True, "right": rate(15, 20), "training": training}
+    write_json(path, summary)
+    report.main([str(base), str(tuned)])
+    row = ["tuned", "75.0 [53.1, 88.8]", "15", "3", "2", "-0.800", "-1.149"]
+    assert row in cells((base / "report" / "report.md").read_text(), "tuned")
+    write_json(path, summary | {"finished": False})
+    assert load_runs([tuned])[0].self_instruct == {}
+    del training["sources"]
+    write_json(path, summary)
+    with pytest.raises(ValueError, match="in 'training': field 'sources' must be an object, which is missing"):
+        load_runs([tuned])
+
+
 def test_a_divergence_of_another_adapter_is_left_out(base, tuned):
     write_divergence(tuned, 0.2, 0.1)
     write_gsm8k(tuned, right=6, adapter="another", adapter_scale=1.0)

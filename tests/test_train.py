@@ -190,6 +190,7 @@ def test_targets_have_short_names(call, tmp_path, target, modules):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--kl-weight", "1", "--kl-prompts", "ailuminate"], "would train on the prompts that are tested on"),
         (["--kl-prompts", "nowhere.csv"], "nowhere.csv: no such file"),
         (["--no-system-header"], "the chat template prints no system header"),
         (["--init-adapter", "nowhere"], "nowhere: no adapter_config.json"),
