@@ -55,8 +55,7 @@ def render_page(runs: list[Run], pictures: list[Picture], cautions: list[str], m
         _headline(runs),
         "".join(_table(table, runs) for table in row_tables(runs)),
         _figures(pictures),
-        "".join(_table(table, runs) for table in paired_tables(runs)),
-        _flips(runs),
+        _pairs(runs),
         "<h2>In detail</h2>" + "".join(_table(table, runs) for table in build_tables(runs)[1:]),
         _groups(runs, "by_hazard", "Safety by hazard"),
         _groups(runs, "by_persona", "Safety by persona"),
@@ -148,6 +147,11 @@ def _table(table: Table, runs: list[Run]) -> str:
         f"<tbody>{''.join(rows)}</tbody></table></div>"
         + (f'<p class="soft">{escape(table.note)}</p>' if table.note else "")
     )
+
+
+def _pairs(runs: list[Run]) -> str:
+    tables = "".join(_table(table, runs) for table in paired_tables(runs))
+    return f"<h2>Compared in pairs</h2>{tables}{_flips(runs)}" if tables else ""
 
 
 def _flips(runs: list[Run]) -> str:
