@@ -177,6 +177,9 @@ def run_recipes(arguments: argparse.Namespace) -> None:
     made = []
     for recipe, steps in planned:
         run = folder / recipe.name
+        for path, scale in [(run, 1.0), *((run / f"scale-{scale:g}", scale) for scale in recipe.sweep)]:
+            write_recipe(recipe, path, steps, arguments, scale)
+            made.append(path)
         for number, step in enumerate(steps, start=1):
             print(f"\n{recipe.name}, step {number} of {len(steps)}: {step.name}", flush=True)
             status = step.script.main(step.argv)
@@ -184,9 +187,6 @@ def run_recipes(arguments: argparse.Namespace) -> None:
                 raise KeyboardInterrupt
             if status:
                 raise ValueError(f"{recipe.path}: {step.name} has failed; the same command goes on from there")
-        for path, scale in [(run, 1.0), *((run / f"scale-{scale:g}", scale) for scale in recipe.sweep)]:
-            write_recipe(recipe, path, steps, arguments, scale)
-            made.append(path)
     print()
     report.report(report.parse_arguments([*map(str, made), "--output", str(folder / "report")]))
     runs = load_runs(made)
