@@ -71,7 +71,7 @@ def measure_task(run: Path, task: str, summary: Record, answers: list[Record], d
         asked = Namespace(**{"system": None, **settings, "run": run, "device": str(device)})
         tokenizer = load_tokenizer(settings["model"], date=settings["date"])
         prompts = build_prompts(task, answers, load_shots(asked) if task == "gsm8k" else [], asked, tokenizer)
-        model = load_model(settings["model"], dtype=settings["dtype"], device=device)
+        model = load_model(settings["model"], dtype=settings["dtype"], device=device, quantize=settings.get("quantize"))
         load_adapter(model, adapter)
         set_lora_scale(model, settings["adapter_scale"])
         pairs = zip(prompts, (answer["token_ids"] for answer in answers), strict=True)

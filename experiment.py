@@ -32,7 +32,20 @@ from llama.own_words import training_file
 
 SCRIPTS = {"self-instruct": generate, "train": train, "gsm8k": generate, "ailuminate": generate, "judge": judge}
 # What a recipe does not say: which machine, model and data, and what links its steps.
-OURS = {"run", "model", "device", "dtype", "resume", "limit", "task", "data", "adapter", "no_adapter", "adapter_scale"}
+OURS = {
+    "run",
+    "model",
+    "device",
+    "dtype",
+    "quantize",
+    "resume",
+    "limit",
+    "task",
+    "data",
+    "adapter",
+    "no_adapter",
+    "adapter_scale",
+}
 OURS |= {"init_adapter", "method"}
 
 

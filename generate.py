@@ -52,6 +52,7 @@ Record = dict[str, Any]
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.Parser(__doc__)
     cli.add_run_options(parser, "meta-llama/Llama-3.2-1B-Instruct", 32, "answers in progress at one time (%(default)s)")
+    cli.add_cache_options(parser)
     cli.add_prompt_options(parser)
     parser.add_argument(
         "--task", choices=(*TASKS, SELF_INSTRUCT), help="only this one (gsm8k and ailuminate, one after the other)"
@@ -138,12 +139,16 @@ def build_prompts(
 def load_tuned_model(
     arguments: argparse.Namespace, adapter: Path | None, dtype: torch.dtype, device: torch.device
 ) -> Decoder:
-    """The model with its adapter, if any, merged into the weights: decoding then costs what the base model costs."""
-    model = load_model(arguments.model, dtype=dtype, device=device)
+    """The model with its adapter, if any, merged into the weights: decoding then costs what the base model costs.
+
+    Quantised weights are too coarse to take it in: over them it stays apart.
+    """
+    model = load_model(arguments.model, dtype=dtype, device=device, quantize=arguments.quantize)
     if adapter:
         load_adapter(model, adapter)
         set_lora_scale(model, arguments.adapter_scale)
-        merge_lora(model)
+        if not arguments.quantize:
+            merge_lora(model)
     return model
 
 
@@ -214,6 +219,7 @@ class AnswerTask(Task):
                 indices=[self.places[record["id"]] for record in asked],
                 on_finish=on_finish,
                 stats=self.costs.stats,
+                **cli.cache_options(arguments),
             )
 
     def write_training_file(self, model: Decoder, tokenizer: Tokenizer, arguments: argparse.Namespace) -> None:
@@ -284,7 +290,7 @@ def plan(arguments: argparse.Namespace) -> tuple[list[AnswerTask], Tokenizer, Ca
         raise ValueError(f"--adapter-scale {arguments.adapter_scale:g} without an adapter to scale")
     if rank() == 0:
         print(f"{arguments.model}, {f'adapter {adapter}' if adapter else 'no adapter: the base model'}", flush=True)
-    named = ("max_new_tokens", "temperature", "top_p", "seed", "date", *runs.HOW_RUN)
+    named = ("max_new_tokens", "temperature", "quantize", "top_p", "seed", "date", *runs.HOW_RUN)
     settings = {
         **{name: getattr(arguments, name) for name in named},
         "model": str(arguments.model),
@@ -292,6 +298,8 @@ def plan(arguments: argparse.Namespace) -> tuple[list[AnswerTask], Tokenizer, Ca
         "adapter": adapter_fingerprint(adapter) if adapter else None,
         "adapter_scale": arguments.adapter_scale if adapter else None,
         "dtype": str(dtype).removeprefix("torch."),
+        "memory": arguments.memory,
+        "cache_dtype": arguments.cache_dtype,
         "device": str(device),
     }
     planned = [AnswerTask(task, arguments, settings, adapter, device) for task in tasks]

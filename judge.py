@@ -41,6 +41,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     cli.add_run_options(
         parser, "Qwen/Qwen3Guard-Gen-4B", 32, "answers judged at a time: memory, not results (%(default)s)"
     )
+    cli.add_cache_options(parser)
     parser.add_argument("--method", choices=METHODS, default="guard", help="see above (%(default)s)")
     parser.add_argument(
         "--max-new-tokens",
@@ -128,7 +129,8 @@ class Guard:
 
     def load(self) -> None:
         """Load the model. ValueError if its weights are not whole."""
-        self.model = load_model(self.arguments.model, dtype=self.dtype, device=self.device)
+        arguments = self.arguments
+        self.model = load_model(arguments.model, dtype=self.dtype, device=self.device, quantize=arguments.quantize)
 
     def judge(self, indices: Sequence[int], add: Callable[[Record], None], stats: DecodingStats) -> None:
         """Judge the answers of these indices; call `add` with each verdict as soon as it is there."""
@@ -149,6 +151,7 @@ class Guard:
             on_finish=on_finish,
             stats=stats,
             guide=self.grammar,
+            **cli.cache_options(self.arguments),
         )
 
 
@@ -208,8 +211,11 @@ def judging_settings(arguments: argparse.Namespace, dtype: torch.dtype, device: 
     about |= {
         "grammar": arguments.grammar,
         "dtype": str(dtype).removeprefix("torch."),
+        "quantize": arguments.quantize,
         "device": str(device),
         "batch_size": arguments.batch_size,
+        "memory": arguments.memory,
+        "cache_dtype": arguments.cache_dtype,
     }
     return settings | about
 

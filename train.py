@@ -2,12 +2,17 @@
 
 Writes RUN/adapter/ (PEFT's format), RUN/train.jsonl (a line a step) and RUN/train.summary.json. After an interruption
 the same command goes on from the newest checkpoint in RUN/checkpoints/.
+
+On several devices: torchrun --nproc-per-node N -- train.py. Each process takes its share of every step's examples.
 """
 
 import argparse
+import contextlib
 import hashlib
+import io
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -21,7 +26,7 @@ from data.examples import LOSSES, Example, build_example, describe_example, spli
 from data.gsm8k import load_gsm8k
 from data.prompts import gsm8k_training_messages
 from data.records import append_record, open_records, read_jsonl, repair_jsonl, rewrite_records, write_json
-from llama import cli, runs
+from llama import cli, distributed, runs
 from llama.config import ModelConfig
 from llama.decoding import check_prompts
 from llama.hub import resolve
@@ -33,6 +38,7 @@ from lora.adapter import CONFIG_FILE, WEIGHTS_FILE
 from lora.anchors import Anchor, build_anchors, measure_divergence
 from lora.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from lora.layer import TARGETS
+from lora.memory import use_large_pages
 from lora.trainer import SCHEDULES, Trainer, TrainerOptions, training_batches
 
 SECONDS_BETWEEN_CHECKPOINTS = 300  # a large model's steps are slow: an interruption costs minutes, not hours
@@ -40,7 +46,12 @@ SECONDS_BETWEEN_CHECKPOINTS = 300  # a large model's steps are slow: an interrup
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.Parser(__doc__)
-    cli.add_run_options(parser, "meta-llama/Llama-3.2-1B-Instruct", 16, "examples per optimizer step (%(default)s)")
+    cli.add_run_options(
+        parser,
+        "meta-llama/Llama-3.2-1B-Instruct",
+        16,
+        "examples per optimizer step, of all processes together (%(default)s)",
+    )
     cli.add_prompt_options(parser)
     data = parser.add_argument_group("data")
     data.add_argument(
@@ -104,9 +115,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     optimizer.add_argument(
         "--micro-batch-tokens",
         type=cli.positive_int,
-        default=2048,
+        default=1024,
         metavar="N",
         help="tokens in one forward pass: changes memory and speed, not the gradients (%(default)s)",
+    )
+    optimizer.add_argument(
+        "--checkpoint-activations", action="store_true", help="compute blocks twice to save memory: a third slower"
+    )
+    optimizer.add_argument(
+        "--fsdp",
+        action="store_true",
+        help="with torchrun: shard the frozen weights, for models too large for one device",
     )
     optimizer.add_argument(
         "--checkpoint-every",
@@ -115,7 +134,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="N",
         help="steps; validates as well (%(default)s)",
     )
-    return parser.parse_args(argv)
+    optimizer.add_argument(
+        "--keep-checkpoints",
+        type=cli.positive_int,
+        default=2,
+        metavar="N",
+        help="the last N stay, and the best by validation loss (%(default)s)",
+    )
+    arguments = parser.parse_args(argv)
+    if arguments.fsdp and distributed.world_size() == 1:
+        parser.error("--fsdp needs several processes: torchrun --nproc-per-node N -- train.py --fsdp ...")
+    return arguments
 
 
 def build_examples(arguments: argparse.Namespace, tokenizer: Tokenizer) -> tuple[list[Example], list[str]]:
@@ -124,7 +153,7 @@ def build_examples(arguments: argparse.Namespace, tokenizer: Tokenizer) -> tuple
     records = pool[: arguments.limit]
     selector = make_selector(arguments, pool, records, "train")
     examples = []
-    for record in tqdm(records, desc="tokenising", leave=False, disable=None):
+    for record in tqdm(records, desc="tokenising", leave=False, disable=distributed.rank() > 0 or None):
         messages = gsm8k_training_messages(record["question"], record["answer"], selector.select(record))
         examples.append(build_example(tokenizer, messages, arguments.loss, arguments.system_header))
     return examples, [record["id"] for record in records]
@@ -133,6 +162,7 @@ def build_examples(arguments: argparse.Namespace, tokenizer: Tokenizer) -> tuple
 def training_settings(arguments: argparse.Namespace, dtype: torch.dtype, examples: list[Example]) -> dict[str, Any]:
     """Every option that changes the result; the examples go in by their hash."""
     ignored = {"run", "resume", "dtype", "checkpoint_every", "data", "model", "epochs", "init_adapter"}
+    ignored |= {"checkpoint_activations", "fsdp", "keep_checkpoints"}
     if not arguments.dropout:  # with dropout, which values are dropped depends on how a step is cut into passes
         ignored.add("micro_batch_tokens")
     if arguments.shot_selection != "similar":
@@ -150,10 +180,18 @@ def training_settings(arguments: argparse.Namespace, dtype: torch.dtype, example
 
 
 def train(arguments: argparse.Namespace) -> None:
+    use_large_pages()
+    device = distributed.own_device(cli.resolve_device(arguments.device))
+    silent = contextlib.redirect_stdout(io.StringIO()) if distributed.rank() else contextlib.nullcontext()
+    with silent, distributed.process_group(device):
+        train_on(device, arguments)
+
+
+def train_on(device: torch.device, arguments: argparse.Namespace) -> None:
+    """The whole run, as one of the processes there are; rank 0 writes the files."""
     run: Path = arguments.run
     runs.prepare_run(run)
     runs.refuse_overwriting(arguments.data, run / "train.jsonl")
-    device = cli.resolve_device(arguments.device)
     dtype = cli.resolve_dtype(arguments.dtype, device)
     tokenizer = load_tokenizer(arguments.model, date=arguments.date)
     examples, names = build_examples(arguments, tokenizer)
@@ -177,7 +215,8 @@ def train(arguments: argparse.Namespace) -> None:
 
     config = ModelConfig.load(resolve(arguments.model, allow_weights=False))
     check_prompts(config, [example.input_ids[:-1] for example in examples], names)
-    model = load_model(arguments.model, dtype=dtype, device=device)
+    whole_on = torch.device("cpu") if arguments.fsdp else device  # sharding moves each part to where it belongs
+    model = load_model(arguments.model, dtype=dtype, device=whole_on, quantize=arguments.quantize)
     torch.manual_seed(arguments.seed)
     targets = tuple(name for target in arguments.target for name in TARGETS.get(target, (target,)))
     inject_lora(model, LoRAConfig(arguments.rank, arguments.alpha, arguments.dropout, targets))
@@ -199,14 +238,22 @@ def train(arguments: argparse.Namespace) -> None:
             micro_batch_tokens=arguments.micro_batch_tokens,
             seed=arguments.seed,
             dtype=dtype,
+            checkpoint_activations=arguments.checkpoint_activations,
+            fsdp=arguments.fsdp,
         ),
         anchor,
     )
-    if not earlier:  # other checkpoints must be gone before this summary vouches for what is there
+    distributed.wait()  # nobody writes before all have read what an earlier call left
+    first = distributed.rank() == 0
+    if first and not earlier:  # other checkpoints must be gone before this summary vouches for what is there
         shutil.rmtree(run / "checkpoints", ignore_errors=True)
-    write_json(summary_path, {"task": "train", "finished": False, "settings": settings})
+    if first:
+        write_json(summary_path, {"task": "train", "finished": False, "settings": settings})
+    distributed.wait()
     log = TrainingRun(run, trainer, anchors)
     log.follow(training, validation, arguments)
+    if not first:
+        return
     save_adapter(model, adapter, base_model=str(arguments.model))
     summary = {"task": "train", "finished": True, "settings": settings, **log.summary(len(training))}
     summary |= {"adapter_fingerprint": adapter_fingerprint(adapter), "environment": runs.environment(device)}
@@ -232,18 +279,21 @@ class TrainingRun:
             trainer.load_state(tensors, values)
             self.seconds = values["seconds"]
             print(f"going on from {saved[-1]}", flush=True)
-            repair_jsonl(path)
-            # Steps after the checkpoint are about to be taken again.
-            self.records = [record for record in read_jsonl(path) if record["step"] <= trainer.completed_steps]
-        rewrite_records(path, self.records)
-        self.file = open_records(path, resume=True)
+            if distributed.rank() == 0:
+                repair_jsonl(path)
+                # Steps after the checkpoint are about to be taken again.
+                self.records = [record for record in read_jsonl(path) if record["step"] <= trainer.completed_steps]
+        if distributed.rank() == 0:
+            rewrite_records(path, self.records)
+        self.file = open_records(path if distributed.rank() == 0 else Path(os.devnull), resume=True)
 
     def follow(self, training: list[Example], validation: list[Example], arguments: argparse.Namespace) -> None:
         trainer, total = self.trainer, arguments.steps
         started = trainer.completed_steps
         batches = training_batches(training, arguments.batch_size, arguments.seed, started, total)
         saved = time.monotonic()
-        with self.file, tqdm(total=total, initial=started, desc="training", unit="step", disable=None) as bar:
+        quiet = distributed.rank() > 0 or None
+        with self.file, tqdm(total=total, initial=started, desc="training", unit="step", disable=quiet) as bar:
             for batch in batches:
                 begin = time.perf_counter()
                 result = trainer.step(batch)
@@ -255,22 +305,25 @@ class TrainingRun:
                 bar.set_postfix_str(f"loss {result.loss:.4f}, {speed:.0f} tokens/s, {memory:.1f} GiB")
                 bar.update()
                 due = trainer.completed_steps % arguments.checkpoint_every == 0 or trainer.completed_steps == total
-                if due and validation:
-                    self._validate(validation)
+                loss = self._validate(validation) if due and validation else None
                 if due or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
-                    self._save()
+                    self._save(loss, arguments.keep_checkpoints)
                     saved = time.monotonic()
 
-    def _validate(self, validation: list[Example]) -> None:
+    def _validate(self, validation: list[Example]) -> float:
         loss = self.trainer.validation_loss(validation)
         divergence = measure_divergence(self.trainer.model, validation, self.anchors)
         self._record({"step": self.trainer.completed_steps, "validation_loss": loss, **divergence})
-        tqdm.write(f"step {self.trainer.completed_steps}: validation loss {loss:.4f}")
+        if distributed.rank() == 0:
+            tqdm.write(f"step {self.trainer.completed_steps}: validation loss {loss:.4f}")
+        return loss
 
-    def _save(self) -> None:
+    def _save(self, validation_loss: float | None, keep: int) -> None:
+        if distributed.rank():
+            return
         tensors, values = self.trainer.state()
-        values["seconds"] = self.seconds
-        save_checkpoint(self.run / "checkpoints", self.trainer.completed_steps, tensors, values)
+        values |= {"seconds": self.seconds, "validation_loss": validation_loss}
+        save_checkpoint(self.run / "checkpoints", self.trainer.completed_steps, tensors, values, keep)
 
     def _record(self, record: dict[str, Any]) -> None:
         append_record(self.file, record)

@@ -145,6 +145,11 @@ def _attention_with_log_sum(
     if queries.device.type == "cpu":  # what scaled_dot_product_attention runs, but it keeps the sums to itself
         flash_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         return flash_attention(queries, keys, values, attn_mask=bias)
+    return _attention_by_products(queries, keys, values, bias)
+
+
+def _attention_by_products(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The same in plain operations, for other devices."""
     scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
     scores = (scores if bias is None else scores + bias).float()
     log_sum = scores.logsumexp(-1)

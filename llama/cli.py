@@ -13,6 +13,7 @@ import torch
 from data.prompts import SELECTIONS
 from llama.distributed import prefix
 from llama.embedding import POOLINGS
+from llama.quantization import SCHEMES
 from llama.tokenizer import DEFAULT_DATE
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -91,6 +92,9 @@ def add_run_options(parser: argparse.ArgumentParser, model: str, batch_size: int
         metavar="TYPE",
         help="float32, bfloat16, float16, or auto: bfloat16 on CUDA, float32 on CPU",
     )
+    parser.add_argument(
+        "--quantize", choices=SCHEMES, help="int8: frozen linears with 8-bit weights, a quarter of float32's memory"
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: CUDA if there is one")
     parser.add_argument("--limit", type=positive_int, metavar="N", help="use only N records (all)")
     parser.add_argument("--batch-size", type=positive_int, default=batch_size, metavar="N", help=batch_help)
@@ -126,6 +130,31 @@ def add_prompt_options(parser: argparse.ArgumentParser) -> None:
         default="last",
         help="the token whose state stands for a question; the first has seen no other (last)",
     )
+
+
+def add_cache_options(parser: argparse.ArgumentParser) -> None:
+    """Add what bounds the key/value cache, for generate.py and judge.py."""
+    parser.add_argument(
+        "--memory",
+        type=positive_float,
+        metavar="GIB",
+        help="bound on the key/value cache: with less of it fewer rows are in progress, the tokens stay (none)",
+    )
+    parser.add_argument(
+        "--cache-dtype",
+        choices=("auto", "bfloat16"),
+        default="auto",
+        metavar="TYPE",
+        help="auto is the model's; bfloat16 halves a float32 cache and changes some tokens (%(default)s)",
+    )
+
+
+def cache_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_cache_options` read, as `generate` takes it."""
+    return {
+        "cache_bytes": None if arguments.memory is None else int(arguments.memory * 2**30),
+        "cache_dtype": None if arguments.cache_dtype == "auto" else getattr(torch, arguments.cache_dtype),
+    }
 
 
 def resolve_device(name: str) -> torch.device:

@@ -40,6 +40,12 @@ def own_device(device: torch.device) -> torch.device:
     return torch.device("cuda", index)
 
 
+def wait() -> None:
+    """Until all processes have come this far."""
+    if world_size() > 1:
+        torch.distributed.barrier()
+
+
 @contextmanager
 def process_group(device: torch.device, timeout: timedelta | None = None) -> Iterator[None]:
     """Join the other processes within the block: NCCL between CUDA devices, gloo between CPUs; alone, nothing.

@@ -19,7 +19,7 @@ from llama.model import Decoder
 from llama.sampling import Sampling, sample
 
 PREFILL_CHUNK = 512  # prompt tokens read in one forward pass
-VERIFIED_TOKENS = 16  # a forward pass over so many tokens costs little more than over one
+VERIFIED_TOKENS = 24  # a forward pass over so many tokens costs little more than over one
 WORTH_COPYING = 16  # tokens that a prompt must share with another slot before it waits for them
 
 # The tokens allowed next, given a row's new tokens so far: None is any, a single one is forced and costs no step.
@@ -124,9 +124,10 @@ class Engine:
         token = bytes_per_token(self.model.config, options.cache_dtype or self.model.dtype)
         slots = (options.cache_bytes - len(self.prefix) * token) // (self.capacity * token)
         if slots < 1:
+            needed = (len(self.prefix) + self.capacity) * token
             raise ValueError(
-                f"the longest prompt and its answer need a cache of {(len(self.prefix) + self.capacity) * token:,} "
-                f"bytes, but the bound on memory is {options.cache_bytes:,}; raise it, or allow fewer new tokens"
+                f"the longest prompt and its answer need {needed / 2**30:.3f} GiB of key/value cache, but its memory "
+                f"is bounded by {options.cache_bytes / 2**30:.3f} GiB: raise that (--memory), or allow fewer new tokens"
             )
         return min(slots, wanted)
 
@@ -202,11 +203,12 @@ class Engine:
     def _step(self) -> list[tuple[Row, list[int]]]:
         """One forward pass: the new tokens of every row that has read all of its text."""
         drafts, budget = self._drafts(), PREFILL_CHUNK
+        unread = [self._unread(slot) for slot in range(len(self.slots))]  # before any of this step counts as stored
         feeds, turns, tokens, wanted = [], [], [], []  # wanted: whose hidden states meet the output head
         for slot, row in enumerate(self.slots):
-            length, draft = row.pending, drafts.get(row, [])
+            length, draft = unread[slot], drafts.get(row, [])
             if length > 1:
-                length = min(self._unshared(slot, row), budget)
+                length = min(length, budget)
                 budget -= length
                 self.stats.prefill_tokens += max(0, min(row.prompt_length - row.cached, length))
             if not length:
@@ -222,24 +224,23 @@ class Engine:
         hidden = self._forward(tokens, step.positions, step.attend)
         return self._accept(self.model.logits(hidden[wanted]), turns) if turns else []
 
-    def _unshared(self, slot: int, row: Row) -> int:
-        """Tokens the row has to read itself, after copying what another slot holds; 0 while it waits for another."""
-        here = row.cached
-        donor, length = slot, here
+    def _unread(self, slot: int) -> int:
+        """Tokens the slot's row has to read, after copying what another slot holds; 0 while it waits for another."""
+        row = self.slots[slot]
+        if row.pending == 1:
+            return 1
+        donor, length = slot, row.cached + WORTH_COPYING - 1
         for other, stored in enumerate(self.stored):
-            if stored is None or stored is row:
-                continue
-            common = shared_length(row.tokens, stored.tokens, len(row.tokens) - 1)
-            if common < here + WORTH_COPYING:
-                continue
-            if common > stored.cached and stored in self.slots and stored.pending > 1 and stored.index < row.index:
-                return 0  # it is being read right now
-            if min(common, stored.cached) > length:
-                donor, length = other, min(common, stored.cached)
-        if length >= here + WORTH_COPYING:
+            if stored not in (None, row):
+                common = shared_length(row.tokens, stored.tokens, min(stored.cached, len(row.tokens) - 1))
+                donor, length = max((donor, length), (other, common), key=lambda pair: pair[1])
+        readers = [reader for reader in self.slots if reader.pending > 1 and reader.index < row.index]
+        if any(shared_length(row.tokens, reader.tokens, len(row.tokens) - 1) > length for reader in readers):
+            return 0
+        if length >= row.cached + WORTH_COPYING:
             if donor != slot:
                 self.cache.copy(donor, slot, length)
-            row.cached = length
+            row.cached, self.stored[slot] = length, row
         return row.pending
 
     def _drafts(self) -> dict[Row, list[int]]:

@@ -65,6 +65,27 @@ class Attention(nn.Module):
         return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
 
+class _SwiGLU(torch.autograd.Function):
+    """Keeps nothing but its two inputs for the backward pass."""
+
+    @staticmethod
+    def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
+
+
+class SwiGLU(nn.Module):
+    """silu(gate) * up."""
+
+    def forward(self, gate: Tensor, up: Tensor) -> Tensor:
+        return _SwiGLU.apply(gate, up)
+
+
 class MLP(nn.Module):
     """SwiGLU feed-forward (Shazeer 2020)."""
 
@@ -73,12 +94,13 @@ class MLP(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.act = SwiGLU()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(self.activate(x))
 
     def activate(self, x: Tensor) -> Tensor:
-        return F.silu(self.gate_proj(x)) * self.up_proj(x)
+        return self.act(self.gate_proj(x), self.up_proj(x))
 
 
 class Block(nn.Module):

@@ -17,7 +17,8 @@ from data.records import read_json
 from llama.decoding import DecodingStats
 from llama.distributed import world_size
 
-HOW_RUN = ("limit", "batch_size", "device")  # settings that may change between calls that add to the same answers
+# Settings that may change between calls that add to the same answers.
+HOW_RUN = ("limit", "batch_size", "device", "memory")
 
 
 def prepare_run(folder: Path) -> None:

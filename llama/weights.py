@@ -13,21 +13,30 @@ from llama.config import ModelConfig
 from llama.files import read_json_object
 from llama.hub import resolve
 from llama.model import Decoder
+from llama.quantization import SCHEMES, QuantizedLinear, quantize_linears, quantize_weight
 
 SINGLE = "model.safetensors"
+SCALE = ".weight_scale"  # the second tensor of a quantised linear; checkpoints have none
 INDEX = "model.safetensors.index.json"
 
 
 def load_model(
-    ref: str | Path, dtype: str | torch.dtype = "float32", device: str | torch.device = "cpu", head: bool = True
+    ref: str | Path,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
+    quantize: str | None = None,
+    head: bool = True,
 ) -> Decoder:
     """The decoder at `ref` (local folder, Hub id or alias), in eval mode with frozen weights of `dtype` on `device`.
 
-    Without `head`, for hidden states alone, an output head is neither needed nor read. A checkpoint saved from the bare
-    model, whose names lack the leading "model." (Qwen3-Embedding), is read as well. Raises one ValueError that lists
-    every missing, unexpected or misshapen tensor.
+    With `quantize="int8"` the linears of its blocks hold 8-bit weights, rounded one tensor at a time. Without `head`,
+    for hidden states alone, an output head is neither needed nor read. A checkpoint saved from the bare model, whose
+    names lack the leading "model." (Qwen3-Embedding), is read as well. Raises one ValueError that lists every missing,
+    unexpected or misshapen tensor.
     """
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    if quantize not in (None, *SCHEMES):
+        raise ValueError(f"quantize = {quantize!r}: expected None or one of {', '.join(SCHEMES)}")
     folder = resolve(ref)
     config = ModelConfig.load(folder)
     tied = config.tie_word_embeddings or not head
@@ -35,7 +44,10 @@ def load_model(
         model = Decoder(config)
     if tied:
         model.lm_head.weight = model.model["embed_tokens"].weight
-    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    if quantize:
+        quantize_linears(model)
+    small = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters() if not name.endswith(SCALE)}
     found: dict[str, Tensor] = {}
     problems = []
     for name, tensor in read_tensors(folder):
@@ -47,6 +59,10 @@ def load_model(
             problems.append(f"unexpected {name} {list(tensor.shape)}")
         elif tuple(tensor.shape) != wanted[name]:
             problems.append(f"{name} is {list(tensor.shape)}, config.json asks for {list(wanted[name])}")
+        elif name in small:
+            weight, scale = quantize_weight(tensor.to(device))
+            found[name], found[name.removesuffix(".weight") + SCALE] = weight, scale
+            continue
         else:
             found[name] = tensor.to(device=device, dtype=dtype)
             continue

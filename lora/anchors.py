@@ -4,7 +4,7 @@ They need no labels: what the base would say is what is not to be forgotten.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -43,20 +43,26 @@ class Anchor:
     def add_gradients(self, step: int, scale: Callable[[Tensor], Tensor]) -> float:
         """Add the gradients of what `scale` makes of the weighted divergence to the LoRA layers'; return the mean KL.
 
-        Of several processes, each takes its share of the examples, and the sum of their gradients is the whole.
+        Of several processes, each takes its share of the examples, and the sum of their gradients is the whole. All
+        make equally many passes, since with FSDP they meet in each.
         """
-        batch = self.batch(step)
+        batch, rank, world_size = self.batch(step), distributed.rank(), distributed.world_size()
         total = sum(label != IGNORED for example in batch for label in example.labels[1:])
-        own = batch[distributed.rank() :: distributed.world_size()]
+        passes = [list(self._passes(batch[i::world_size])) for i in range(world_size)]
         value = torch.zeros((), device=self.model.device)
-        for part in batches_by_length([len(example.input_ids) for example in own], PASS_TOKENS):
-            divergences, _ = position_divergences(self.model, [own[i] for i in part])
-            mean = divergences.sum() / total
+        for index in range(max(map(len, passes))):
+            busy = index < len(passes[rank])
+            divergences, _ = position_divergences(self.model, passes[rank][index] if busy else batch[:1])
+            mean = divergences.sum() * busy / total
             scale(self.weight * mean).backward()
             value += mean.detach()
-        if distributed.world_size() > 1:
+        if world_size > 1:
             torch.distributed.all_reduce(value)
         return value.item()
+
+    def _passes(self, examples: Sequence[Example]) -> Iterator[list[Example]]:
+        for batch in batches_by_length([len(example.input_ids) for example in examples], PASS_TOKENS):
+            yield [examples[i] for i in batch]
 
 
 def build_anchors(model: Decoder, tokenizer: Tokenizer, source: str) -> list[Example]:

@@ -16,7 +16,10 @@ TENSORS, VALUES = "state.safetensors", "state.json"
 
 
 def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[str, Any], keep: int = 2) -> Path:
-    """Write `folder/step-<step>` under another name, flush it to disk, rename it; keep only the last `keep`."""
+    """Write `folder/step-<step>` under another name, flush it to disk, rename it.
+
+    Of the others, the last `keep` stay (this one counted), and that with the lowest `validation_loss` in its values.
+    """
     target = folder / f"step-{step:08d}"
     partial = folder / f".{target.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -28,9 +31,17 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], values:
     shutil.rmtree(target, ignore_errors=True)
     os.replace(partial, target)
     flush(folder)
+    best = best_checkpoint(folder)
     for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        if old != best:
+            shutil.rmtree(old)
     return target
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint with the lowest `validation_loss` in its values, the earliest of equals; None if none has one."""
+    losses = {path: read_json_object(path / VALUES).get("validation_loss") for path in checkpoints(folder)}
+    return min((path for path in losses if losses[path] is not None), key=losses.__getitem__, default=None)
 
 
 def checkpoints(folder: Path) -> list[Path]:

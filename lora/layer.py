@@ -1,11 +1,19 @@
-"""One linear layer with a trainable low-rank update: y = W x + (alpha / rank) B A dropout(x)."""
+"""One linear layer with a trainable low-rank update: y = W x + (alpha / rank) B A dropout(x).
+
+A frozen weight takes part in two products a token, forward and backward to the input. Nothing is kept for the backward
+pass but the input, and not even that where it is cheap to make again (see `remember_origin`).
+"""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from llama.model import RMSNorm, SwiGLU
+from llama.quantization import dense_weight
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -32,6 +40,81 @@ class LoRAConfig:
             raise ValueError("target_modules is empty: name at least one linear layer")
 
 
+class LowRankLinear(torch.autograd.Function):
+    """x [..., in], frozen weight [out, in] and bias, A [rank, in], B [out, rank] -> [..., out] in the dtype of `x`.
+
+    `weight_scale` is None unless the weight is quantised.
+    `origin` is None or a function and the inputs it made `x` from: then these are kept in place of `x`.
+    `kept` [..., in] bool are the values dropout leaves; `scaling` includes what makes up for the others. Products with
+    A and B are written so that the short side is the number of rows: BLAS is up to five times slower the other way.
+    """
+
+    @staticmethod
+    def forward(
+        ctx,
+        x: Tensor,
+        weight: Tensor,
+        weight_scale: Tensor | None,
+        bias: Tensor | None,
+        A: Tensor,
+        B: Tensor,
+        kept: Tensor | None,
+        scaling: float,
+        origin: tuple[Callable[..., Tensor], tuple[Tensor, ...]] | None,
+    ) -> Tensor:
+        ctx.origin, inputs = origin or (None, (x,))
+        ctx.save_for_backward(weight, weight_scale, A, B, kept, *inputs)
+        ctx.scaling = scaling
+        bias = None if bias is None else bias.to(x.dtype)
+        out = F.linear(x, dense_weight(weight, weight_scale, x.dtype), bias)
+        low_rank = _rows(_drop(x, kept)) @ A.to(x.dtype).T
+        _rows(out).addmm_(low_rank, B.to(x.dtype).T, alpha=scaling)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, weight_scale, A, B, kept, *inputs = ctx.saved_tensors
+        x = ctx.origin(*inputs) if ctx.origin else inputs[0]
+        grad = grad.to(x.dtype)
+        rows, dropped = _rows(grad), _rows(_drop(x, kept))
+        low_A, low_B = A.to(x.dtype), B.to(x.dtype)
+        grad_low = (low_B.T @ rows.T) * ctx.scaling  # [rank, N]
+        grad_A = (grad_low @ dropped).to(A.dtype)
+        grad_B = ((low_A @ dropped.T).mul_(ctx.scaling) @ rows).T.to(B.dtype)
+        grad_x = None
+        if ctx.needs_input_grad[0]:  # not so in the first block: embeddings are frozen
+            grad_x = (rows @ dense_weight(weight, weight_scale, x.dtype)).view(x.shape)
+            through_low_rank = _rows(grad_x)
+            if kept is None:
+                through_low_rank.addmm_(grad_low.T, low_A)
+            else:
+                through_low_rank += _drop(grad_low.T @ low_A, _rows(kept))
+        return grad_x, None, None, None, grad_A, grad_B, None, None, None
+
+
+def remember_origin(model: nn.Module) -> None:
+    """Let the layers that the norms and activations of `model` feed keep what these read, not what they write.
+
+    Residuals, gates and ups are kept anyway, so this saves their outputs for the price of forming them again.
+    """
+    for module in model.modules():
+        if isinstance(module, RMSNorm | SwiGLU):
+            module.register_forward_hook(_note_origin)
+
+
+def _note_origin(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    if output.requires_grad:
+        output.origin = (module.forward, tuple(tensor.detach() for tensor in inputs))
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _drop(x: Tensor, kept: Tensor | None) -> Tensor:
+    return x if kept is None else x * kept
+
+
 class LoRALinear(nn.Linear):
     """A frozen linear (its `weight` and `bias`, under their old names) with float32 `lora_A` and `lora_B`.
 
@@ -42,6 +125,7 @@ class LoRALinear(nn.Linear):
         nn.Module.__init__(self)  # not Linear's own: it would allocate a second weight
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
+        self.weight_scale = getattr(linear, "weight_scale", None)  # of a QuantizedLinear
         self.config = config
         self.scale = 1.0  # set_lora_scale changes it
         self.enabled = True
@@ -56,16 +140,28 @@ class LoRALinear(nn.Linear):
         return self.scale * self.config.alpha / self.config.rank
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out], in the dtype of `x`."""
-        out = F.linear(x, self.weight, self.bias)
+        """[..., in] -> [..., out], in the dtype of `x`, or autocast's where that is on."""
+        origin, device_type = getattr(x, "origin", None), x.device.type
+        if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+            dtype = torch.get_autocast_dtype(device_type)
+            origin, x = origin if x.dtype == dtype else None, x.to(dtype)
         if not self.enabled:
-            return out
-        dropped = F.dropout(x, self.config.dropout, self.training)
-        low_rank = F.linear(dropped, self.lora_A.to(x.dtype))
-        return out + F.linear(low_rank * self.scaling, self.lora_B.to(x.dtype))
+            return F.linear(x, dense_weight(self.weight, self.weight_scale, x.dtype), self.bias)
+        kept = None
+        if self.training and self.config.dropout:
+            kept = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - self.config.dropout)
+        scaling = self.scaling / (1 - self.config.dropout) if kept is not None else self.scaling
+        return LowRankLinear.apply(
+            x, self.weight, self.weight_scale, self.bias, self.lora_A, self.lora_B, kept, scaling, origin
+        )
 
     def merged(self) -> nn.Linear:
-        """A plain linear with the update added, formed in float32 and rounded once to the weight's dtype."""
+        """A plain linear with the update added, formed in float32 and rounded once to the weight's dtype.
+
+        ValueError if the weight is quantised: most of an update is smaller than a step of 8 bits.
+        """
+        if self.weight_scale is not None:
+            raise ValueError("an adapter cannot be merged into quantised weights; load the model without quantize")
         linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
         update = self.scaling * (self.lora_B @ self.lora_A)
         weight = (self.weight.float() + update).to(self.weight.dtype).detach()

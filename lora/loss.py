@@ -5,13 +5,18 @@ and their gradient at once and are dropped, so peak memory grows with the chunk,
 Liger-Kernel's fused linear cross-entropy, Hsu et al. 2024).
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
+from data.examples import Example
+from llama import distributed
+from llama.engine import common_prefix_length
 from llama.model import Decoder
-from lora.packing import PackedBatch
+from lora.packing import PackedBatch, Row, SharedPrefix, micro_batches
 
-CHUNK = 256  # positions whose logits exist at one time
+CHUNK = 128  # positions whose logits exist at one time
 
 
 class FrozenHeadCrossEntropy(torch.autograd.Function):
@@ -39,8 +44,41 @@ class FrozenHeadCrossEntropy(torch.autograd.Function):
         return gradient * grad_loss.to(gradient.dtype), None, None, None
 
 
-def summed_loss(model: Decoder, batch: PackedBatch) -> Tensor:
-    """Cross-entropy summed over the batch's supervised tokens, a float32 scalar in nats."""
-    hidden = model(batch.input_ids, batch.positions, batch.attend)[0]
-    weights = batch.weights.to(torch.promote_types(hidden.dtype, torch.float32))
-    return FrozenHeadCrossEntropy.apply(hidden[batch.sources], model.lm_head.weight, batch.targets, weights)
+def summed_loss(model: Decoder, row: Row) -> Tensor:
+    """Cross-entropy summed over the supervised tokens of one pass, a float32 scalar in nats."""
+    hidden = model(row.input_ids, row.positions, row.attend)[0]
+    if not len(row.targets):
+        return hidden[:0].sum(
+            dtype=torch.float32
+        )  # zero, but of the graph: FSDP makes a block whole by its output's hook
+    weights = row.weights.to(torch.promote_types(hidden.dtype, torch.float32))
+    return FrozenHeadCrossEntropy.apply(hidden[row.sources], model.lm_head.weight, row.targets, weights)
+
+
+def step_loss(
+    model: Decoder,
+    examples: Sequence[Example],
+    max_tokens: int,
+    backward: Callable[[Tensor], Tensor] | None = None,
+) -> float:
+    """Cross-entropy summed over the supervised tokens of `examples`, in nats, in passes of at most `max_tokens` tokens.
+
+    With `backward`, gradients are added to the LoRA layers' as well: those of what it makes of the summed loss, which
+    must be linear (a division, a loss scale). Of several processes, each takes every n-th example and returns its own
+    part of the loss; all make equally many passes, since with FSDP they meet in each block of each.
+    """
+    rank, world_size = distributed.rank(), distributed.world_size()
+    length = common_prefix_length([example.input_ids for example in examples])
+    shares = [micro_batches(examples[i::world_size], length, max_tokens) for i in range(world_size)]
+    prefix = SharedPrefix(examples[rank::world_size] or examples[:1], length, model.device)
+    total = 0.0
+    prefix_loss = summed_loss(model, prefix) * bool(shares[rank]) if length else torch.zeros(())
+    for index in range(max(map(len, shares))):
+        busy = index < len(shares[rank])
+        loss = summed_loss(model, PackedBatch(shares[rank][index] if busy else examples[:1], prefix)) * busy
+        if backward:
+            backward(loss).backward()
+        total += loss.item()
+    if backward and length:
+        prefix.backward(backward(prefix_loss))
+    return total + prefix_loss.item()

@@ -3,24 +3,31 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard
+from torch.utils.checkpoint import checkpoint
 
-from data.examples import Example, epoch_batches
+from data.examples import IGNORED, Example, epoch_batches
+from llama import distributed
 from llama.model import Decoder
 from lora.anchors import Anchor
 from lora.inject import lora_parameters
-from lora.loss import summed_loss
-from lora.packing import PackedBatch, micro_batches
+from lora.layer import remember_origin
+from lora.loss import step_loss
 
 SCHEDULES = ("cosine", "linear", "constant")
 
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """`micro_batch_tokens` bounds one forward pass; without dropout, it changes memory and speed alone."""
+    """`micro_batch_tokens` bounds one forward pass; without dropout, it changes memory and speed alone.
+
+    So does `checkpoint_activations`: blocks are computed again in the backward pass. `fsdp` shards the frozen weights.
+    """
 
     total_steps: int
     learning_rate: float = 2e-4
@@ -28,9 +35,11 @@ class TrainerOptions:
     warmup_steps: int = 0
     weight_decay: float = 0.0
     clip_norm: float = 1.0
-    micro_batch_tokens: int = 2048
+    micro_batch_tokens: int = 1024
     seed: int = 0
     dtype: torch.dtype = torch.float32
+    checkpoint_activations: bool = False
+    fsdp: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,11 @@ def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, schedul
     return 1 - progress if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def count_supervised(examples: Sequence[Example]) -> int:
+    """Tokens to be predicted; nothing stands before a first token to predict it from."""
+    return sum(label != IGNORED for example in examples for label in example.labels[1:])
+
+
 def training_batches(
     examples: Sequence[Example], batch_size: int, seed: int, first_step: int, total_steps: int
 ) -> Iterator[list[Example]]:
@@ -72,6 +86,17 @@ def training_batches(
             step += 1
 
 
+def shard_base(model: Decoder) -> None:
+    """Leave each process its part of the frozen weights (FSDP2); a block is whole only while it computes.
+
+    LoRA parameters stay whole everywhere, their gradients are exchanged by the trainer.
+    """
+    lora = set(lora_parameters(model))
+    for block in model.model["layers"]:
+        fully_shard(block, ignored_params=lora)
+    fully_shard(model, ignored_params=lora)
+
+
 class Trainer:
     """Trains the LoRA layers of `model`. They and the optimizer are float32 whatever the dtype of the rest."""
 
@@ -80,6 +105,12 @@ class Trainer:
         self.parameters = lora_parameters(model)
         if not self.parameters:
             raise ValueError("the model has no LoRA layers: call inject_lora first")
+        remember_origin(model)
+        if options.checkpoint_activations:
+            for block in model.model["layers"]:
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        if options.fsdp:
+            shard_base(model)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
         device_type = model.device.type
         self.autocast = torch.autocast(device_type, options.dtype, enabled=options.dtype != torch.float32)
@@ -96,24 +127,37 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = options.learning_rate * factor
         self.model.train()
-        batches = [PackedBatch(part, self.model.device) for part in micro_batches(examples, options.micro_batch_tokens)]
-        supervised = sum(batch.supervised_tokens for batch in batches)
-        total = 0.0
-        for batch in batches:
-            with self.autocast:
-                loss = summed_loss(self.model, batch) / supervised
-            self.scaler.scale(loss).backward()
-            total += loss.item()
+        supervised = count_supervised(examples)
+        with self.autocast:
+            total = step_loss(
+                self.model, examples, options.micro_batch_tokens, lambda loss: self.scaler.scale(loss / supervised)
+            )
         kl = None
         if self.anchor:
             with self.autocast:
                 kl = self.anchor.add_gradients(self.completed_steps, self.scaler.scale)
-        if not math.isfinite(total):
-            raise ValueError(f"step {self.completed_steps + 1}: the loss is {total}; lower --lr")
+        loss = self._sum_over_processes(total, gradients=True) / supervised
+        if not math.isfinite(loss):
+            raise ValueError(f"step {self.completed_steps + 1}: the loss is {loss}; lower --lr")
         grad_norm = self._update()
         self.completed_steps += 1
-        tokens = sum(batch.tokens for batch in batches)
-        return StepResult(total, grad_norm, options.learning_rate * factor, len(examples), tokens, supervised, kl)
+        tokens = sum(len(example.input_ids) for example in examples)
+        return StepResult(loss, grad_norm, options.learning_rate * factor, len(examples), tokens, supervised, kl)
+
+    def _sum_over_processes(self, loss: float, gradients: bool) -> float:
+        """Add up the loss and, in place, the gradients: both are sums over examples, each process has its share's."""
+        if distributed.world_size() == 1:
+            return loss
+        grads = [parameter.grad for parameter in self.parameters] if gradients else []
+        flat = torch.cat([torch.tensor([loss], device=self.model.device), *(grad.flatten() for grad in grads)])
+        try:
+            torch.distributed.all_reduce(flat)
+        except RuntimeError as error:
+            raise ValueError(f"another process has ended ({str(error).splitlines()[0]})") from None
+        total, *sums = flat.split([1, *(grad.numel() for grad in grads)])
+        for grad, summed in zip(grads, sums, strict=True):
+            grad.copy_(summed.view_as(grad))
+        return total.item()
 
     def _update(self) -> float:
         self.scaler.unscale_(self.optimizer)
@@ -131,13 +175,9 @@ class Trainer:
     def validation_loss(self, examples: Sequence[Example]) -> float:
         """Mean loss in nats over the supervised tokens of `examples`, without dropout."""
         self.model.eval()
-        total, supervised = 0.0, 0
-        for part in micro_batches(examples, self.options.micro_batch_tokens):
-            batch = PackedBatch(part, self.model.device)
-            with self.autocast:
-                total += summed_loss(self.model, batch).item()
-            supervised += batch.supervised_tokens
-        return total / supervised
+        with self.autocast:
+            total = step_loss(self.model, examples, self.options.micro_batch_tokens)
+        return self._sum_over_processes(total, gradients=False) / count_supervised(examples)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that later steps depend on: tensors by name, and JSON values."""

@@ -9,6 +9,7 @@ import train
 from data.records import read_json, read_jsonl
 from llama import load_model
 from lora import adapter_fingerprint, load_adapter, lora_parameters
+from lora.checkpoint import best_checkpoint, checkpoints
 from lora.trainer import Trainer
 
 OPTIONS = ["--data", "demo", "--limit", "40", "--validation", "8", "--batch-size", "4", "--lr", "1e-2"]
@@ -79,6 +80,31 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(call, tmp_path, monke
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
     adapters = [(tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("run", "whole")]
     assert adapters[0] == adapters[1]
+
+
+def test_the_last_checkpoints_and_the_best_stay(call, tmp_path, monkeypatch):
+    wanted = iter([3.0, 1.0, 2.0, 4.0, 5.0])
+    monkeypatch.setattr(Trainer, "validation_loss", lambda *_: next(wanted))
+    assert call("--steps", "5", "--checkpoint-every", "1", "--keep-checkpoints", "2") == 0
+    folder = tmp_path / "run" / "checkpoints"
+    assert [int(path.name[-2:]) for path in checkpoints(folder)] == [2, 4, 5]
+    assert best_checkpoint(folder).name == "step-00000002"
+
+
+def test_training_over_a_quantised_base(call, tmp_path):
+    assert call("--steps", "8", "--quantize", "int8") == 0
+    assert call("--steps", "8", folder="plain") == 0
+    small, plain = losses(tmp_path / "run"), losses(tmp_path / "plain")
+    assert small != plain
+    assert small == pytest.approx(plain, abs=0.05)
+    assert read_json(tmp_path / "run" / "train.summary.json")["settings"]["quantize"] == "int8"
+
+
+def test_fsdp_alone_is_refused(call, capsys):
+    with pytest.raises(SystemExit) as exit_status:
+        call("--fsdp")
+    assert exit_status.value.code == 2
+    assert "torchrun --nproc-per-node N -- train.py" in capsys.readouterr().err
 
 
 def test_the_users_own_file_is_not_overwritten(call, tmp_path, capsys):

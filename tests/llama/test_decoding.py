@@ -9,7 +9,8 @@ import torch
 
 from data.gsm8k import load_gsm8k
 from data.prompts import ShotSelector, gsm8k_messages
-from llama import engine, generate, load_model, load_tokenizer
+from llama import cache, engine, generate, load_model, load_tokenizer
+from llama.cache import bytes_per_token
 from llama.engine import DecodingStats, common_prefix_length, look_up_draft
 from llama.sampling import sample
 from tests.tiny import save_transformers_model, tiny_transformers_model
@@ -48,10 +49,10 @@ def models(request, tmp_path_factory):
 def test_greedy_tokens_equal_transformers(models, prefix):
     theirs, ours = models
     reasons = set()
-    for seed in range(3):
+    for seed in range(5):
         prompts = ragged_prompts(seed, prefix)
         expected = [transformers_tokens(theirs, prompt, 40) for prompt in prompts]
-        for batch_size in (1, 2, 4, 32):
+        for batch_size in (1, 4, 32):
             outputs = generate(ours, prompts, 40, STOP_IDS, batch_size)
             assert [output.token_ids for output in outputs] == expected
         stopped = [tokens[-1] in STOP_IDS for tokens in expected]
@@ -124,6 +125,76 @@ def test_shared_prefix_is_computed_once(models):
     assert stats.prompt_tokens == total
     assert stats.prefill_tokens == total - 17 * (len(prompts) - 1)
     assert stats.new_tokens == sum(len(output.token_ids) for output in outputs)
+
+
+def test_prompts_that_begin_alike_in_groups_copy_what_another_slot_holds(models):
+    theirs, ours = models
+    generator = torch.Generator().manual_seed(9)
+    starts = torch.randint(12, 199, (3, 40), generator=generator).tolist()
+    prompts = [starts[i % 3] + torch.randint(12, 199, (5 + i,), generator=generator).tolist() for i in range(9)]
+    expected = [transformers_tokens(theirs, prompt, 12) for prompt in prompts]
+    for batch_size in (1, 4, 9):  # the last one sees a group's prompts while the first of them is being read
+        stats = DecodingStats()
+        outputs = generate(ours, prompts, 12, STOP_IDS, batch_size, stats=stats)
+        assert [output.token_ids for output in outputs] == expected
+        if batch_size == 9:
+            assert stats.prefill_tokens == sum(map(len, prompts)) - 6 * 40, "each group's beginning is read once"
+
+
+def test_memory_bounds_the_rows_in_flight_not_the_tokens(models):
+    _, ours = models
+    prompts = ragged_prompts(4, prefix=17)
+    passes, outputs = [], []
+    token = bytes_per_token(ours.config, torch.float32)
+    for cache_bytes in (None, 250 * token):
+        stats = DecodingStats()
+        outputs.append(generate(ours, prompts, 20, STOP_IDS, 9, cache_bytes=cache_bytes, stats=stats))
+        passes.append(stats.forward_passes)
+    assert outputs[0] == outputs[1]
+    assert passes[1] > passes[0], "fewer rows at a time"
+    with pytest.raises(ValueError, match="GiB of key/value cache, but its memory is bounded by"):
+        generate(ours, prompts, 20, cache_bytes=20 * token)
+
+
+def test_out_of_memory_halves_the_rows_and_loses_nothing(models, monkeypatch):
+    _, ours = models
+    prompts = ragged_prompts(6, prefix=17)
+    expected = generate(ours, prompts, 20, STOP_IDS, 8)
+    real, calls, slots = engine.StepPass, [], []
+
+    def failing(cache, feeds):
+        calls.append(len(feeds))
+        slots.append(cache.slots)
+        if len(calls) in (5, 9):
+            raise torch.OutOfMemoryError("no memory left")
+        return real(cache, feeds)
+
+    monkeypatch.setattr(engine, "StepPass", failing)
+    assert generate(ours, prompts, 20, STOP_IDS, 8) == expected
+    assert slots[0] == 8 and len(set(slots)) == 3, "two failures, each time fewer rows"
+    monkeypatch.setattr(engine, "StepPass", _out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError, match="a single row"):
+        generate(ours, prompts, 20, STOP_IDS, 8)
+
+
+def _out_of_memory(*_):
+    raise torch.OutOfMemoryError("no memory left")
+
+
+def test_attention_without_the_flash_kernel_is_the_same(models, monkeypatch):
+    """Other devices form the scores themselves; here that way runs on the CPU."""
+    _, ours = models
+    prompts = ragged_prompts(8, prefix=17)
+    expected = generate(ours, prompts, 20, STOP_IDS, 4)
+    monkeypatch.setattr(cache, "_attention_with_log_sum", cache._attention_by_products)
+    assert generate(ours, prompts, 20, STOP_IDS, 4) == expected
+
+
+def test_a_bfloat16_cache_stays_close(models):
+    _, ours = models
+    prompts = ragged_prompts(8, prefix=17)
+    exact, rounded = (generate(ours, prompts, 1, STOP_IDS, 4, cache_dtype=dtype) for dtype in (None, torch.bfloat16))
+    assert sum(a == b for a, b in zip(exact, rounded, strict=True)) >= len(prompts) - 2
 
 
 def test_equal_prompts_and_a_prompt_that_begins_another(models):

@@ -197,6 +197,53 @@ def test_dropout_acts_in_training_only():
     assert torch.allclose(mean, layer.eval()(x), atol=0.2)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_hand_written_gradients(dropout):
+    """gradcheck in float64, with a bias and two leading dimensions; the same values are dropped every time."""
+    torch.manual_seed(0)
+    layer = LoRALinear(torch.nn.Linear(5, 4).double().requires_grad_(False), LoRAConfig(rank=3, dropout=dropout))
+    layer.double().train()
+    torch.nn.init.normal_(layer.lora_B)
+    x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+
+    def run(x, *_):
+        torch.manual_seed(1)
+        return layer(x)
+
+    assert torch.autograd.gradcheck(run, (x, layer.lora_A, layer.lora_B))
+    if dropout:
+        assert not torch.equal(run(x), layer.eval()(x))
+
+
+def test_a_layer_keeps_only_its_input():
+    layer = LoRALinear(torch.nn.Linear(64, 32).requires_grad_(False), LoRAConfig(rank=2))
+    x, kept = torch.randn(100, 64, requires_grad=True), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda t: t):
+        layer(x)
+    parameters = {tensor.data_ptr() for tensor in layer.parameters()}
+    assert {tensor.data_ptr() for tensor in kept} - parameters == {x.data_ptr()}
+
+
+def test_lora_in_float32_over_a_bfloat16_weight():
+    """Under autocast or not: output in bfloat16, gradients in float32 and close to those of float32."""
+    grads = []
+    for dtype, autocast in ((torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)):
+        torch.manual_seed(0)
+        linear = torch.nn.Linear(64, 32).requires_grad_(False)
+        layer = LoRALinear(linear.bfloat16().to(dtype), LoRAConfig(rank=4))
+        torch.nn.init.normal_(layer.lora_B)
+        x = torch.randn(100, 64).bfloat16().to(torch.float32 if autocast else dtype)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = layer(x)
+        assert out.dtype == dtype
+        out.float().square().sum().backward()
+        grads.append((layer.lora_A.grad, layer.lora_B.grad))
+    for exact, *others in zip(*grads, strict=True):
+        for grad in others:
+            assert grad.dtype == torch.float32
+            assert (grad - exact).norm() < 0.02 * exact.norm()
+
+
 def test_zero_matches_are_one_error(model):
     with pytest.raises(ValueError, match=r"\['qkv', 'proj'\] match no linear of the decoder; it has \['down_proj'"):
         inject_lora(model, LoRAConfig(target_modules=("q_proj", "qkv", "proj")))

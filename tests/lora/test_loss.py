@@ -6,10 +6,11 @@ from torch.nn.functional import cross_entropy
 
 from data.examples import IGNORED, Example
 from llama import Decoder, ModelConfig
+from llama.model import SwiGLU
 from lora import LoRAConfig, inject_lora, lora_parameters
 from lora import loss as loss_module
-from lora.loss import FrozenHeadCrossEntropy, summed_loss
-from lora.packing import PackedBatch, micro_batches
+from lora.loss import FrozenHeadCrossEntropy, step_loss, summed_loss
+from lora.packing import PackedAttention, PackedBatch, SharedPrefix, micro_batches
 from tests.tiny import tiny_transformers_model
 
 
@@ -54,33 +55,57 @@ def gradients(model: Decoder, loss: torch.Tensor) -> list[torch.Tensor]:
     return torch.autograd.grad(loss, lora_parameters(model))
 
 
+def packed(model: Decoder, examples: list[Example], max_tokens: int = 10**6) -> tuple[float, list[torch.Tensor]]:
+    """Loss and gradients the trainer's way."""
+    parameters = lora_parameters(model)
+    for parameter in parameters:
+        parameter.grad = None
+    return step_loss(model, examples, max_tokens, lambda loss: loss), [parameter.grad for parameter in parameters]
+
+
+def assert_same(actual, expected) -> None:
+    (loss, grads), (wanted, wanted_grads) = actual, expected
+    assert loss == pytest.approx(wanted, rel=1e-5)
+    for ours, theirs in zip(grads, wanted_grads, strict=True):
+        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+def plain(model: Decoder, examples: list[Example]) -> tuple[float, list[torch.Tensor]]:
+    loss = plain_loss(model, examples)
+    return loss.item(), list(torch.autograd.grad(loss, lora_parameters(model)))
+
+
 @pytest.mark.parametrize("supervise_all", [False, True], ids=["answer", "all"])
 @pytest.mark.parametrize("prefix", [0, 11])
-def test_packed_loss_and_gradients_equal_the_plain_way(model, prefix, supervise_all):
+@pytest.mark.parametrize("max_tokens", [1000, 30])
+def test_packed_loss_and_gradients_equal_the_plain_way(model, prefix, supervise_all, max_tokens):
     examples = make_examples(1, prefix, supervise_all)
-    batch = PackedBatch(examples)
-    expected, actual = plain_loss(model, examples), summed_loss(model, batch)
-    assert batch.prefix_length == prefix
-    assert batch.input_ids.shape[1] == batch.tokens - 3 * prefix, "the prefix is computed once"
-    assert actual.item() == pytest.approx(expected.item(), rel=1e-5)
-    for ours, theirs in zip(gradients(model, actual), gradients(model, expected), strict=True):
-        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+    shared = SharedPrefix(examples, prefix)
+    assert PackedBatch(examples, shared).input_ids.shape[1] == sum(len(e.input_ids) - prefix for e in examples)
+    assert_same(packed(model, examples, max_tokens), plain(model, examples))
+
+
+def test_the_prefix_is_computed_once(model):
+    lengths = []
+    model.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    packed(model, make_examples(1, prefix=11), max_tokens=30)  # 14, 15, 21 and 14 tokens of their own
+    assert lengths == [11, 29, 21, 14]
 
 
 def test_gradients_through_the_prefix_matter(model, monkeypatch):
     """The test above notices if gradients through the shared keys and values are dropped."""
     examples = make_examples(1, prefix=11)
-    expected = gradients(model, plain_loss(model, examples))
-    attend = PackedBatch.attend
+    expected = plain(model, examples)[1]
+    attend = SharedPrefix.attend
 
     def detached(self, layer, queries, keys, values):
-        p = self.prefix_length
-        keys = torch.cat((keys[:, :p].detach(), keys[:, p:]), dim=1)
-        values = torch.cat((values[:, :p].detach(), values[:, p:]), dim=1)
-        return attend(self, layer, queries, keys, values)
+        out = attend(self, layer, queries, keys, values)
+        self.leaves = [leaf.detach() for leaf in self.leaves]
+        return out
 
-    monkeypatch.setattr(PackedBatch, "attend", detached)
-    actual = gradients(model, summed_loss(model, PackedBatch(examples)))
+    monkeypatch.setattr(SharedPrefix, "attend", detached)
+    monkeypatch.setattr(SharedPrefix, "backward", lambda *_: None)
+    actual = packed(model, examples)[1]
     worst = max(((a - e).abs().max() / e.abs().max()).item() for a, e in zip(actual, expected, strict=True))
     assert worst > 1e-2
 
@@ -88,21 +113,32 @@ def test_gradients_through_the_prefix_matter(model, monkeypatch):
 def test_examples_do_not_see_each_other(model):
     first, second = make_examples(2)[:2]
     other = Example([5] * 8, [IGNORED] * 4 + [5] * 4)
-    alone = summed_loss(model, PackedBatch([second])).item()
+    alone = packed(model, [second])[0]
     for neighbour in (first, other):
-        together = summed_loss(model, PackedBatch([neighbour, second])).item()
-        assert together - summed_loss(model, PackedBatch([neighbour])).item() == pytest.approx(alone, rel=1e-4)
+        together = packed(model, [neighbour, second])[0]
+        assert together - packed(model, [neighbour])[0] == pytest.approx(alone, rel=1e-4)
 
 
 def test_chunks_change_nothing(model, monkeypatch):
-    batch = PackedBatch(make_examples(3))
-    whole = summed_loss(model, batch)
-    expected = gradients(model, whole)
+    examples = make_examples(3)
+    whole = packed(model, examples)
     monkeypatch.setattr(loss_module, "CHUNK", 5)
-    chunked = summed_loss(model, batch)
-    assert chunked.item() == pytest.approx(whole.item(), rel=1e-6)
-    for ours, theirs in zip(gradients(model, chunked), expected, strict=True):
-        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+    assert_same(packed(model, examples), whole)
+
+
+def test_gradcheck_swiglu():
+    torch.manual_seed(0)
+    inputs = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True).unbind()
+    assert torch.autograd.gradcheck(SwiGLU(), inputs)
+    assert torch.equal(SwiGLU()(*inputs), torch.nn.functional.silu(inputs[0]) * inputs[1])
+
+
+@pytest.mark.parametrize("prefix", [0, 3])
+def test_gradcheck_packed_attention(prefix):
+    torch.manual_seed(0)
+    shapes = [(1, 4, 7, 3), (1, 2, 7, 3), (1, 2, 7, 3), *[(1, 2, prefix, 3)] * 2]
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes if shape[2]]
+    assert torch.autograd.gradcheck(lambda *inputs: PackedAttention.apply([(0, 5), (5, 7)], *inputs), inputs)
 
 
 def test_gradcheck():
@@ -118,21 +154,18 @@ def test_gradcheck():
 def test_loss_and_backward_on_the_meta_device(model):
     """Every tensor follows the model's device: the only CUDA check a CPU machine can make."""
     meta = model.to("meta")
-    loss = summed_loss(meta, PackedBatch(make_examples(1, prefix=11), "meta"))
-    loss.backward()
+    prefix = SharedPrefix(make_examples(1, prefix=11, supervise_all=True), 11, "meta")
+    prefix_loss = summed_loss(meta, prefix)
+    summed_loss(meta, PackedBatch(make_examples(1, prefix=11), prefix)).backward()
+    assert all(leaf.grad.device.type == "meta" for leaf in prefix.leaves)
+    prefix.backward(prefix_loss)
     assert all(parameter.grad.device.type == "meta" for parameter in lora_parameters(meta))
 
 
 def test_micro_batches_keep_order_and_bound():
     examples = make_examples(0)  # 14, 15, 21 and 14 tokens
-    assert [len(part) for part in micro_batches(examples, 30)] == [2, 1, 1]
-    assert [len(part) for part in micro_batches(examples, 1)] == [1, 1, 1, 1]
-    assert [len(part) for part in micro_batches(examples, 1000)] == [4]
-    assert [example for part in micro_batches(examples, 30) for example in part] == examples
-
-
-def test_micro_batches_count_a_shared_prefix_once():
-    examples = make_examples(0, prefix=50)  # 14, 15, 21 and 14 tokens of their own
-    assert [len(part) for part in micro_batches(examples, 85)] == [2, 2]
-    assert [len(part) for part in micro_batches(examples, 50 + 64)] == [4]
-    assert PackedBatch(examples).input_ids.shape[1] == 50 + 64
+    assert [len(part) for part in micro_batches(examples, 0, 30)] == [2, 1, 1]
+    assert [len(part) for part in micro_batches(examples, 0, 1)] == [1, 1, 1, 1]
+    assert [len(part) for part in micro_batches(examples, 0, 1000)] == [4]
+    assert [len(part) for part in micro_batches(examples, 13, 30)] == [4], "what is computed apart does not count"
+    assert [example for part in micro_batches(examples, 0, 30) for example in part] == examples

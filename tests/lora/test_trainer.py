@@ -231,3 +231,16 @@ def test_model_without_lora_is_refused():
     config = ModelConfig.from_dict(tiny_transformers_model("llama").config.to_dict())
     with pytest.raises(ValueError, match="call inject_lora first"):
         Trainer(Decoder(config), TrainerOptions(1))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_activation_checkpointing_changes_nothing_but_memory(dropout):
+    """Through a shared prefix as well, whose keys and values leave the blocks sideways."""
+    examples = [Example([7] * 9 + e.input_ids, [IGNORED] * 9 + e.labels) for e in make_examples(6)]
+    batches = [examples[:3], examples[3:], examples]
+    plain = run(Trainer(make_model(dropout=dropout), TrainerOptions(3, 1e-2)), batches)
+    model, blocks = make_model(dropout=dropout), []
+    model.model["layers"][1].mlp.register_forward_pre_hook(lambda *_: blocks.append(1))
+    checkpointed = run(Trainer(model, TrainerOptions(3, 1e-2, checkpoint_activations=True)), batches)
+    assert checkpointed == plain
+    assert len(blocks) == 2 * 2 * 3, "prefix and pass, forward and again in the backward pass, in each of three steps"
