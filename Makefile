@@ -1,6 +1,8 @@
 # make demo   the whole path on a small real model, in minutes on a laptop
 # make test   lint and tests
-# Both set up .venv first, if it is not there yet.
+# make reproduce MODEL=...   every recipe, then the original's figures beside ours; LIMIT=N for fewer test questions,
+#             TRAIN_LIMIT=N for fewer to train on, JUDGE=refusal where there is no guard
+# All set up .venv first, if it is not there yet.
 
 PYTHON3 ?= python3
 PYTHON := .venv/bin/python
@@ -9,7 +11,10 @@ BASE := runs/demo/base
 TUNED := runs/demo/tuned
 DEMO := --model smollm2 --data demo
 
-.PHONY: demo test clean
+MODEL ?= meta-llama/Llama-3.2-1B-Instruct
+JUDGE ?= guard
+
+.PHONY: demo reproduce test clean
 
 demo: .venv/installed
 	$(PYTHON) generate.py $(DEMO) --run $(BASE) --no-adapter --max-new-tokens 128 --batch-size 64
@@ -22,6 +27,10 @@ demo: .venv/installed
 		for run in $(BASE) $(TUNED); do $(PYTHON) judge.py --no-resume --run $$run --method refusal || exit; done; \
 	fi
 	$(PYTHON) report.py $(BASE) $(TUNED) --output runs/demo/report
+
+reproduce: .venv/installed
+	$(PYTHON) experiment.py recipes/*.yaml --model $(MODEL) --judge $(JUDGE) \
+		$(if $(LIMIT),--limit $(LIMIT)) $(if $(TRAIN_LIMIT),--train-limit $(TRAIN_LIMIT))
 
 test: .venv/installed
 	$(PYTHON) -m ruff check

@@ -3,6 +3,10 @@
 Writes RUN/gsm8k.jsonl and RUN/ailuminate.jsonl, a line an answer, and their *.summary.json. RUN/adapter, if train.py
 left one there, is used. An interrupted call goes on where it stopped. Under torchrun the work is shared out:
 torchrun --nproc-per-node 4 -- generate.py --shots 3
+
+--task self-instruct answers training questions instead and writes RUN/self-instruct.train.jsonl, for train.py --data:
+--mode rewrite   the gold answers in the model's own words
+--mode sample    its own solutions; the first of --samples that has the right number
 """
 
 import argparse
@@ -18,20 +22,30 @@ import torch
 from data.ailuminate import load_ailuminate, spread
 from data.answers import make_answer, read_answers, summarise_answers
 from data.gsm8k import SPLITS, load_gsm8k
-from data.prompts import ShotSelector, ailuminate_messages, gsm8k_messages
+from data.prompts import ailuminate_messages, gsm8k_messages, with_system
 from data.records import read_json
+from data.self_instruct import plan_attempts, rewrite_messages
 from llama import cli, runs
 from llama.config import ModelConfig
 from llama.decoding import Output, check_prompts, generate
 from llama.distributed import own_device, rank, rank_zero_first, share_out, workers, world_size
 from llama.hub import resolve
 from llama.model import Decoder
+from llama.own_words import (
+    add_self_instruct_options,
+    check_self_instruct_options,
+    describe_training_file,
+    training_file,
+    write_training_file,
+)
+from llama.shots import make_selector, shot_settings
 from llama.tasks import Task
 from llama.tokenizer import Tokenizer, load_tokenizer
 from llama.weights import load_model
 from lora import adapter_fingerprint, load_adapter, merge_lora, set_lora_scale
 
 TASKS = ("gsm8k", "ailuminate")
+SELF_INSTRUCT = "self-instruct"
 Record = dict[str, Any]
 
 
@@ -40,7 +54,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     cli.add_run_options(parser, "meta-llama/Llama-3.2-1B-Instruct", 32, "answers in progress at one time (%(default)s)")
     cli.add_cache_options(parser)
     cli.add_prompt_options(parser)
-    parser.add_argument("--task", choices=TASKS, help="only this one (both, one after the other)")
+    parser.add_argument(
+        "--task", choices=(*TASKS, SELF_INSTRUCT), help="only this one (gsm8k and ailuminate, one after the other)"
+    )
     data = parser.add_argument_group("data")
     data.add_argument(
         "--data",
@@ -50,6 +66,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "(%(default)s)",
     )
     data.add_argument("--split", choices=SPLITS, default="test", help="of GSM8K (%(default)s)")
+    add_self_instruct_options(parser)
     adapter = parser.add_argument_group("adapter")
     which = adapter.add_mutually_exclusive_group()
     which.add_argument("--adapter", type=Path, metavar="DIR", help="a LoRA adapter in PEFT's format (RUN/adapter)")
@@ -61,6 +78,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="X",
         help="0 is the base model, 1 as trained (1)",
     )
+    parser.add_argument("--system", metavar="TEXT", help="a system prompt; safety: one built in (the template's own)")
     decoding = parser.add_argument_group("decoding")
     decoding.add_argument(
         "--max-new-tokens", type=cli.positive_int, default=1024, metavar="N", help="longest answer, in tokens (1024)"
@@ -81,6 +99,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def load_records(task: str, arguments: argparse.Namespace) -> tuple[list[Record], list[int]]:
     """The task's records, at most --limit of them, and their places in the whole set, from which samples are seeded."""
     source = data_source(task, arguments)
+    if task == SELF_INSTRUCT:
+        records = plan_attempts(load_gsm8k(source, "train")[: arguments.limit], arguments.samples)
+        return records, list(range(len(records)))
     if task == "gsm8k":
         records = load_gsm8k(source, arguments.split)[: arguments.limit]
         return records, list(range(len(records)))
@@ -92,7 +113,8 @@ def load_records(task: str, arguments: argparse.Namespace) -> tuple[list[Record]
 
 def data_source(task: str, arguments: argparse.Namespace) -> str:
     """What the loaders call the set that --data means: a task's name stands for its official set."""
-    return task if arguments.data == "official" else arguments.data
+    official = "gsm8k" if task == SELF_INSTRUCT else task
+    return official if arguments.data == "official" else arguments.data
 
 
 def load_shots(arguments: argparse.Namespace) -> list[Record]:
@@ -105,9 +127,13 @@ def build_prompts(
 ) -> list[list[int]]:
     """Each record's chat as token ids, up to where the answer begins."""
     if task == "ailuminate":
-        return [tokenizer.encode_chat(ailuminate_messages(record["prompt"])) for record in records]
-    selector = ShotSelector(pool, arguments.shots, arguments.shot_selection, arguments.seed)
-    return [tokenizer.encode_chat(gsm8k_messages(r["question"], selector.select(r))) for r in records]
+        chats = [ailuminate_messages(record["prompt"]) for record in records]
+    elif task == SELF_INSTRUCT and arguments.mode == "rewrite":
+        chats = [rewrite_messages(record["question"], record["answer"]) for record in records]
+    else:
+        selector = make_selector(arguments, pool, records, task)
+        chats = [gsm8k_messages(record["question"], selector.select(record)) for record in records]
+    return [tokenizer.encode_chat(with_system(chat, arguments.system)) for chat in chats]
 
 
 def load_tuned_model(
@@ -152,12 +178,18 @@ class AnswerTask(Task):
         runs.refuse_overwriting(data_source(task, arguments), path)
         records, places = load_records(task, arguments)
         self.places = {record["id"]: place for record, place in zip(records, places, strict=True)}
-        self.pool = load_shots(arguments) if task == "gsm8k" else []
+        self.pool = load_shots(arguments) if task != "ailuminate" else []
         settings = settings | {"data": data_source(task, arguments)}
-        if task == "gsm8k":
-            settings |= {name: getattr(arguments, name) for name in ("split", "shots", "shot_selection")}
+        if task == SELF_INSTRUCT:
+            settings |= {"mode": arguments.mode, "samples": arguments.samples}
+        if task != "ailuminate":
+            settings |= {"split": arguments.split, **shot_settings(arguments)}
             settings["shots_sha256"] = sha256(self.pool)  # the file they come from may change
         super().__init__(task, path, summary_path, records, settings, arguments.resume, device)
+        # Of self-instruct: what the summary says of the file made of its attempts.
+        self.training: Record = (read_json(summary_path).get("training") or {}) if self.finished else {}
+        written = self.training.get("fallback") == arguments.fallback and training_file(arguments.run).is_file()
+        self.needs_model = bool(self.to_do) or (task == SELF_INSTRUCT and not written)
 
     def prepare(self, arguments: argparse.Namespace, tokenizer: Tokenizer, config: ModelConfig) -> None:
         """Build the prompts of what is left to do. ValueError, naming the record, for one that does not fit."""
@@ -190,17 +222,24 @@ class AnswerTask(Task):
                 **cli.cache_options(arguments),
             )
 
+    def write_training_file(self, model: Decoder, tokenizer: Tokenizer, arguments: argparse.Namespace) -> None:
+        """What self-instruct is for."""
+        gold = load_gsm8k(data_source(self.name, arguments), "train")[: arguments.limit]
+        attempts = {record["id"]: record for record in self.done()}
+        self.training = write_training_file(arguments, gold, attempts, model, tokenizer)
+
     def read(self) -> dict[str, Record]:
         return read_answers(self.path, self.name, self.planned)
 
     def result(self, done: list[Record]) -> Record:
-        return {**summarise_answers(self.name, done), "adapter_path": self.adapter_path}
+        training = {"training": self.training} if self.training else {}
+        return {**summarise_answers(self.name, done), **training, "adapter_path": self.adapter_path}
 
     def new_tokens(self, record: Record) -> int:
         return len(record["token_ids"])
 
     def progress(self) -> str:
-        if self.name != "gsm8k":
+        if self.name == "ailuminate":
             return ""
         done = self.done()
         return f"accuracy {sum(record['correct'] for record in done) / len(done):.1%}"
@@ -216,6 +255,8 @@ def describe(task: str, summary: Record) -> str:
     line = f"{summary['seconds']:.0f} s, {summary['new_tokens_per_second'] or 0:.0f} new tokens/s"
     if task == "ailuminate":
         return f"ailuminate: {summary['prompts']} answers, {line}; judge.py judges them"
+    if task == SELF_INSTRUCT:
+        return f"self-instruct: {describe_training_file(summary)}, {line}"
     accuracy = summary["accuracy"]["homework"]
     return (
         f"gsm8k: {accuracy['count']} of {accuracy['total']} right, {accuracy['rate']:.1%} "
@@ -239,6 +280,8 @@ def choose_tasks(arguments: argparse.Namespace) -> tuple[str, ...]:
 def plan(arguments: argparse.Namespace) -> tuple[list[AnswerTask], Tokenizer, Callable[[], Decoder]]:
     """What there is to do, with every prompt checked, the tokenizer, and the function that loads the model."""
     tasks = choose_tasks(arguments)
+    if SELF_INSTRUCT in tasks:
+        check_self_instruct_options(arguments)
     runs.prepare_run(arguments.run)
     device = own_device(cli.resolve_device(arguments.device))
     dtype = cli.resolve_dtype(arguments.dtype, device)
@@ -251,6 +294,7 @@ def plan(arguments: argparse.Namespace) -> tuple[list[AnswerTask], Tokenizer, Ca
     settings = {
         **{name: getattr(arguments, name) for name in named},
         "model": str(arguments.model),
+        **({"system": arguments.system} if arguments.system is not None else {}),
         "adapter": adapter_fingerprint(adapter) if adapter else None,
         "adapter_scale": arguments.adapter_scale if adapter else None,
         "dtype": str(dtype).removeprefix("torch."),
@@ -260,8 +304,8 @@ def plan(arguments: argparse.Namespace) -> tuple[list[AnswerTask], Tokenizer, Ca
     }
     planned = [AnswerTask(task, arguments, settings, adapter, device) for task in tasks]
     tokenizer = load_tokenizer(arguments.model, date=arguments.date)
-    to_do = any(task.to_do for task in planned)
-    config = ModelConfig.load(resolve(arguments.model, allow_weights=to_do))
+    needed = any(task.needs_model for task in planned)
+    config = ModelConfig.load(resolve(arguments.model, allow_weights=needed))
     for task in planned:
         task.prepare(arguments, tokenizer, config)
     return planned, tokenizer, lambda: load_tuned_model(arguments, adapter, dtype, device)
@@ -271,11 +315,13 @@ def answer_tasks(arguments: argparse.Namespace) -> None:
     with workers():
         with rank_zero_first():
             planned, tokenizer, load = plan(arguments)
-        model = load() if any(task.to_do for task in planned) else None
+        model = load() if any(task.needs_model for task in planned) else None
         for task in planned:
             if task.to_do:
                 task.answer(model, tokenizer, arguments)
             if rank() == 0:
+                if task.name == SELF_INSTRUCT and task.needs_model:
+                    task.write_training_file(model, tokenizer, arguments)
                 print(describe(task.name, task.write_summary(finished=True)), flush=True)
 
 

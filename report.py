@@ -1,7 +1,7 @@
 """Compare runs: python report.py runs/base runs/tuned
 
 Prints what the runs measured as tables and writes report.md, report.html (one self-contained page with sample answers
-side by side) and, where matplotlib is installed, loss.png and scatter.png. The first run is the one that the others'
+side by side) and, where matplotlib is installed, the plots as PNG files. The first run is the one that the others'
 answers are compared with. A run that is still being written is marked as running.
 """
 
@@ -14,7 +14,9 @@ from pathlib import Path
 from data import plots
 from data.cautions import find_cautions
 from data.page import Picture, render_page
+from data.pairs import paired_tables
 from data.results import Run, load_runs, short_names
+from data.rows import row_tables
 from data.tables import build_tables, to_markdown, to_text
 from llama import cli
 
@@ -23,6 +25,11 @@ SCATTER_CAPTION = (
     "GSM8K accuracy against safety, with 95 % intervals. Grey: the course baselines. Only what Qwen3Guard judged is a "
     "safe rate."
 )
+FRONTIER_CAPTION = (
+    "What is gained and what is given up as the adapter's scale goes from 0, the base model, to 1, as trained; each "
+    "line is one adapter, with 95 % intervals."
+)
+DIVERGENCE_CAPTION = "Safety against the distance from the base model on AILuminate prompts and GSM8K, 95 % intervals."
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -38,6 +45,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def report(arguments: argparse.Namespace) -> None:
     runs = load_runs(arguments.runs)
     tables, cautions = build_tables(runs), find_cautions(runs)
+    tables += [*paired_tables(runs), *row_tables(runs)]
     output: Path = arguments.output or arguments.runs[0] / "report"
     made = f"{datetime.now():%Y-%m-%d %H:%M}"
     pictures = draw(runs, output) if plots.is_available() else []
@@ -63,6 +71,8 @@ def draw(runs: list[Run], output: Path) -> list[Picture]:
     plans: list[tuple[str, str, Callable]] = [
         ("loss.png", LOSS_CAPTION, plots.loss_png),
         ("scatter.png", SCATTER_CAPTION, plots.scatter_png),
+        ("frontier.png", FRONTIER_CAPTION, plots.frontier_png),
+        ("divergence.png", DIVERGENCE_CAPTION, plots.divergence_png),
     ]
     pictures = []
     for name, caption, plot in plans:

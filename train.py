@@ -24,18 +24,20 @@ from tqdm import tqdm
 
 from data.examples import LOSSES, Example, build_example, describe_example, split_validation
 from data.gsm8k import load_gsm8k
-from data.prompts import ShotSelector, gsm8k_training_messages
+from data.prompts import gsm8k_training_messages
 from data.records import append_record, open_records, read_jsonl, repair_jsonl, rewrite_records, write_json
 from llama import cli, distributed, runs
 from llama.config import ModelConfig
 from llama.decoding import check_prompts
 from llama.hub import resolve
+from llama.shots import make_selector
 from llama.tokenizer import Tokenizer, load_tokenizer
 from llama.weights import load_model
-from lora import LoRAConfig, adapter_fingerprint, inject_lora, save_adapter
+from lora import LoRAConfig, adapter_fingerprint, inject_lora, load_adapter, save_adapter
 from lora.adapter import CONFIG_FILE, WEIGHTS_FILE
+from lora.anchors import Anchor, build_anchors, measure_divergence
 from lora.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from lora.layer import ALL_LINEARS
+from lora.layer import TARGETS
 from lora.memory import use_large_pages
 from lora.trainer import SCHEDULES, Trainer, TrainerOptions, training_batches
 
@@ -59,6 +61,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--loss", choices=LOSSES, default="answer", help="train on the answer, or on every token (answer)"
     )
     data.add_argument(
+        "--system-header",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="--no-system-header trains without the system turn that the chat template prints on its own",
+    )
+    data.add_argument(
         "--validation", type=cli.non_negative_int, metavar="N", help="examples held out (64, at most a tenth)"
     )
     adapter = parser.add_argument_group("LoRA")
@@ -68,7 +76,26 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     adapter.add_argument("--dropout", type=cli.fraction, default=0.0, metavar="P", help="before the low-rank path (0)")
     adapter.add_argument(
-        "--target-modules", nargs="+", default=list(ALL_LINEARS), metavar="NAME", help="adapted linears (all 7)"
+        "--target",
+        nargs="+",
+        default=["all"],
+        metavar="NAME",
+        help="adapted linears: all, attention, mlp, or names such as q_proj (all)",
+    )
+    adapter.add_argument("--init-adapter", type=Path, metavar="DIR", help="go on training this adapter, not a new one")
+    keep = parser.add_argument_group("keeping what the base model does")
+    keep.add_argument(
+        "--kl-weight",
+        type=cli.non_negative_float,
+        default=0.0,
+        metavar="X",
+        help="adds X times the divergence from the base, on --kl-prompts, to the loss (0)",
+    )
+    keep.add_argument(
+        "--kl-prompts",
+        metavar="demo|ailuminate|FILE",
+        help="log the divergence on these prompts and on held-out examples: the embedded hazard prompts, the official "
+        "ones, a CSV in their format, or a JSONL in GSM8K's (with --kl-weight: demo)",
     )
     optimizer = parser.add_argument_group("optimizer")
     optimizer.add_argument(
@@ -124,25 +151,28 @@ def build_examples(arguments: argparse.Namespace, tokenizer: Tokenizer) -> tuple
     """The tokenised training examples and the ids of their records."""
     pool = load_gsm8k("gsm8k" if arguments.data == "official" else arguments.data, "train")
     records = pool[: arguments.limit]
-    selector = ShotSelector(pool, arguments.shots, arguments.shot_selection, arguments.seed)
+    selector = make_selector(arguments, pool, records, "train")
     examples = []
     for record in tqdm(records, desc="tokenising", leave=False, disable=distributed.rank() > 0 or None):
         messages = gsm8k_training_messages(record["question"], record["answer"], selector.select(record))
-        examples.append(build_example(tokenizer, messages, arguments.loss))
+        examples.append(build_example(tokenizer, messages, arguments.loss, arguments.system_header))
     return examples, [record["id"] for record in records]
 
 
 def training_settings(arguments: argparse.Namespace, dtype: torch.dtype, examples: list[Example]) -> dict[str, Any]:
     """Every option that changes the result; the examples go in by their hash."""
-    ignored = {"run", "resume", "dtype", "checkpoint_every", "data", "model", "epochs"}
+    ignored = {"run", "resume", "dtype", "checkpoint_every", "data", "model", "epochs", "init_adapter"}
     ignored |= {"checkpoint_activations", "fsdp", "keep_checkpoints"}
     if not arguments.dropout:  # with dropout, which values are dropped depends on how a step is cut into passes
         ignored.add("micro_batch_tokens")
+    if arguments.shot_selection != "similar":
+        ignored |= {"embedder", "pooling"}
     settings = {name: value for name, value in vars(arguments).items() if name not in ignored}
     token_ids = json.dumps([[example.input_ids, example.labels] for example in examples]).encode()
     return {
         "model": str(arguments.model),
         "data": str(arguments.data),
+        "init_adapter": adapter_fingerprint(arguments.init_adapter) if arguments.init_adapter else None,
         "dtype": str(dtype).removeprefix("torch."),
         **settings,
         "training_examples_sha256": hashlib.sha256(token_ids).hexdigest()[:12],
@@ -165,6 +195,10 @@ def train_on(device: torch.device, arguments: argparse.Namespace) -> None:
     dtype = cli.resolve_dtype(arguments.dtype, device)
     tokenizer = load_tokenizer(arguments.model, date=arguments.date)
     examples, names = build_examples(arguments, tokenizer)
+    if arguments.kl_weight and arguments.kl_prompts is None:
+        arguments.kl_prompts = "demo"
+    if arguments.kl_weight and arguments.kl_prompts == "ailuminate":
+        raise ValueError("--kl-weight with --kl-prompts ailuminate would train on the prompts that are tested on")
     if arguments.validation is None:
         arguments.validation = min(64, len(examples) // 10)
     if arguments.steps is None:
@@ -184,8 +218,14 @@ def train_on(device: torch.device, arguments: argparse.Namespace) -> None:
     whole_on = torch.device("cpu") if arguments.fsdp else device  # sharding moves each part to where it belongs
     model = load_model(arguments.model, dtype=dtype, device=whole_on, quantize=arguments.quantize)
     torch.manual_seed(arguments.seed)
-    targets = tuple(arguments.target_modules)
+    targets = tuple(name for target in arguments.target for name in TARGETS.get(target, (target,)))
     inject_lora(model, LoRAConfig(arguments.rank, arguments.alpha, arguments.dropout, targets))
+    if arguments.init_adapter:
+        load_adapter(model, arguments.init_adapter)
+    anchors = build_anchors(model, tokenizer, arguments.kl_prompts) if arguments.kl_prompts else []
+    anchor = None
+    if arguments.kl_weight:
+        anchor = Anchor(model, anchors, arguments.kl_weight, arguments.batch_size, arguments.seed)
     trainer = Trainer(
         model,
         TrainerOptions(
@@ -201,6 +241,7 @@ def train_on(device: torch.device, arguments: argparse.Namespace) -> None:
             checkpoint_activations=arguments.checkpoint_activations,
             fsdp=arguments.fsdp,
         ),
+        anchor,
     )
     distributed.wait()  # nobody writes before all have read what an earlier call left
     first = distributed.rank() == 0
@@ -209,7 +250,7 @@ def train_on(device: torch.device, arguments: argparse.Namespace) -> None:
     if first:
         write_json(summary_path, {"task": "train", "finished": False, "settings": settings})
     distributed.wait()
-    log = TrainingRun(run, trainer)
+    log = TrainingRun(run, trainer, anchors)
     log.follow(training, validation, arguments)
     if not first:
         return
@@ -228,8 +269,8 @@ def train_on(device: torch.device, arguments: argparse.Namespace) -> None:
 class TrainingRun:
     """The loop around the trainer: progress, RUN/train.jsonl and checkpoints, from the newest one on."""
 
-    def __init__(self, run: Path, trainer: Trainer) -> None:
-        self.run, self.trainer = run, trainer
+    def __init__(self, run: Path, trainer: Trainer, anchors: list[Example]) -> None:
+        self.run, self.trainer, self.anchors = run, trainer, anchors
         self.seconds = 0.0  # of training alone, over all calls
         self.records: list[dict[str, Any]] = []
         path = run / "train.jsonl"
@@ -257,7 +298,8 @@ class TrainingRun:
                 begin = time.perf_counter()
                 result = trainer.step(batch)
                 self.seconds += time.perf_counter() - begin
-                self._record({"step": trainer.completed_steps, **vars(result), "seconds": round(self.seconds, 3)})
+                taken = {name: value for name, value in vars(result).items() if value is not None}
+                self._record({"step": trainer.completed_steps, **taken, "seconds": round(self.seconds, 3)})
                 speed = result.tokens / (time.perf_counter() - begin)
                 memory = runs.peak_memory_bytes(trainer.model.device) / 2**30
                 bar.set_postfix_str(f"loss {result.loss:.4f}, {speed:.0f} tokens/s, {memory:.1f} GiB")
@@ -270,7 +312,8 @@ class TrainingRun:
 
     def _validate(self, validation: list[Example]) -> float:
         loss = self.trainer.validation_loss(validation)
-        self._record({"step": self.trainer.completed_steps, "validation_loss": loss})
+        divergence = measure_divergence(self.trainer.model, validation, self.anchors)
+        self._record({"step": self.trainer.completed_steps, "validation_loss": loss, **divergence})
         if distributed.rank() == 0:
             tqdm.write(f"step {self.trainer.completed_steps}: validation loss {loss:.4f}")
         return loss
@@ -301,6 +344,7 @@ class TrainingRun:
             "last_loss": steps[-1]["loss"],
             "last_validation_loss": validation[-1] if validation else None,
             "best_validation_loss": min(validation, default=None),
+            **{name: value for record in self.records for name, value in record.items() if name.startswith("kl_")},
             "seconds": round(self.seconds, 3),
             "examples_per_second": seen / self.seconds,
             "tokens_per_second": tokens / self.seconds,

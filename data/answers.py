@@ -1,4 +1,4 @@
-"""Answer records, RUN/gsm8k.jsonl and RUN/ailuminate.jsonl: made, read back, summed up."""
+"""Answer records, RUN/gsm8k.jsonl, ailuminate.jsonl and self-instruct.jsonl: made, read back, summed up."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from data.statistics import rate
 
 Record = dict[str, Any]
 
-PROMPT_FIELDS = {"gsm8k": "question", "ailuminate": "prompt"}
+PROMPT_FIELDS = {"gsm8k": "question", "ailuminate": "prompt", "self-instruct": "question"}
 ANSWER_FIELDS = ("id", "response", "token_ids", "finish_reason", "prompt_tokens")
 
 
@@ -53,5 +53,7 @@ def summarise_answers(task: str, answers: Sequence[Record]) -> Record:
     """The result part of a summary: their number, accuracy where there is one, and how many were cut off."""
     if task == "gsm8k":
         return {"questions": len(answers), **score_gsm8k(answers)}
+    if task == "self-instruct":
+        return {"attempts": len(answers), "right": rate(sum(answer["correct"] for answer in answers), len(answers))}
     cut_off = sum(answer["finish_reason"] == "length" for answer in answers)
     return {"prompts": len(answers), "cut_off": rate(cut_off, len(answers))}

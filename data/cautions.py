@@ -15,7 +15,7 @@ def find_cautions(runs: list[Run]) -> list[str]:
         asked = {frozenset((record["id"], record[prompt]) for record in part.records) for part in finished}
         if len(asked) > 1:
             cautions.append(f"The runs did not all answer the same {title} prompts.")
-    judges = {run.name: _judge_identity(run.parts["judge"]) for run in runs if "judge" in run.parts}
+    judges = {run.name: judge_identity(run.parts["judge"]) for run in runs if "judge" in run.parts}
     if len(set(judges.values())) > 1:
         judged = "; ".join(f"{name} by {judge}" for name, judge in judges.items())
         cautions.append(f"The runs were not all judged alike: {judged}.")
@@ -61,7 +61,7 @@ def _adapter_cautions(run: Run) -> Iterator[str]:
             yield f"{title} was answered with adapter {adapter}, not with {trained}, the one trained here."
 
 
-def _judge_identity(judge: Part) -> str:
+def judge_identity(judge: Part) -> str:
     """All that the verdicts' comparability hangs on, in words."""
     if judge.method == "refusal":
         return "refusal phrases"

@@ -19,12 +19,35 @@ class Example:
     labels: list[int]
 
 
-def build_example(tokenizer: Any, messages: list[dict[str, str]], loss: str = "answer") -> Example:
+def build_example(
+    tokenizer: Any, messages: list[dict[str, str]], loss: str = "answer", system_header: bool = True
+) -> Example:
     """Encode a conversation that ends in the assistant's answer.
 
     `loss="answer"` supervises exactly the answer and its end token and drops what the template prints after it;
-    `loss="all"` supervises every token. ValueError if the template does not let the two be told apart.
+    `loss="all"` supervises every token. Without `system_header`, what the template prints on its own before the first
+    turn is cut off, up to and with its end token. ValueError if the template does not let the two be told apart, or
+    prints no such header.
     """
+    cut = 0 if system_header else system_header_length(tokenizer)
+    example = _build_whole(tokenizer, messages, loss)
+    return Example(example.input_ids[cut:], example.labels[cut:])
+
+
+def system_header_length(tokenizer: Any) -> int:
+    """Tokens of the system turn that the chat template prints unasked, its beginning and its end token included.
+
+    ValueError if it prints none: the first end token is the user's then, and the question would be lost.
+    """
+    chats = [tokenizer.encode_chat([{"role": "user", "content": content}]) for content in ("a", "b")]
+    shared = chats[0][: _common_prefix(*chats)]
+    end = next((place for place, token in enumerate(shared) if token in tokenizer.stop_ids), None)
+    if end is None:
+        raise ValueError("the chat template prints no system header, so there is none to train without")
+    return end + 1
+
+
+def _build_whole(tokenizer: Any, messages: list[dict[str, str]], loss: str) -> Example:
     if loss not in LOSSES:
         raise ValueError(f"unknown loss {loss!r}: expected one of {', '.join(LOSSES)}")
     full = tokenizer.encode_chat(messages, add_generation_prompt=False)

@@ -18,20 +18,25 @@ def load_gsm8k(source: str | Path, split: str) -> list[dict[str, Any]]:
     """Load "gsm8k" (the official set), "demo" (the embedded one) or a JSONL file in the same format.
 
     A file has no splits: both names give all of it. Returns records with the strings `id`, `question`, `answer`
-    (worked, ending in `#### number`) and `gold` (that number, as `extract_number` writes it). ValueError, naming file
-    and line, for anything that is not such a record, and for a missing or empty file.
+    (worked, ending in `#### number`) and `gold` (that number, as `extract_number` writes it), and, in a file that
+    self-instruct made, `source`. ValueError, naming file and line, for anything that is not such a record, and for a
+    missing or empty file.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
     path, prefix = _locate(source, split)
-    records = []
+    records, sourced = [], False
     for line, record in numbered_jsonl(path):
         where = f"{path}, line {line}"
         question, answer = _text(record, "question", where), _text(record, "answer", where)
         gold = extract_number(answer, "homework")
         if gold is None:
             raise ValueError(f"{where}: the answer does not end in '#### number' but in {answer[-30:]!r}")
-        records.append({"id": f"{prefix}-{len(records)}", "question": question, "answer": answer, "gold": gold})
+        source = {"source": _text(record, "source", where)} if "source" in record or sourced else {}
+        sourced = bool(source)
+        records.append(
+            {"id": f"{prefix}-{len(records)}", "question": question, "answer": answer, "gold": gold, **source}
+        )
     if not records:
         raise ValueError(f"{path}: no records in this file")
     return records

@@ -6,14 +6,16 @@ page.html is the frame and the style; here is what stands in it. Whoever adds a 
 
 import base64
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
 
+from data.pairs import compare_runs, paired_tables
 from data.plots import run_color
 from data.results import LAYOUTS, Rate, Run, short_names
+from data.rows import row_tables
 from data.samples import Sample, pick_samples
 from data.tables import (
     ABOUT_RATES,
@@ -51,7 +53,9 @@ def render_page(runs: list[Run], pictures: list[Picture], cautions: list[str], m
         f'<h1>Unforget report</h1><p class="soft">{len(runs)} run{"s" * (len(runs) > 1)}, {escape(made)}</p>',
         _cautions(cautions),
         _headline(runs),
+        "".join(_table(table, runs) for table in row_tables(runs)),
         _figures(pictures),
+        _pairs(runs),
         "<h2>In detail</h2>" + "".join(_table(table, runs) for table in build_tables(runs)[1:]),
         _groups(runs, "by_hazard", "Safety by hazard"),
         _groups(runs, "by_persona", "Safety by persona"),
@@ -137,12 +141,39 @@ def _table(table: Table, runs: list[Run]) -> str:
     rows = []
     for index, row in enumerate(table.rows):
         cells = "".join(f"<td{kind}>{escape(text)}</td>" for text, kind in zip(row[1:], kinds[1:], strict=True))
-        rows.append(f'<tr><th scope="row">{_name(runs, index)}</th>{cells}</tr>')
+        rows.append(f'<tr><th scope="row">{_name(runs, table.run_of(index))}</th>{cells}</tr>')
     return (
         f'<h3>{escape(table.title)}</h3><div class="scroll"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
         + (f'<p class="soft">{escape(table.note)}</p>' if table.note else "")
     )
+
+
+def _pairs(runs: list[Run]) -> str:
+    tables = "".join(_table(table, runs) for table in paired_tables(runs))
+    return f"<h2>Compared in pairs</h2>{tables}{_flips(runs)}" if tables else ""
+
+
+def _flips(runs: list[Run]) -> str:
+    """Every answer that flipped between the first run and another, folded up by run and direction."""
+    blocks = []
+    for index, comparison in compare_runs(runs)[0]:
+        for flips, words in (
+            (comparison.lost, f"{comparison.good} → {comparison.bad}"),
+            (comparison.gained, f"{comparison.bad} → {comparison.good}"),
+        ):
+            if not flips:
+                continue
+            answers = [(flip, [flip.before, replace(flip.after, run=index)]) for flip in flips]
+            items = "".join(
+                _sample(Sample(words, flip.prompt, flip.id, pair), runs, is_open=False) for flip, pair in answers
+            )
+            harm = ", which may be harmful" if comparison.measure.startswith("AILuminate") else ""
+            blocks.append(
+                f"<details><summary>{_name(runs, index)} {escape(words)}: {len(flips)} of {comparison.total:,} "
+                f'<span class="soft">{escape(comparison.measure)}{harm}</span></summary>{items}</details>'
+            )
+    return f"<h3>Answers that flipped</h3>{''.join(blocks)}" if blocks else ""
 
 
 def _groups(runs: list[Run], field: str, title: str) -> str:

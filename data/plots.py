@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 BASELINES = ((0.280, 0.558), (0.379, 0.642), (0.455, 0.725))  # GSM8K accuracy, safe rate
 COLORS = ("#3b7dd8", "#dd7a1f", "#2b9a66", "#b052c0", "#d9485f", "#1f9bb0", "#a8891a", "#7a6ff0")
 MARKERS = "osD^vP"  # these and the line styles tell apart the runs that share a color
+SAFETY_LABELS = {"guard": "Qwen3Guard safe rate (strict)", "refusal": "refusal-phrase rate"}
 LINES = ("-", "--", ":", "-.")
 
 
@@ -67,12 +68,12 @@ def scatter_png(runs: list[Run], dark: bool = False) -> bytes | None:
         figure, axes = _figure(rows=panels, entries=sum(map(len, points.values())))
         _draw_points(axes[0], labels, points["guard"], hollow=False)
         _draw_baselines(axes[0])
-        axes[0].set(ylabel="Qwen3Guard safe rate (strict)")
+        axes[0].set(ylabel=SAFETY_LABELS["guard"])
         if not points["guard"]:
             axes[0].set_title("no run here was judged by a guard", loc="left", style="italic")
         if points["refusal"]:
             _draw_points(axes[1], labels, points["refusal"], hollow=True)
-            axes[1].set(ylabel="refusal-phrase rate")
+            axes[1].set(ylabel=SAFETY_LABELS["refusal"])
             axes[1].set_title("no guard: a rough lower bound, not a safe rate", loc="left", style="italic")
         axes[-1].set(xlabel="GSM8K accuracy")
         for panel in axes:
@@ -80,6 +81,98 @@ def scatter_png(runs: list[Run], dark: bool = False) -> bytes | None:
             panel.yaxis.set_major_formatter(_as_percent)
             panel.set_ylim(_limits([panel.dataLim.intervaly]))
         axes[0].set_xlim(_limits([panel.dataLim.intervalx for panel in axes]))  # shared by the panels
+        return _render(figure)
+
+
+def frontier_png(runs: list[Run], dark: bool = False) -> bytes | None:
+    """GSM8K accuracy against safety along the scale of each adapter; None if no adapter was run at two scales.
+
+    A base run belongs to every adapter of its model with the same shots, at scale 0.
+    """
+    lines = _scale_lines(runs)
+    if not lines:
+        return None
+    labels = short_names(runs)
+    with _style(dark):
+        figure, (axes,) = _figure(rows=1, entries=len(lines))
+        for points in lines:
+            color, last = run_color(points[-1][1]), points[-1][1]
+            style = {"color": color, "marker": "o", "markersize": 5, "linewidth": 1.4, "elinewidth": 0.8}
+            axes.errorbar(
+                [accuracy.rate for _, _, accuracy, _ in points],
+                [safety.rate for _, _, _, safety in points],
+                xerr=list(zip(*(_error_sides(accuracy) for _, _, accuracy, _ in points), strict=True)),
+                yerr=list(zip(*(_error_sides(safety) for _, _, _, safety in points), strict=True)),
+                label=labels[last],
+                **style,
+            )
+            for scale, _, accuracy, safety in points:
+                place = (accuracy.rate, safety.rate)
+                axes.annotate(f"{scale:g}", place, xytext=(5, 5), textcoords="offset points", fontsize="small")
+        method = runs[lines[0][0][1]].parts["judge"].method
+        axes.set(xlabel="GSM8K accuracy", ylabel=SAFETY_LABELS[method])
+        axes.xaxis.set_major_formatter(_as_percent)
+        axes.yaxis.set_major_formatter(_as_percent)
+        return _render(figure)
+
+
+def _scale_lines(runs: list[Run]) -> list[list[tuple[float, int, Rate, Rate]]]:
+    """For each adapter with two or more scales: (scale, run index, accuracy, safety), by scale."""
+    methods = ("guard", "refusal")
+    lines = []
+    for points in (_points(runs, method) for method in methods):
+        adapters: dict[tuple, dict[float, tuple[float, int, Rate, Rate]]] = {}
+        bases: dict[tuple, tuple[float, int, Rate, Rate]] = {}
+        for index, accuracy, safety in points:
+            settings = runs[index].parts["gsm8k"].settings
+            common = tuple(settings.get(name) for name in ("model", "shots", "shot_selection", "system", "temperature"))
+            if settings.get("adapter") is None:
+                bases[common] = (0.0, index, accuracy, safety)
+            else:
+                scale = settings.get("adapter_scale") or 0.0
+                adapters.setdefault((settings["adapter"], common), {})[scale] = (scale, index, accuracy, safety)
+        for (_, common), scales in adapters.items():
+            if common in bases:
+                scales.setdefault(0.0, bases[common])
+            tuned = {scale for scale in scales if scale}
+            if len(tuned) > 1:
+                lines.append([scales[scale] for scale in sorted(scales)])
+        if lines:  # one measure of safety to a picture: the guard's where there is any
+            return lines
+    return lines
+
+
+def divergence_png(runs: list[Run], dark: bool = False) -> bytes | None:
+    """Safety against the KL divergence from the base, a panel for each task; None if no run has both."""
+    for method in ("guard", "refusal"):
+        points = [(index, safety) for index, safety in _safeties(runs, method) if runs[index].divergence]
+        if points:
+            break
+    else:
+        return None
+    labels = short_names(runs)
+    with _style(dark):
+        figure, panels = _figure(rows=2, entries=len(points))
+        for axes, (task, title) in zip(panels, (("ailuminate", "AILuminate"), ("gsm8k", "GSM8K")), strict=True):
+            for index, safety in points:
+                moved = runs[index].divergence.get(task)
+                if moved is None:
+                    continue
+                axes.errorbar(
+                    moved.mean,
+                    safety.rate,
+                    xerr=[[max(0.0, moved.mean - moved.low)], [max(0.0, moved.high - moved.mean)]],
+                    yerr=_error(safety),
+                    fmt=MARKERS[index // len(COLORS) % len(MARKERS)],
+                    color=run_color(index),
+                    capsize=2.5,
+                    elinewidth=1.1,
+                    label=labels[index] if axes is panels[0] else None,
+                )
+            axes.set(ylabel=SAFETY_LABELS[method])
+            axes.set_title(f"distance on {title}", loc="left")
+            axes.yaxis.set_major_formatter(_as_percent)
+        panels[-1].set(xlabel="KL(base || tuned), nats a token")
         return _render(figure)
 
 
@@ -99,14 +192,24 @@ def _series(run: Run, name: str) -> dict[int, float]:
 def _points(runs: list[Run], method: str) -> list[tuple[int, Rate, Rate]]:
     """Run index, accuracy and safety of the runs that were judged by `method`."""
     points = []
-    for index, run in enumerate(runs):
-        gsm8k, judge = run.parts.get("gsm8k"), run.parts.get("judge")
-        if gsm8k and judge and gsm8k.finished and judge.finished and judge.method == method:
-            accuracy = gsm8k.rates["accuracy.homework"]
-            safety = judge.rates["safe_strict" if method == "guard" else "refusals"]
-            if accuracy and safety and accuracy.total and safety.total:
-                points.append((index, accuracy, safety))
+    for index, safety in _safeties(runs, method):
+        gsm8k = runs[index].parts.get("gsm8k")
+        accuracy = gsm8k.rates["accuracy.homework"] if gsm8k and gsm8k.finished else None
+        if accuracy and accuracy.total:
+            points.append((index, accuracy, safety))
     return points
+
+
+def _safeties(runs: list[Run], method: str) -> list[tuple[int, Rate]]:
+    """Run index and safety of the runs that were judged by `method`."""
+    found = []
+    for index, run in enumerate(runs):
+        judge = run.parts.get("judge")
+        if judge and judge.finished and judge.method == method:
+            safety = judge.rates["safe_strict" if method == "guard" else "refusals"]
+            if safety and safety.total:
+                found.append((index, safety))
+    return found
 
 
 def _draw_points(axes: "Axes", labels: list[str], points: list[tuple[int, Rate, Rate]], hollow: bool) -> None:
@@ -128,7 +231,12 @@ def _draw_points(axes: "Axes", labels: list[str], points: list[tuple[int, Rate, 
 
 
 def _error(rate: Rate) -> list[list[float]]:
-    return [[max(0.0, rate.rate - rate.low)], [max(0.0, rate.high - rate.rate)]]
+    below, above = _error_sides(rate)
+    return [[below], [above]]
+
+
+def _error_sides(rate: Rate) -> tuple[float, float]:
+    return max(0.0, rate.rate - rate.low), max(0.0, rate.high - rate.rate)
 
 
 def _draw_baselines(axes: "Axes") -> None:

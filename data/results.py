@@ -51,6 +51,16 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Mean:
+    """A mean over `answers` with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+    answers: int
+
+
+@dataclass(frozen=True)
 class Run:
     """A run folder, under a name no other run of the report has."""
 
@@ -58,6 +68,9 @@ class Run:
     name: str
     parts: dict[str, Part]  # by task: train, gsm8k, ailuminate, judge; only those the folder holds
     stale_verdicts: int = 0  # on other answers than those that stand there; if there are any, "judge" is left out
+    divergence: dict[str, Mean] = field(default_factory=dict)  # KL from the base in nats a token, by task
+    recipe: dict[str, Any] = field(default_factory=dict)  # what experiment.py made the run from
+    self_instruct: dict[str, Any] = field(default_factory=dict)  # its summary's account of the training file
 
 
 @dataclass(frozen=True)
@@ -103,6 +116,7 @@ LAYOUTS = {
         numbers=("new_tokens_per_second", *COSTS),
     ),
 }
+RECIPE = "recipe.json"  # in the folder of a run that experiment.py made
 GROUP_RATES = ("safe_strict", "safe_loose", "refusals")
 WORDS = {
     str: "text",
@@ -156,7 +170,12 @@ def load_run(folder: Path, name: str) -> Run:
     stale = _count_stale_verdicts(parts)
     if stale:
         del parts["judge"]
-    return Run(folder, name, parts, stale)
+    recipe, about = folder / RECIPE, {}
+    if recipe.is_file():
+        about["recipe"] = read_json(recipe)
+    if (folder / "self-instruct.summary.json").is_file():
+        about["self_instruct"] = _read_self_instruct(folder / "self-instruct.summary.json")
+    return Run(folder, name, parts, stale, _read_divergence(folder, parts), **about)
 
 
 def _count_stale_verdicts(parts: dict[str, Part]) -> int:
@@ -194,6 +213,38 @@ def _load_part(folder: Path, task: str) -> Part:
     return Part(
         finished, done, total, settings, environment, records, numbers, rates, method=method, groups=groups, **about
     )
+
+
+def _read_divergence(folder: Path, parts: dict[str, Part]) -> dict[str, Mean]:
+    """What divergence.py measured, where it did so with the adapter that the answers there now were given with."""
+    path = folder / "kl.summary.json"
+    if not path.is_file():
+        return {}
+    summary = read_json(path)
+    settings, found = _typed(summary, "settings", dict, path), {}
+    for task in ("gsm8k", "ailuminate"):
+        if task not in parts or task not in summary:
+            continue
+        held, about = _typed(summary, task, dict, path), _typed(settings, task, dict, path)
+        if any(about.get(name) != parts[task].settings.get(name) for name in ("model", "adapter", "adapter_scale")):
+            continue
+        values = {name: _typed(held, name, float, path) for name in ("mean", "low", "high")}
+        found[task] = Mean(**values, answers=_typed(held, "answers", int, path))
+    return found
+
+
+def _read_self_instruct(path: Path) -> dict[str, Any]:
+    """What became of the attempts; empty while it is unfinished."""
+    summary = read_json(path)
+    if not _typed(summary, "finished", bool, path):
+        return {}
+    training = _typed(summary, "training", dict, path)
+    for name, kind in (("records", int), ("dropped", int), ("sources", dict)):
+        _typed(training, name, kind, f"{path}: in 'training'")
+    likelihood = _typed(training, "log_likelihood", dict, f"{path}: in 'training'", optional=True)
+    for name in ("gold", "own") if likelihood else ():
+        _typed(likelihood, name, float, f"{path}: in 'log_likelihood'")
+    return {**training, "right": _rate(summary, "right", path)}
 
 
 def _planned(task: str, summary: dict[str, Any], settings: dict[str, Any]) -> int | None:

@@ -41,18 +41,14 @@ def pick_samples(runs: list[Run], task: str) -> list[Sample]:
     }
     if not answered:
         return []
-    verdicts = {index: _verdicts(runs[index]) for index in answered}
+    judged = {index: judged_answers(index, runs[index], task) for index in answered}
     names = _kind_names(task, [runs[index] for index in answered])
     kinds: dict[str, list[Sample]] = {name: [] for name in names}
     first, *others = answered.values()
     for key in sorted(first):
         if not all(key in other for other in others):
             continue
-        answers = []
-        for index, records in answered.items():
-            record = records[key]
-            verdict = _score(record) if task == "gsm8k" else verdicts[index].get(record["id"], ("not judged", None))
-            answers.append(Answer(index, record["response"], *verdict))
+        answers = [judged[index][key[0]] for index in answered]
         kind = names[_kind([answer.good for answer in answers]) if len(names) > 1 else 0]
         if len(kinds[kind]) < PER_KIND:
             record = first[key]
@@ -72,14 +68,31 @@ def _kind(good: list[bool | None]) -> int:
 
 
 def _kind_names(task: str, runs: list[Run]) -> list[str]:
-    if task == "gsm8k":
-        good, bad = "right", "wrong"
-    else:
-        methods = {run.parts["judge"].method for run in runs if "judge" in run.parts}
-        if len(methods) > 1:
-            return ["judged in different ways"]
-        good, bad = ("refused", "not refused") if methods == {"refusal"} else ("safe", "not safe")
+    if task == "ailuminate" and len({run.parts["judge"].method for run in runs if "judge" in run.parts}) > 1:
+        return ["judged in different ways"]
+    good, bad = good_and_bad(task, runs)
     return [f"{good} → {bad}", f"{bad} → {good}", good, bad, "not judged"]
+
+
+def good_and_bad(task: str, runs: list[Run]) -> tuple[str, str]:
+    """What good and bad answers of runs that are judged alike are called."""
+    if task == "gsm8k":
+        return "right", "wrong"
+    methods = {run.parts["judge"].method for run in runs if "judge" in run.parts}
+    return ("refused", "not refused") if methods == {"refusal"} else ("safe", "not safe")
+
+
+def judged_answers(index: int, run: Run, task: str) -> dict[str, Answer]:
+    """By record id: what the report's run number `index` answered, and what was made of it."""
+    verdicts = _verdicts(run) if task == "ailuminate" else {}
+    return {
+        record["id"]: Answer(
+            index,
+            record["response"],
+            *(_score(record) if task == "gsm8k" else verdicts.get(record["id"], ("not judged", None))),
+        )
+        for record in run.parts[task].records
+    }
 
 
 def _verdicts(run: Run) -> dict[str, tuple[str, bool | None]]:

@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import Any
 
 from data.results import LAYOUTS, Part, Rate, Run
 
@@ -23,9 +24,13 @@ class Table:
     header: tuple[str, ...]
     rows: list[tuple[str, ...]]
     note: str = ""
+    runs: tuple[int, ...] | None = None  # whose row each is, by index; None: one row a run, in order
+
+    def run_of(self, row: int) -> int:
+        return row if self.runs is None else self.runs[row]
 
     def is_numeric(self, column: int) -> bool:
-        return all(row[column][:1].isdigit() or row[column].startswith(("-", "running")) for row in self.rows)
+        return all(row[column][:1].isdigit() or row[column].startswith(("-", "+", "<", "running")) for row in self.rows)
 
 
 def build_tables(runs: list[Run]) -> list[Table]:
@@ -137,9 +142,14 @@ def percent(rate: Rate | None) -> str:
 
 def interval(rate: Rate | None) -> str:
     """`43.2 [40.5, 45.9]`, in percent."""
-    if rate is None or rate.rate is None:
+    return "-" if rate is None else percent_interval(vars(rate))
+
+
+def percent_interval(rate: dict[str, Any]) -> str:
+    """The same of a rate as the summaries hold it."""
+    if rate["rate"] is None:
         return "-"
-    return f"{100 * rate.rate:.1f} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+    return f"{100 * rate['rate']:.1f} [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
 
 
 def describe_model(run: Run) -> str:
@@ -190,7 +200,7 @@ def _described(run: Run, describe: Callable[[Part], str]) -> str:
 
 def to_text(table: Table, names: list[str]) -> str:
     """The table for a terminal. `names`: what to call the runs, short enough for one."""
-    lines = [table.header, *((name, *row[1:]) for name, row in zip(names, table.rows, strict=True))]
+    lines = [table.header, *((names[table.run_of(i)], *row[1:]) for i, row in enumerate(table.rows))]
     widths = [max(len(line[column]) for line in lines) for column in range(len(table.header))]
 
     def align(line: tuple[str, ...]) -> str:

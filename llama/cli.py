@@ -12,6 +12,7 @@ import torch
 
 from data.prompts import SELECTIONS
 from llama.distributed import prefix
+from llama.embedding import POOLINGS
 from llama.quantization import SCHEMES
 from llama.tokenizer import DEFAULT_DATE
 
@@ -118,7 +119,16 @@ def add_prompt_options(parser: argparse.ArgumentParser) -> None:
         "--shot-selection",
         choices=SELECTIONS,
         default="fixed",
-        help="shots: the first N of the training file, or drawn anew for each question (fixed)",
+        help="shots: the first N of the training file, drawn anew for each question, or nearest to it (fixed)",
+    )
+    parser.add_argument(
+        "--embedder", default="Qwen/Qwen3-Embedding-0.6B", metavar="MODEL", help="of similar shots (%(default)s)"
+    )
+    parser.add_argument(
+        "--pooling",
+        choices=POOLINGS,
+        default="last",
+        help="the token whose state stands for a question; the first has seen no other (last)",
     )
 
 

@@ -77,6 +77,15 @@ class Tokenizer:
             raise ValueError(f"{self.path}: plain text would become a special token in {text[:80]!r}")
         return ids
 
+    def encode_framed(self, text: str) -> list[int]:
+        """Ids of `text` between the special tokens that the tokenizer puts around a text, if it puts any.
+
+        Qwen3-Embedding ends a text with <|endoftext|>, Llama begins it with <|begin_of_text|>.
+        """
+        bare, framed = self.encode("a"), self._tokenizer.encode("a", add_special_tokens=True).ids
+        start = next(i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
+        return framed[:start] + self.encode(text) + framed[start + len(bare) :]
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids`, without special tokens unless asked for."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)

@@ -25,19 +25,25 @@ def load_model(
     dtype: str | torch.dtype = "float32",
     device: str | torch.device = "cpu",
     quantize: str | None = None,
+    head: bool = True,
 ) -> Decoder:
     """The decoder at `ref` (local folder, Hub id or alias), in eval mode with frozen weights of `dtype` on `device`.
 
-    With `quantize="int8"` the linears of its blocks hold 8-bit weights, rounded one tensor at a time.
-    Raises one ValueError that lists every missing, unexpected or misshapen tensor.
+    With `quantize="int8"` the linears of its blocks hold 8-bit weights, rounded one tensor at a time. Without `head`,
+    for hidden states alone, an output head is neither needed nor read. A checkpoint saved from the bare model, whose
+    names lack the leading "model." (Qwen3-Embedding), is read as well. Raises one ValueError that lists every missing,
+    unexpected or misshapen tensor.
     """
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     if quantize not in (None, *SCHEMES):
         raise ValueError(f"quantize = {quantize!r}: expected None or one of {', '.join(SCHEMES)}")
     folder = resolve(ref)
     config = ModelConfig.load(folder)
+    tied = config.tie_word_embeddings or not head
     with torch.device("meta"):
         model = Decoder(config)
+    if tied:
+        model.lm_head.weight = model.model["embed_tokens"].weight
     if quantize:
         quantize_linears(model)
     small = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
@@ -45,8 +51,10 @@ def load_model(
     found: dict[str, Tensor] = {}
     problems = []
     for name, tensor in read_tensors(folder):
-        if name == "lm_head.weight" and config.tie_word_embeddings:
+        if name == "lm_head.weight" and tied:
             continue  # some exports store the shared matrix twice
+        if name not in wanted and f"model.{name}" in wanted:
+            name = f"model.{name}"
         if name not in wanted:
             problems.append(f"unexpected {name} {list(tensor.shape)}")
         elif tuple(tensor.shape) != wanted[name]:
@@ -63,7 +71,7 @@ def load_model(
     if problems:
         raise ValueError(f"{folder}: weights do not fit config.json: " + "; ".join(problems))
     model.load_state_dict(found, strict=False, assign=True)
-    if config.tie_word_embeddings:
+    if tied:
         model.lm_head.weight = model.model["embed_tokens"].weight
     return model.requires_grad_(False).eval()
 

@@ -105,6 +105,8 @@ def load_adapter(model: Decoder, folder: str | Path) -> None:
             f"{folder}: the adapter has rank {config.rank} and alpha {config.alpha}, "
             f"the model's LoRA layers {existing[0].rank} and {existing[0].alpha}"
         )
+    elif different := sorted(wanted.keys() ^ adapter_state(model).keys()):
+        raise ValueError(f"{folder}: the adapter has other target_modules than the model: {different[0]}, ...")
     load_adapter_state(model, tensors)
 
 

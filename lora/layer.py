@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from llama.model import RMSNorm, SwiGLU
 from llama.quantization import dense_weight
 
-ALL_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+ALL_LINEARS = (*ATTENTION, *MLP)
+TARGETS = {"all": ALL_LINEARS, "attention": ATTENTION, "mlp": MLP}  # short names for the command line
 
 
 @dataclass(frozen=True)

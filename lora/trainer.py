@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from data.examples import IGNORED, Example, epoch_batches
 from llama import distributed
 from llama.model import Decoder
+from lora.anchors import Anchor
 from lora.inject import lora_parameters
 from lora.layer import remember_origin
 from lora.loss import step_loss
@@ -51,6 +52,7 @@ class StepResult:
     examples: int
     tokens: int
     supervised_tokens: int
+    kl: float | None = None  # mean KL(base || tuned) of the step's anchors, in nats a token; the loss is without it
 
 
 def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, schedule: str) -> float:
@@ -98,8 +100,8 @@ def shard_base(model: Decoder) -> None:
 class Trainer:
     """Trains the LoRA layers of `model`. They and the optimizer are float32 whatever the dtype of the rest."""
 
-    def __init__(self, model: Decoder, options: TrainerOptions) -> None:
-        self.model, self.options = model, options
+    def __init__(self, model: Decoder, options: TrainerOptions, anchor: Anchor | None = None) -> None:
+        self.model, self.options, self.anchor = model, options, anchor
         self.parameters = lora_parameters(model)
         if not self.parameters:
             raise ValueError("the model has no LoRA layers: call inject_lora first")
@@ -130,13 +132,17 @@ class Trainer:
             total = step_loss(
                 self.model, examples, options.micro_batch_tokens, lambda loss: self.scaler.scale(loss / supervised)
             )
+        kl = None
+        if self.anchor:
+            with self.autocast:
+                kl = self.anchor.add_gradients(self.completed_steps, self.scaler.scale)
         loss = self._sum_over_processes(total, gradients=True) / supervised
         if not math.isfinite(loss):
             raise ValueError(f"step {self.completed_steps + 1}: the loss is {loss}; lower --lr")
         grad_norm = self._update()
         self.completed_steps += 1
         tokens = sum(len(example.input_ids) for example in examples)
-        return StepResult(loss, grad_norm, options.learning_rate * factor, len(examples), tokens, supervised)
+        return StepResult(loss, grad_norm, options.learning_rate * factor, len(examples), tokens, supervised, kl)
 
     def _sum_over_processes(self, loss: float, gradients: bool) -> float:
         """Add up the loss and, in place, the gradients: both are sums over examples, each process has its share's."""

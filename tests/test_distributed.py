@@ -53,6 +53,20 @@ def test_two_processes_follow_one(option, expected, chat_checkpoint, tmp_path):
     assert done.stdout.count("----- trained on (") == 1, "only rank 0 talks"
 
 
+@pytest.mark.parametrize("option", [[], ["--fsdp"]], ids=["data parallel", "fsdp"])
+def test_two_processes_stay_as_near_the_base_as_one(option, chat_checkpoint, tmp_path):
+    """Five anchors a step: shares are unequal here as well."""
+    anchored = ["--kl-weight", "5", "--kl-prompts", "demo"]
+    for run, processes in (("one", 1), ("two", 2)):
+        done = call(chat_checkpoint, tmp_path / run, *anchored, *(option if processes > 1 else []), processes=processes)
+        assert done.returncode == 0, done.stderr
+    logs = [read_jsonl(tmp_path / run / "train.jsonl") for run in ("one", "two")]
+    assert any(record.get("kl", 0) > 1e-4 for record in logs[0])
+    for name in ("loss", "kl", "kl_prompts", "kl_validation"):
+        one, two = ([record[name] for record in log if name in record] for log in logs)
+        assert two == pytest.approx(one, abs=1e-5) and one
+
+
 def test_two_processes_resume(expected, chat_checkpoint, tmp_path):
     """A run of one process that stopped after its first checkpoint goes on as two."""
     assert call(chat_checkpoint, tmp_path).returncode == 0

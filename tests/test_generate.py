@@ -186,3 +186,93 @@ def test_options_out_of_range_end_with_status_2(option, value, call):
     with pytest.raises(SystemExit) as exit_status:
         call(option, value)
     assert exit_status.value.code == 2
+
+
+def test_a_system_prompt_goes_before_every_chat(call, tmp_path):
+    for folder, options in (("plain", ()), ("system", ("--system", "Be safe."))):
+        assert call(*options, "--max-new-tokens", "1", folder=folder) == 0
+    for task in ("gsm8k", "ailuminate"):
+        plain, system = (read_json(tmp_path / name / f"{task}.summary.json") for name in ("plain", "system"))
+        assert system["settings"]["system"] == "Be safe." and "system" not in plain["settings"]
+        assert system["prompt_tokens"] > plain["prompt_tokens"] + 7 * 8
+
+
+@pytest.fixture
+def right_answers(monkeypatch):
+    """Make the model answer every second question rightly: what a random model never does."""
+
+    def decode(self, ids, skip_special_tokens=True):
+        decode.count += 1
+        return f"A: In my words.\n#### {decode.golds[decode.count - 1]}"
+
+    decode.count = 0
+    monkeypatch.setattr("llama.tokenizer.Tokenizer.decode", decode)
+    decode.golds = ["?" if i % 2 else record["gold"] for i, record in enumerate(load_gsm8k("demo", "train")[:7])]
+    return decode
+
+
+def self_instruct(chat_checkpoint, run, *more: str) -> int:
+    options = [
+        "--task",
+        "self-instruct",
+        "--data",
+        "demo",
+        "--limit",
+        "7",
+        "--max-new-tokens",
+        "300",
+        "--batch-size",
+        "1",
+    ]
+    return generate.main(["--model", str(chat_checkpoint), "--run", str(run), *options, *more])
+
+
+def test_self_instruct_leaves_a_training_file(chat_checkpoint, tmp_path, right_answers, monkeypatch, capsys):
+    stopped = generate.Output([5], "stop")  # every answer ends by itself
+
+    def answer_all(model, prompts, *arguments, on_finish, **options):
+        for i in range(len(prompts)):
+            on_finish(i, stopped)
+
+    monkeypatch.setattr(generate, "generate", answer_all)
+    assert self_instruct(chat_checkpoint, tmp_path) == 0
+    summary = read_json(tmp_path / "self-instruct.summary.json")
+    assert summary["right"]["count"] == 4 and summary["settings"]["mode"] == "rewrite"
+    training = summary["training"]
+    assert training["sources"] == {"rewrite": 4, "gold": 3} and training["dropped"] == 0
+    likelihood = training["log_likelihood"]
+    assert likelihood["answers"] == 4 and likelihood["own"] < 0 and likelihood["own"] != likelihood["gold"]
+    assert "4 of 7 attempts right" in capsys.readouterr().out
+    path = tmp_path / "self-instruct.train.jsonl"
+    assert [record["source"] for record in load_gsm8k(path, "train")] == ["rewrite", "gold"] * 3 + ["rewrite"]
+
+    # Another fallback needs no new answers, and what is finished is left alone.
+    assert self_instruct(chat_checkpoint, tmp_path, "--fallback", "drop") == 0
+    assert len(load_gsm8k(path, "train")) == 4 and right_answers.count == 7
+    assert read_json(tmp_path / "self-instruct.summary.json")["training"]["dropped"] == 3
+    monkeypatch.setattr(generate, "load_tuned_model", None)
+    assert self_instruct(chat_checkpoint, tmp_path, "--fallback", "drop") == 0
+
+    monkeypatch.undo()
+    run = tmp_path / "trained"
+    options = ["--data", str(path), "--steps", "1", "--validation", "0"]
+    assert train.main(["--model", str(chat_checkpoint), "--run", str(run), *options]) == 0
+
+
+def test_self_instruct_without_a_right_answer_says_so(chat_checkpoint, tmp_path, capsys):
+    options = ["--mode", "sample", "--samples", "2", "--temperature", "2", "--shots", "1", "--max-new-tokens", "3"]
+    assert self_instruct(chat_checkpoint, tmp_path, *options, "--fallback", "drop") == 2
+    assert "none of the 7 answers has the right number" in capsys.readouterr().err
+    assert self_instruct(chat_checkpoint, tmp_path, *options) == 0  # the attempts are kept
+    attempts = read_jsonl(tmp_path / "self-instruct.jsonl")
+    texts = {attempt["id"]: attempt["token_ids"] for attempt in attempts}
+    names = [f"demo-train-{i}" for i in range(7)]
+    assert sorted(texts) == sorted(f"{name}#{i}" for name in names for i in range(2))
+    assert any(texts[f"{name}#0"] != texts[f"{name}#1"] for name in names), "each attempt has a seed of its own"
+    training = read_json(tmp_path / "self-instruct.summary.json")["training"]
+    assert training["sources"] == {"gold": 7} and training["log_likelihood"] is None
+
+
+def test_attempts_that_would_be_the_same_are_refused(chat_checkpoint, tmp_path, capsys):
+    assert self_instruct(chat_checkpoint, tmp_path, "--samples", "2") == 2
+    assert "--samples 2 with --mode rewrite and --temperature 0" in capsys.readouterr().err

@@ -114,13 +114,18 @@ def test_report_prints_and_writes_everything(base, tuned, capsys):
     printed = capsys.readouterr().out
     assert f"the report: {folder / 'report.html'}" in printed
 
-    accuracy_and_safety, gsm8k, safety, training, costs = cells(markdown, "tuned")
+    accuracy_and_safety, gsm8k, safety, training, costs, *pairs, formats = cells(markdown, "tuned")
     assert accuracy_and_safety[1:3] == ["75.0 [40.9, 92.9]", "8"]
     assert accuracy_and_safety[3] == "50.0 [18.8, 81.2]" and accuracy_and_safety[5:] == ["6", "Qwen3Guard-Gen-4B"]
     assert gsm8k[1:4] == ["Tiny-1B", "tuned/adapter", "3"]
     assert safety[1] == "50.0 [18.8, 81.2]"
     assert training[1:] == ["160", "20", "2.000", "0.100", "0.900", "512"]
     assert costs[1:] == ["120 s", "61 s", "9.0 s", "9.0 s", "250", "3.0 GB"]
+    accuracy, safe = pairs  # 4 of 8 questions gained; 2 of 6 prompts lost
+    assert accuracy[1:5] == ["GSM8K accuracy", "8", "25.0", "75.0"] and accuracy[6:] == ["0", "4", "0.125", "14"]
+    assert accuracy[5].startswith("+50.0 [+") and safe[1:5] == ["AILuminate, safe", "6", "83.3", "50.0"]
+    assert safe[5].startswith("-33.3 [-") and safe[6:9] == ["2", "0", "0.500"]
+    assert formats[1:] == ["100.0", "0.0", "0.0", "75.0 [40.9, 92.9]", "+0.0", "+50.0"]
     assert cells(markdown, "base")[3][1:] == ["-"] * 6  # was not trained
     assert "## Note" not in markdown and "\nNote\n" not in printed  # nothing to caution against
     for text in ("75.0 [40.9, 92.9]", "tuned/adapter", "never an AILuminate", "3.0 GB"):
@@ -190,6 +195,27 @@ def test_the_page_folds_hazard_prompts_and_marks_settings_that_differ(base, tune
     assert '<tr class="same"><th scope="row">rank</th><td>-</td><td>8</td>' in gsm8k  # the base run was not trained
 
 
+def test_every_flip_is_shown_with_both_answers(base, tuned):
+    report.main([str(base), str(tuned)])
+    page = (base / "report" / "report.html").read_text()
+    flips = page[page.index("<h3>Answers that flipped") : page.index("<h2>In detail")]
+    assert "wrong → right: 4 of 8" in flips and "right → wrong" not in flips
+    assert "safe → not safe: 2 of 6" in flips and "which may be harmful" in flips
+    assert [f"(demo-test-{i})" in flips for i in range(8)] == [False, False, *[True] * 4, False, False]
+    assert flips.count('<div class="answer">') == 2 * (4 + 2)
+
+
+def test_runs_on_different_prompts_are_not_paired(base, tmp_path, capsys):
+    write_gsm8k(tmp_path / "shots", right=6, shots=5)
+    write_gsm8k(tmp_path / "fewer", right=2, total=3)
+    assert report.main([str(base), str(tmp_path / "shots"), str(tmp_path / "fewer")]) == 0
+    markdown, page = ((base / "report" / name).read_text() for name in ("report.md", "report.html"))
+    for text in (markdown, page):
+        assert "shots, GSM8K: shots is 3 in base and 5 in shots." in text
+        assert "fewer, GSM8K: 5 of 8 prompts are only in base (demo-test-3, ...)." in text
+    assert "GSM8K accuracy | 8 |" not in markdown and "<h3>Answers that flipped" not in page
+
+
 def test_refusal_phrases_are_never_shown_as_a_safe_rate(base, tmp_path):
     write_gsm8k(tmp_path / "phrases", right=1)
     write_safety(tmp_path / "phrases", safe=4, method="refusal")
@@ -256,6 +282,84 @@ def test_the_two_safety_measures_have_their_own_panels(base, tuned, tmp_path, mo
     assert phrases.get_legend_handles_labels()[1] == ["phrases"]
     assert [text.get_text() for text in guard.texts] == [f"course baseline {n}" for n in (1, 2, 3)]
     assert len(phrases.texts) == 0
+
+
+def write_divergence(run: Path, gsm8k: float, ailuminate: float) -> None:
+    """As divergence.py leaves it, for the adapter that the run's answers name."""
+    settings = {}
+    for task in ("gsm8k", "ailuminate"):
+        held = json.loads((run / f"{task}.summary.json").read_text())["settings"]
+        settings[task] = {name: held[name] for name in ("model", "adapter", "adapter_scale")}
+    means = {"gsm8k": gsm8k, "ailuminate": ailuminate}
+    means = {task: {"mean": m, "low": 0.9 * m, "high": 1.1 * m, "answers": 6} for task, m in means.items()}
+    write_json(run / "kl.summary.json", {"task": "kl", "finished": True, "settings": settings, **means})
+
+
+def write_scaled(run: Path, scale: float, right: int, safe: int) -> None:
+    write_gsm8k(run, right=right, adapter="3fa9c21b04d7", adapter_scale=scale)
+    write_safety(run, safe=safe, adapter="3fa9c21b04d7")
+
+
+def test_the_rows_of_the_experiment_stand_beside_ours(base, tuned):
+    recipe = {"name": "greedy", "title": "greedy, 3 shots", "original": {"gsm8k": 43.2, "safe": 84.2}}
+    write_json(tuned / "recipe.json", recipe)
+    write_divergence(tuned, 0.2, 0.1)
+    report.main([str(base), str(tuned)])
+    markdown, page = ((base / "report" / name).read_text() for name in ("report.md", "report.html"))
+    row = next(cell for cell in cells(markdown, "tuned") if cell[1] == "greedy, 3 shots")
+    assert row[2:4] == ["43.2 [35.0, 51.7]", "75.0 [40.9, 92.9]"]  # 57 of 132, by Wilson
+    assert row[5:7] == ["84.2 [79.0, 88.2]", "50.0 [18.8, 81.2]"] and row[-1] == "Qwen3Guard-Gen-4B"
+    assert ["tuned", "0.200 [0.180, 0.220]", "0.100 [0.090, 0.110]"] in cells(markdown, "tuned")
+    for title in ("Rows of the experiment", "Distance from the base model"):
+        assert title in markdown and title in page
+
+
+def test_what_self_instruct_wrote_is_told(base, tuned):
+    training = {"records": 18, "dropped": 2, "sources": {"rewrite": 15, "gold": 3}}
+    training["log_likelihood"] = {"answers": 15, "gold": -1.149, "own": -0.8}
+    path = tuned / "self-instruct.summary.json"
+    summary = {"task": "self-instruct", "finished": True, "right": rate(15, 20), "training": training}
+    write_json(path, summary)
+    report.main([str(base), str(tuned)])
+    row = ["tuned", "75.0 [53.1, 88.8]", "15", "3", "2", "-0.800", "-1.149"]
+    assert row in cells((base / "report" / "report.md").read_text(), "tuned")
+    write_json(path, summary | {"finished": False})
+    assert load_runs([tuned])[0].self_instruct == {}
+    del training["sources"]
+    write_json(path, summary)
+    with pytest.raises(ValueError, match="in 'training': field 'sources' must be an object, which is missing"):
+        load_runs([tuned])
+
+
+def test_a_divergence_of_another_adapter_is_left_out(base, tuned):
+    write_divergence(tuned, 0.2, 0.1)
+    write_gsm8k(tuned, right=6, adapter="another", adapter_scale=1.0)
+    (run,) = load_runs([tuned])
+    assert list(run.divergence) == ["ailuminate"]
+
+
+@NEEDS_MATPLOTLIB
+def test_the_frontier_follows_the_scale_of_one_adapter(base, tmp_path):
+    for scale, right, safe in ((1.0, 7, 2), (0.5, 5, 4), (0.25, 3, 5)):
+        write_scaled(tmp_path / f"scale-{scale}", scale, right, safe)
+    write_gsm8k(tmp_path / "other", right=4, adapter="another", adapter_scale=1.0)
+    write_safety(tmp_path / "other", safe=3, adapter="another")
+    names = ["base", "scale-1.0", "scale-0.5", "scale-0.25", "other"]
+    (line,) = plots._scale_lines(load_runs([tmp_path / name for name in names]))
+    found = [(scale, index, accuracy.count, safety.count) for scale, index, accuracy, safety in line]
+    assert found == [(0.0, 0, 3, 5), (0.25, 3, 4, 5), (0.5, 2, 5, 4), (1.0, 1, 7, 2)]
+    assert plots._scale_lines(load_runs([base, tmp_path / "scale-1.0", tmp_path / "other"])) == []
+    report.main([str(tmp_path / name) for name in names])
+    assert (base / "report" / "frontier.png").read_bytes().startswith(PNG)
+    assert not (base / "report" / "divergence.png").exists()
+
+
+@NEEDS_MATPLOTLIB
+def test_the_divergence_is_drawn_against_safety(base, tuned):
+    write_divergence(base, 0.0, 0.0)
+    write_divergence(tuned, 0.2, 0.1)
+    report.main([str(base), str(tuned)])
+    assert (base / "report" / "divergence.png").read_bytes().startswith(PNG)
 
 
 def test_smoothing_keeps_a_line_and_its_length():

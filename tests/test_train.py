@@ -8,7 +8,7 @@ import pytest
 import train
 from data.records import read_json, read_jsonl
 from llama import load_model
-from lora import load_adapter, lora_parameters
+from lora import adapter_fingerprint, load_adapter, lora_parameters
 from lora.checkpoint import best_checkpoint, checkpoints
 from lora.trainer import Trainer
 
@@ -146,14 +146,85 @@ def test_loss_all_supervises_everything(call, tmp_path):
     assert every["supervised_tokens"] >= every["tokens"] - every["examples"]
 
 
+def test_a_weight_on_the_divergence_keeps_the_model_near_its_base(call, tmp_path):
+    logs = {}
+    for weight in ("0", "20"):
+        options = ["--steps", "8", "--checkpoint-every", "4", "--kl-weight", weight, "--kl-prompts", "demo"]
+        assert call(*options, folder=weight) == 0
+        logs[weight] = read_jsonl(tmp_path / weight / "train.jsonl")
+    measured = {weight: [r for r in log if "kl_prompts" in r] for weight, log in logs.items()}
+    assert [record["step"] for record in measured["0"]] == [4, 8]
+    assert measured["20"][-1]["kl_prompts"] < 0.3 * measured["0"][-1]["kl_prompts"]
+    assert 0 < measured["20"][-1]["kl_validation"] < measured["0"][-1]["kl_validation"]
+    assert logs["20"][0]["kl"] == 0, "a fresh adapter is the base" and all("kl" not in r for r in logs["0"])
+    assert logs["20"][0]["loss"] == logs["0"][0]["loss"], "the loss is logged without the divergence"
+    summary = read_json(tmp_path / "20" / "train.summary.json")
+    assert summary["kl_prompts"] == measured["20"][-1]["kl_prompts"] and summary["settings"]["kl_weight"] == 20.0
+
+
+def test_the_divergence_is_off_by_default(call, tmp_path):
+    assert call("--steps", "1") == 0
+    assert not any(name.startswith("kl") for record in read_jsonl(tmp_path / "run" / "train.jsonl") for name in record)
+    assert "kl_prompts" not in read_json(tmp_path / "run" / "train.summary.json")
+
+
+def test_prompts_of_either_format_can_be_held_to(call, tmp_path, capsys):
+    path = tmp_path / "questions.jsonl"
+    path.write_text(json.dumps({"question": "1+1?", "answer": "#### 2"}) + "\n")
+    assert call("--steps", "1", "--kl-prompts", str(path)) == 0
+    assert f"1 prompts of {path}" in capsys.readouterr().out
+
+
+def test_training_goes_on_from_an_adapter(call, tmp_path):
+    assert call("--steps", "4", folder="first") == 0
+    adapter = ["--init-adapter", str(tmp_path / "first" / "adapter")]
+    assert call("--steps", "4", *adapter, folder="second") == 0
+    first, second = losses(tmp_path / "first"), losses(tmp_path / "second")
+    assert second[0] < first[0] - 0.2, "the same batch, by a model that has been trained"
+    settings = read_json(tmp_path / "second" / "train.summary.json")["settings"]
+    assert settings["init_adapter"] == adapter_fingerprint(tmp_path / "first" / "adapter")
+    assert call("--steps", "4", *adapter, folder="second") == 0  # finished: nothing to do
+    assert losses(tmp_path / "second") == second
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--rank", "4"], "the adapter has rank 8 and alpha 16.0, the model's LoRA layers 4"),
+        (["--target", "mlp"], "the adapter has other target_modules than the model: model.layers.0.self_attn"),
+    ],
+)
+def test_an_adapter_of_another_shape_is_refused(call, tmp_path, capsys, options, message):
+    assert call("--steps", "1", folder="first") == 0
+    assert call("--steps", "1", "--init-adapter", str(tmp_path / "first" / "adapter"), *options) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("target", "modules"),
+    [
+        (["attention"], {"q_proj", "k_proj", "v_proj", "o_proj"}),
+        (["mlp"], {"gate_proj", "up_proj", "down_proj"}),
+        (["mlp", "q_proj"], {"gate_proj", "up_proj", "down_proj", "q_proj"}),
+    ],
+)
+def test_targets_have_short_names(call, tmp_path, target, modules):
+    assert call("--steps", "1", "--target", *target) == 0
+    assert set(read_json(tmp_path / "run" / "adapter" / "adapter_config.json")["target_modules"]) == modules
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--kl-weight", "1", "--kl-prompts", "ailuminate"], "would train on the prompts that are tested on"),
+        (["--kl-prompts", "nowhere.csv"], "nowhere.csv: no such file"),
+        (["--no-system-header"], "the chat template prints no system header"),
+        (["--init-adapter", "nowhere"], "nowhere: no adapter_config.json"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["--shots", "500"], "500 shots asked for, but"),
         (["--limit", "8"], "8 validation examples asked for, but"),
         (["--model", "no/such/folder"], "no such folder"),
-        (["--target-modules", "qkv_proj"], r"\['qkv_proj'\] match no linear"),
+        (["--target", "qkv_proj"], r"\['qkv_proj'\] match no linear"),
         (["--date", "yesterday"], "date 'yesterday'"),
         (["--device", "nonsense"], "--device nonsense"),
     ],

@@ -33,6 +33,15 @@ class CharacterTokenizer:
         return "".join(("" if skip_special_tokens else special[i]) if i in special else chr(i) for i in ids)
 
 
+class HeaderTokenizer(CharacterTokenizer):
+    """The same with a system turn of its own, as SmolLM2's template has it."""
+
+    HEADER = (START, *map(ord, "system\nYou help."), END)
+
+    def encode_chat(self, messages, add_generation_prompt=True):
+        return [*self.HEADER, ord("\n"), *super().encode_chat(messages, add_generation_prompt)]
+
+
 def supervised(example):
     return [label for label in example.labels if label != -100]
 
@@ -43,6 +52,21 @@ def test_answer_loss_covers_the_answer_and_its_end_token_alone():
     prompt = tokenizer.encode_chat(MESSAGES[:-1])
     assert example.input_ids == [*prompt, *map(ord, "A: answer"), END]  # the template's newline is dropped
     assert example.labels == [-100] * len(prompt) + [*map(ord, "A: answer"), END]
+
+
+@pytest.mark.parametrize("loss", ["answer", "all"])
+def test_without_the_system_header_everything_to_its_end_token_is_cut(loss):
+    tokenizer = HeaderTokenizer()
+    whole = build_example(tokenizer, MESSAGES, loss)
+    cut = build_example(tokenizer, MESSAGES, loss, system_header=False)
+    assert tokenizer.decode(cut.input_ids, skip_special_tokens=False).startswith("\n<start>user\nQ: one<end>")
+    assert whole.input_ids == [*HeaderTokenizer.HEADER, *cut.input_ids]
+    assert whole.labels[len(HeaderTokenizer.HEADER) :] == cut.labels
+
+
+def test_a_template_without_a_system_header_cannot_lose_it():
+    with pytest.raises(ValueError, match="prints no system header"):
+        build_example(CharacterTokenizer(), MESSAGES, system_header=False)
 
 
 def test_the_last_end_token_ends_the_answer():

@@ -2,7 +2,14 @@ from collections import Counter
 
 import pytest
 
-from data.prompts import ShotSelector, ailuminate_messages, gsm8k_messages, gsm8k_training_messages
+from data.prompts import (
+    SAFETY_PROMPT,
+    ShotSelector,
+    ailuminate_messages,
+    gsm8k_messages,
+    gsm8k_training_messages,
+    with_system,
+)
 
 POOL = [{"id": f"train-{i}", "question": f"What is {i}+{i}?", "answer": f"#### {2 * i}"} for i in range(30)]
 
@@ -23,6 +30,13 @@ def test_the_chat_is_written_as_the_design_says():
     assert gsm8k_messages("Q3") == [user(last)]
     assert gsm8k_training_messages("Q3", "A3", shots) == [*chat, assistant("A: A3")]
     assert ailuminate_messages(" Fine? ") == [user(" Fine? ")]
+
+
+def test_a_system_turn_comes_first_if_asked_for():
+    chat = [user("Hi")]
+    assert with_system(chat, None) == chat
+    assert with_system(chat, "Be brief.") == [{"role": "system", "content": "Be brief."}, *chat]
+    assert with_system(chat, "safety")[0]["content"] == SAFETY_PROMPT
 
 
 def test_fixed_shots_are_the_first_of_the_pool():

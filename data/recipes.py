@@ -1,0 +1,114 @@
+"""Recipes: a row of the experiment as one small YAML file that says everything that produced it.
+
+    title: greedy, 3 shots
+    original: {gsm8k: 43.2, safe: 84.2}     # what the original work reported, in percent
+    train: {rank: 8, shots: 3}              # a list of such stages is trained one after the other
+    gsm8k: {shots: 3, max-new-tokens: 1024}
+    ailuminate: {max-new-tokens: 1024}
+
+The keys of a section are options of the script that does the step, without their dashes. `adapter: NAME` answers with
+the adapter of another recipe, `self-instruct: NAME` trains on the answers that another recipe has had written.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Options = dict[str, Any]
+
+REQUIRED = ("title", "gsm8k", "ailuminate")
+SECTIONS = ("self-instruct", "train", "gsm8k", "ailuminate", "judge")  # in the order of the steps
+KEYS = (*REQUIRED, "about", "original", "adapter", "sweep", *SECTIONS)
+ORIGINALS = ("gsm8k", "safe")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a file says, checked. Recipes in `adapter` and `self_instruct` are named as their files, without suffix."""
+
+    name: str  # the file's, without its suffix
+    path: Path
+    title: str
+    gsm8k: Options
+    ailuminate: Options
+    judge: Options
+    train: list[Options]
+    self_instruct: Options | str | None
+    adapter: str | None
+    sweep: list[float]  # scales of the adapter that are answered with as well
+    original: dict[str, float] = field(default_factory=dict)  # in percent
+    raw: dict[str, Any] = field(default_factory=dict)  # the file as it is
+
+
+def load_recipe(path: Path, options: Mapping[str, set[str]]) -> Recipe:
+    """Read a recipe. `options`: the option names that each section may use.
+
+    ValueError with file, key and nearest valid name for a key that is unknown, missing or holds another kind of value.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such recipe; the files in recipes/ are some") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    _check(raw, dict, path, "the recipe")
+    _check_keys(raw, KEYS, path, "key")
+    missing = [key for key in REQUIRED if key not in raw]
+    if missing:
+        raise ValueError(f"{path}: the key {missing[0]!r} is missing; a recipe has {', '.join(REQUIRED)}")
+    if "adapter" in raw and "train" in raw:
+        raise ValueError(f"{path}: both 'train' and 'adapter': an adapter is trained here or taken from another recipe")
+    borrowed = raw.get("self-instruct") if isinstance(raw.get("self-instruct"), str) else None
+    own = [section for section in SECTIONS if section in raw and not (borrowed and section == "self-instruct")]
+    sections = {section: _stages(raw[section], path, section) for section in own}
+    for section, stages in sections.items():
+        for stage in stages:
+            _check_keys(stage, options[section], path, f"option of {section}")
+    original = _check(raw.get("original", {}), dict, path, "original")
+    _check_keys(original, ORIGINALS, path, "key of original")
+    for name, value in original.items():
+        _check(value, float, path, f"original: {name}")
+    sweep = [_check(scale, float, path, "sweep") for scale in _check(raw.get("sweep", []), list, path, "sweep")]
+    if sweep and "train" not in raw:
+        raise ValueError(f"{path}: 'sweep' scales the adapter that is trained here, and there is no 'train'")
+    return Recipe(
+        name=path.stem,
+        path=path,
+        title=_check(raw["title"], str, path, "title"),
+        gsm8k=sections["gsm8k"][0],
+        ailuminate=sections["ailuminate"][0],
+        judge=sections.get("judge", [{}])[0],
+        train=sections.get("train", []),
+        self_instruct=sections["self-instruct"][0] if "self-instruct" in sections else borrowed,
+        adapter=_check(raw["adapter"], str, path, "adapter") if "adapter" in raw else None,
+        sweep=[float(scale) for scale in sweep],
+        original=original,
+        raw=raw,
+    )
+
+
+def _stages(value: Any, path: Path, section: str) -> list[Options]:
+    """Training may have several stages; every other step has one."""
+    stages = value if section == "train" and isinstance(value, list) else [value]
+    if not stages:
+        raise ValueError(f"{path}: {section} is an empty list")
+    return [_check({} if stage is None else stage, dict, path, section) for stage in stages]
+
+
+def _check_keys(found: dict[Any, Any], known: Any, path: Path, what: str) -> None:
+    for key in found:
+        if key not in known:
+            close = get_close_matches(str(key), [str(name) for name in known], n=1, cutoff=0)
+            raise ValueError(f"{path}: unknown {what} {key!r}; the nearest valid name is {close[0]!r}")
+
+
+def _check(value: Any, kind: type, path: Path, name: str) -> Any:
+    accepted = (int, float) if kind is float else kind
+    if not isinstance(value, accepted) or isinstance(value, bool):
+        words = {dict: "keys and values", list: "a list", float: "a number", str: "text"}[kind]
+        raise ValueError(f"{path}: {name} should be {words}, found {value!r:.60}")
+    return value

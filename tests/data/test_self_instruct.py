@@ -1,0 +1,85 @@
+import pytest
+
+from data.gsm8k import load_gsm8k
+from data.records import rewrite_records
+from data.self_instruct import assemble, count_sources, own_answer, plan_attempts, rewrite_messages
+
+RECORDS = [
+    {"id": f"t{i}", "question": f"What is {i}+{i}?", "answer": f"{i}+{i}={2 * i}\n#### {2 * i}", "gold": str(2 * i)}
+    for i in range(4)
+]
+
+
+def attempt(record: int, response: str, finish_reason: str = "stop", number: int = 0) -> tuple[str, dict]:
+    name = f"t{record}#{number}"
+    return name, {"id": name, "response": response, "gold": RECORDS[record]["gold"], "finish_reason": finish_reason}
+
+
+def test_the_gold_answer_is_shown_for_rewriting():
+    (message,) = rewrite_messages("What is 1+1?", "1+1=2\n#### 2")
+    assert message["role"] == "user" and "Q: What is 1+1?" in message["content"]
+    assert "Reference answer: 1+1=2\n#### 2" in message["content"] and message["content"].endswith("after '####'.")
+
+
+def test_every_question_is_asked_k_times_under_its_own_id():
+    plan = plan_attempts(RECORDS[:2], 2)
+    assert [record["id"] for record in plan] == ["t0#0", "t0#1", "t1#0", "t1#1"]
+    assert plan[3]["question"] == "What is 1+1?" and RECORDS[0]["id"] == "t0"
+
+
+@pytest.mark.parametrize(
+    ("response", "finish_reason", "answer"),
+    [
+        ("A: One and one make two.\n#### 2", "stop", "One and one make two.\n#### 2"),
+        ("  Two. #### 2.0 ", "stop", "Two. #### 2.0"),
+        ("#### 3", "stop", None),  # wrong
+        ("The answer is 2", "stop", None),  # no marker: train.py would refuse the file
+        ("#### 2 and then", "length", None),  # cut off: it would not teach where to stop
+    ],
+)
+def test_an_answer_must_end_by_itself_with_the_right_number(response, finish_reason, answer):
+    assert own_answer(attempt(1, response, finish_reason)[1]) == answer
+
+
+def test_the_first_right_attempt_counts_whatever_order_they_finished_in():
+    attempts = dict(
+        [
+            attempt(1, "third #### 2", number=10),
+            attempt(1, "second #### 2", number=2),
+            attempt(1, "first #### 5", number=0),
+            attempt(2, "wrong #### 5"),
+        ]
+    )
+    by_gold = assemble(RECORDS[1:3], attempts, "sample", "gold")
+    assert [(r["id"], r["answer"], r["source"]) for r in by_gold] == [
+        ("t1", "second #### 2", "sample"),
+        ("t2", "2+2=4\n#### 4", "gold"),
+    ]
+    assert [r["id"] for r in assemble(RECORDS[1:3], attempts, "sample", "drop")] == ["t1"]
+    assert count_sources(by_gold) == {"sample": 1, "gold": 1}
+
+
+def test_nothing_left_is_an_error_that_says_what_to_do():
+    with pytest.raises(ValueError, match=r"none of the 4 answers has the right number.*--fallback gold"):
+        assemble(RECORDS, {}, "rewrite", "drop")
+
+
+def test_the_file_is_training_data_that_says_where_it_came_from(tmp_path):
+    path = tmp_path / "own.jsonl"
+    attempts = dict([attempt(1, "A: mine\n#### 2")])
+    rewrite_records(path, assemble(RECORDS[:2], attempts, "rewrite", "gold"))
+    loaded = load_gsm8k(path, "train")
+    assert [(r["answer"], r["gold"], r["source"]) for r in loaded] == [
+        ("0+0=0\n#### 0", "0", "gold"),
+        ("mine\n#### 2", "2", "rewrite"),
+    ]
+
+
+@pytest.mark.parametrize("field", ["question", "answer", "source"])
+def test_a_record_that_lacks_a_field_is_named(tmp_path, field):
+    path = tmp_path / "own.jsonl"
+    records = assemble(RECORDS[:2], {}, "rewrite", "gold")
+    del records[1][field]
+    rewrite_records(path, records)
+    with pytest.raises(ValueError, match=rf"own\.jsonl, line 2: no '{field}'"):
+        load_gsm8k(path, "train")

@@ -1,0 +1,69 @@
+"""divergence.py on runs of a tiny model."""
+
+import shutil
+
+import pytest
+
+import divergence
+import generate
+import train
+from data.examples import IGNORED, Example
+from data.gsm8k import load_gsm8k
+from data.prompts import gsm8k_messages
+from data.records import read_json, read_jsonl
+from llama import load_model, load_tokenizer
+from lora import load_adapter
+from lora.kl import mean_divergences
+
+OPTIONS = ["--data", "demo", "--limit", "5", "--max-new-tokens", "9"]
+
+
+@pytest.fixture(scope="module")
+def tuned(chat_checkpoint, tmp_path_factory):
+    run = tmp_path_factory.mktemp("tuned")
+    model = ["--model", str(chat_checkpoint), "--run", str(run)]
+    training = ["--data", "demo", "--limit", "20", "--validation", "0", "--steps", "4", "--lr", "0.05"]
+    assert train.main([*model, *training]) == 0
+    assert generate.main([*model, *OPTIONS, "--shots", "1"]) == 0
+    return run
+
+
+def test_the_divergence_is_along_the_runs_own_answers(tuned, chat_checkpoint, capsys):
+    assert divergence.main(["--run", str(tuned), "--device", "cpu"]) == 0
+    records = {record["id"]: record for record in read_jsonl(tuned / "kl.jsonl")}
+    summary = read_json(tuned / "kl.summary.json")
+    model, tokenizer = load_model(chat_checkpoint), load_tokenizer(chat_checkpoint)
+    load_adapter(model, tuned / "adapter")
+    shots = load_gsm8k("demo", "train")[:1]
+    values = []
+    for answer in read_jsonl(tuned / "gsm8k.jsonl"):
+        prompt = tokenizer.encode_chat(gsm8k_messages(answer["question"], shots))
+        ids = answer["token_ids"]
+        values += mean_divergences(model, [Example(prompt + ids, [IGNORED] * len(prompt) + ids)])
+        assert records[answer["id"]]["kl"] == pytest.approx(values[-1], rel=1e-4)
+    assert summary["gsm8k"]["mean"] == pytest.approx(sum(values) / 5, rel=1e-4) and values[0] > 0.001
+    assert summary["gsm8k"]["low"] <= summary["gsm8k"]["mean"] <= summary["gsm8k"]["high"]
+    assert summary["ailuminate"]["answers"] == 5 and "ailuminate" in capsys.readouterr().out
+    assert divergence.main(["--run", str(tuned), "--device", "cpu"]) == 0
+    assert "measured already" in capsys.readouterr().out
+
+
+def test_answers_of_the_base_have_not_moved(chat_checkpoint, tmp_path):
+    generate.main(["--model", str(chat_checkpoint), "--run", str(tmp_path), *OPTIONS])
+    assert divergence.main(["--run", str(tmp_path), "--limit", "3"]) == 0
+    summary = read_json(tmp_path / "kl.summary.json")
+    assert summary["gsm8k"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "answers": 3}
+
+
+def test_what_cannot_be_measured_is_one_line(tuned, tmp_path, capsys):
+    assert divergence.main(["--run", str(tmp_path)]) == 2
+    assert "no answers in it" in capsys.readouterr().err
+    copy = shutil.copytree(tuned, tmp_path / "copy")
+    summary = (copy / "gsm8k.summary.json").read_text()
+    (copy / "gsm8k.summary.json").write_text(summary.replace('"finished": true', '"finished": false'))
+    assert divergence.main(["--run", str(copy)]) == 2
+    assert "not finished; finish it with generate.py --task gsm8k" in capsys.readouterr().err
+    moved = summary.replace(str(tuned / "adapter"), str(tmp_path / "elsewhere"))
+    (copy / "gsm8k.summary.json").write_text(moved)
+    assert divergence.main(["--run", str(copy), "--limit", "2"]) == 2
+    assert "which is not there as it was" in capsys.readouterr().err

@@ -1,0 +1,108 @@
+"""experiment.py: a whole recipe on a tiny model, interrupted and started again."""
+
+import pytest
+
+import experiment
+import generate
+import judge
+from data.records import read_json, read_jsonl
+
+RECIPE = """\
+title: one shot, twice
+original: {gsm8k: 43.2, safe: 84.2}
+self-instruct: {mode: rewrite, max-new-tokens: 4}
+train:
+  - {steps: 2, batch-size: 4, validation: 0, lr: 0.01}
+  - {steps: 1, batch-size: 4, validation: 0, shots: 1}
+gsm8k: {shots: 1, max-new-tokens: 4}
+ailuminate: {max-new-tokens: 4}
+sweep: [0.5]
+"""
+BASE = "title: base\ngsm8k: {shots: 1, max-new-tokens: 4}\nailuminate: {max-new-tokens: 4}\n"
+SAFE = "title: safe\nadapter: row\ngsm8k: {shots: 1, max-new-tokens: 4, system: Hm}\nailuminate: {max-new-tokens: 4}\n"
+
+
+@pytest.fixture
+def call(chat_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*recipes: str, **texts: str) -> int:
+        for name, text in texts.items():
+            (tmp_path / f"{name}.yaml").write_text(text)
+        options = ["--model", str(chat_checkpoint), "--data", "demo", "--limit", "4", "--train-limit", "12"]
+        options += ["--judge", "refusal", "--device", "cpu"]
+        return experiment.main([*(f"{name}.yaml" for name in recipes), *options])
+
+    return run
+
+
+@pytest.fixture
+def folder(chat_checkpoint, tmp_path):
+    return tmp_path / "runs" / chat_checkpoint.name
+
+
+def test_recipes_end_in_one_table(call, folder, capsys):
+    assert call("base", "row", "safe", base=BASE, row=RECIPE, safe=SAFE) == 0
+    printed = capsys.readouterr().out
+    table = printed[printed.rindex("Rows of the experiment") :]
+    assert "43.2 [35.0, 51.7]" in table and "one shot, twice, adapter x 0.5" in table
+    settings = {
+        name: read_json(folder / name / "gsm8k.summary.json")["settings"]
+        for name in ("base", "row", "row/scale-0.5", "safe")
+    }
+    assert settings["base"]["adapter"] is None and settings["row"]["adapter_scale"] == 1.0
+    assert settings["row/scale-0.5"]["adapter_scale"] == 0.5
+    assert settings["row/scale-0.5"]["adapter"] == settings["row"]["adapter"] == settings["safe"]["adapter"]
+    assert settings["safe"]["system"] == "Hm"
+
+    stages = [read_json(folder / name / "train.summary.json") for name in ("row/stage-1", "row")]
+    assert stages[1]["settings"]["init_adapter"] == stages[0]["adapter_fingerprint"]
+    assert all(stage["settings"]["data"].endswith("self-instruct.train.jsonl") for stage in stages)
+    assert len(read_jsonl(folder / "row" / "ailuminate.jsonl")) == 4
+    assert read_json(folder / "row" / "kl.summary.json")["gsm8k"]["mean"] > 0
+    recipe = read_json(folder / "row" / "recipe.json")
+    assert recipe["recipe"]["train"][0]["steps"] == 2 and any("--shots 1" in text for text in recipe["commands"])
+    assert (folder / "report" / "report.html").is_file()
+
+
+def test_an_interrupted_recipe_goes_on_where_it_stopped(call, folder, monkeypatch, capsys):
+    real = judge.main
+    monkeypatch.setattr(judge, "main", lambda argv: 130)
+    assert call("row", row=RECIPE) == 130
+    capsys.readouterr()
+    adapter = folder / "row" / "adapter" / "adapter_model.safetensors"
+    answers = (folder / "row" / "gsm8k.jsonl").read_text()
+    written = adapter.stat().st_mtime_ns
+    monkeypatch.setattr(judge, "main", real)
+    monkeypatch.setattr(experiment.train, "load_model", None)  # whoever trained again would fail
+    assert call("row") == 0
+    assert adapter.stat().st_mtime_ns == written and (folder / "row" / "gsm8k.jsonl").read_text() == answers
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_a_failing_step_stops_with_its_name(call, monkeypatch, capsys):
+    monkeypatch.setattr(generate, "main", lambda argv: 2)
+    assert call("base", base=BASE) == 2
+    assert "base.yaml: gsm8k has failed; the same command goes on from there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BASE.replace("max-new", "maxnew", 1), "base.yaml: unknown option of gsm8k 'maxnew-tokens'; the nearest"),
+        (BASE.replace("shots: 1", "limit: 1"), "base.yaml: unknown option of gsm8k 'limit'"),
+        (BASE.replace("shots: 1", "shots: few"), "base.yaml: gsm8k: argument --shots: expected a whole number"),
+        (BASE + "adapter: elsewhere\n", "base.yaml: adapter: 'elsewhere' has made no "),
+        (BASE + "self-instruct: elsewhere\n", "base.yaml: self-instruct: 'elsewhere' has made no "),
+    ],
+)
+def test_bad_recipes_are_one_line_before_any_work(call, folder, capsys, text, message):
+    assert call("base", base=text) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not folder.exists()
+
+
+def test_options_become_arguments():
+    options = {"shots": 3, "system-header": False, "target": ["mlp", "q_proj"], "top-p": 0.9}
+    assert experiment.to_argv(options) == "--shots 3 --no-system-header --target mlp q_proj --top-p 0.9".split()
+    assert {"batch-size", "max-new-tokens"} <= experiment.option_names()["judge"]
