@@ -29,7 +29,7 @@ from data.gsm8k import load_gsm8k  # noqa: E402
 from data.prompts import ShotSelector, gsm8k_training_messages  # noqa: E402
 from llama import load_model, load_tokenizer  # noqa: E402
 from llama.config import ModelConfig  # noqa: E402
-from llama.decoding import common_prefix_length  # noqa: E402
+from llama.engine import common_prefix_length  # noqa: E402
 from llama.hub import resolve  # noqa: E402
 from llama.runs import peak_memory_bytes  # noqa: E402
 from lora import LoRAConfig, inject_lora, load_adapter, save_adapter  # noqa: E402
