@@ -36,7 +36,7 @@ from lora import LoRAConfig, adapter_fingerprint, inject_lora, save_adapter
 from lora.adapter import CONFIG_FILE, WEIGHTS_FILE
 from lora.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from lora.layer import ALL_LINEARS
-from lora.memory import use_large_pages
+from lora.memory import keep_freed_memory
 from lora.trainer import SCHEDULES, Trainer, TrainerOptions, training_batches
 
 SECONDS_BETWEEN_CHECKPOINTS = 300  # a large model's steps are slow: an interruption costs minutes, not hours
@@ -150,7 +150,7 @@ def training_settings(arguments: argparse.Namespace, dtype: torch.dtype, example
 
 
 def train(arguments: argparse.Namespace) -> None:
-    use_large_pages()
+    keep_freed_memory()
     device = distributed.own_device(cli.resolve_device(arguments.device))
     silent = contextlib.redirect_stdout(io.StringIO()) if distributed.rank() else contextlib.nullcontext()
     with silent, distributed.process_group(device):
