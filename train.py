@@ -93,7 +93,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="tokens in one forward pass: changes memory and speed, not the gradients (%(default)s)",
     )
     optimizer.add_argument(
-        "--checkpoint-activations", action="store_true", help="compute blocks twice to save memory: a third slower"
+        "--checkpoint-activations", action="store_true", help="compute blocks twice: less memory, more time"
     )
     optimizer.add_argument(
         "--fsdp",

@@ -11,8 +11,8 @@ LARGEST_MMAP_THRESHOLD = 32 * 2**20  # bytes: what glibc accepts
 def keep_freed_memory() -> None:
     """Call before the first tensor is made. Without effect where the C library is not glibc.
 
-    By default freed memory goes back to the kernel again and again, and fresh pages cost more than most of the
-    arithmetic between two matrix products. Huge pages for large tensors leave fewer of them to ask for.
+    By default freed memory goes back to the kernel again and again, and a tensor on fresh pages costs many times the
+    arithmetic of an elementwise operation. Huge pages for large tensors leave fewer of them to ask for.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first allocation
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
