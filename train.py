@@ -38,7 +38,7 @@ from lora.adapter import CONFIG_FILE, WEIGHTS_FILE
 from lora.anchors import Anchor, build_anchors, measure_divergence
 from lora.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from lora.layer import TARGETS
-from lora.memory import use_large_pages
+from lora.memory import keep_freed_memory
 from lora.trainer import SCHEDULES, Trainer, TrainerOptions, training_batches
 
 SECONDS_BETWEEN_CHECKPOINTS = 300  # a large model's steps are slow: an interruption costs minutes, not hours
@@ -120,7 +120,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="tokens in one forward pass: changes memory and speed, not the gradients (%(default)s)",
     )
     optimizer.add_argument(
-        "--checkpoint-activations", action="store_true", help="compute blocks twice to save memory: a third slower"
+        "--checkpoint-activations", action="store_true", help="compute blocks twice: less memory, more time"
     )
     optimizer.add_argument(
         "--fsdp",
@@ -180,7 +180,7 @@ def training_settings(arguments: argparse.Namespace, dtype: torch.dtype, example
 
 
 def train(arguments: argparse.Namespace) -> None:
-    use_large_pages()
+    keep_freed_memory()
     device = distributed.own_device(cli.resolve_device(arguments.device))
     silent = contextlib.redirect_stdout(io.StringIO()) if distributed.rank() else contextlib.nullcontext()
     with silent, distributed.process_group(device):

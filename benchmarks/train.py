@@ -33,7 +33,7 @@ from llama.engine import common_prefix_length  # noqa: E402
 from llama.hub import resolve  # noqa: E402
 from llama.runs import peak_memory_bytes  # noqa: E402
 from lora import LoRAConfig, inject_lora, load_adapter, save_adapter  # noqa: E402
-from lora.memory import use_large_pages  # noqa: E402
+from lora.memory import keep_freed_memory  # noqa: E402
 from lora.trainer import Trainer, TrainerOptions, count_supervised, training_batches  # noqa: E402
 
 LEARNING_RATE = 2e-4
@@ -73,7 +73,7 @@ def step_batches(job: dict[str, Any]) -> list[list[Example]]:
 
 
 def run_ours(job: dict[str, Any], batches: list[list[Example]]) -> dict[str, Any]:
-    use_large_pages()
+    keep_freed_memory()
     model = load_model(job["model"])
     load_adapter(model, job["adapter"])
     options = TrainerOptions(
