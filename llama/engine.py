@@ -215,9 +215,9 @@ class Engine:
             if length > 1:
                 length = min(length, budget)
                 budget -= length
-                self.stats.prefill_tokens += max(0, min(row.prompt_length - row.cached, length))
             if not length:
                 continue
+            self.stats.prefill_tokens += max(0, min(row.prompt_length - row.cached, length))
             self.stored[slot] = row
             feeds.append(Feed(slot, row.cached, length + len(draft)))
             tokens += row.tokens[row.cached : row.cached + length] + draft

@@ -182,6 +182,13 @@ def test_a_bfloat16_cache_stays_close(models):
     assert sum(a == b for a, b in zip(exact, rounded, strict=True)) >= len(prompts) - 2
 
 
+def test_every_prompt_token_read_is_counted(models, monkeypatch):
+    monkeypatch.setattr(engine, "PREFILL_CHUNK", 4)
+    stats = DecodingStats()
+    generate(models[1], [[5], [20, 21, 22, 23, 24]], 3, stats=stats)  # read at once, and with one token left over
+    assert stats.prefill_tokens == stats.prompt_tokens == 6
+
+
 def test_equal_prompts_and_a_prompt_that_begins_another(models):
     theirs, ours = models
     prompt = ragged_prompts(2)[0] * 3
