@@ -1,4 +1,4 @@
-"""Training speed and memory beside TRL + PEFT: python benchmarks/train.py
+"""Training speed and memory beside TRL + PEFT: python -m benchmarks.train
 
 Each trainer runs in a process of its own on the same examples in the same order, from the same initial adapter, in
 float32, with AdamW at a constant learning rate. TRL runs once for each size of its micro-batches (gradients are
@@ -19,22 +19,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+import torch
 
-import torch  # noqa: E402
-
-from data.examples import LOSSES, Example, build_example  # noqa: E402
-from data.gsm8k import load_gsm8k  # noqa: E402
-from data.prompts import ShotSelector, gsm8k_training_messages  # noqa: E402
-from llama import load_model, load_tokenizer  # noqa: E402
-from llama.config import ModelConfig  # noqa: E402
-from llama.engine import common_prefix_length  # noqa: E402
-from llama.hub import resolve  # noqa: E402
-from llama.runs import peak_memory_bytes  # noqa: E402
-from lora import LoRAConfig, inject_lora, load_adapter, save_adapter  # noqa: E402
-from lora.memory import keep_freed_memory  # noqa: E402
-from lora.trainer import Trainer, TrainerOptions, count_supervised, training_batches  # noqa: E402
+from data.examples import LOSSES, Example, build_example
+from data.gsm8k import load_gsm8k
+from data.prompts import ShotSelector, gsm8k_training_messages
+from llama import load_model, load_tokenizer
+from llama.config import ModelConfig
+from llama.engine import common_prefix_length
+from llama.hub import resolve
+from llama.runs import peak_memory_bytes
+from lora import LoRAConfig, inject_lora, load_adapter, save_adapter
+from lora.memory import keep_freed_memory
+from lora.trainer import Trainer, TrainerOptions, count_supervised, training_batches
 
 LEARNING_RATE = 2e-4
 CPU = torch.device("cpu")
@@ -170,7 +167,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     """`job` in a fresh process, so that its peak memory is its own."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "result.json"
-        words = [sys.executable, __file__, "--worker", json.dumps(job | {"output": str(output)})]
+        words = [sys.executable, "-m", "benchmarks.train", "--worker", json.dumps(job | {"output": str(output)})]
         done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
         if done.returncode:
             raise SystemExit(f"{job}: " + "\n".join(done.stderr.splitlines()[-15:]))
