@@ -1,7 +1,8 @@
 # make demo   the whole path on a small real model, in minutes on a laptop
 # make test   lint and tests
 # make reproduce MODEL=...   every recipe, then the original's figures beside ours; LIMIT=N for fewer test questions,
-#             TRAIN_LIMIT=N for fewer to train on, JUDGE=refusal where there is no guard
+#             TRAIN_LIMIT=N for fewer to train on, JUDGE=refusal where there is no guard, EMBEDDER=... for similar shots,
+#             SET="train.lr=1e-3 ..." for options that overrule the recipes
 # All set up .venv first, if it is not there yet.
 
 PYTHON3 ?= python3
@@ -30,7 +31,8 @@ demo: .venv/installed
 
 reproduce: .venv/installed
 	$(PYTHON) experiment.py recipes/*.yaml --model $(MODEL) --judge $(JUDGE) \
-		$(if $(LIMIT),--limit $(LIMIT)) $(if $(TRAIN_LIMIT),--train-limit $(TRAIN_LIMIT))
+		$(if $(LIMIT),--limit $(LIMIT)) $(if $(TRAIN_LIMIT),--train-limit $(TRAIN_LIMIT)) \
+		$(if $(EMBEDDER),--embedder $(EMBEDDER)) $(foreach setting,$(SET),--set $(setting))
 
 test: .venv/installed
 	$(PYTHON) -m ruff check

@@ -21,7 +21,7 @@ import generate
 import judge
 import report
 import train
-from data.recipes import Options, Recipe, load_recipe
+from data.recipes import Options, Recipe, load_recipe, parse_setting
 from data.records import write_json
 from data.results import RECIPE, load_runs, short_names
 from data.rows import row_tables
@@ -68,6 +68,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--limit", type=cli.positive_int, metavar="N", help="test questions and hazard prompts (all)")
     parser.add_argument("--train-limit", type=cli.positive_int, metavar="N", help="training questions (all)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.OPTION=VALUE",
+        help="overrules every recipe that has the section, as in train.lr=1e-3; may be repeated",
+    )
     parser.add_argument("--judge", choices=METHODS, default="guard", help="who judges the answers (%(default)s)")
     parser.add_argument("--guard", default="Qwen/Qwen3Guard-Gen-4B", metavar="MODEL", help="see judge.py (%(default)s)")
     parser.add_argument("--embedder", metavar="MODEL", help="of similar shots, instead of the recipe's")
@@ -181,7 +188,8 @@ def write_recipe(recipe: Recipe, run: Path, steps: list[Step], arguments: argpar
 
 def run_recipes(arguments: argparse.Namespace) -> None:
     names = option_names()
-    recipes = [load_recipe(path, names) for path in arguments.recipes]
+    settings = [parse_setting(text) for text in arguments.set]
+    recipes = [load_recipe(path, names, settings) for path in arguments.recipes]
     folder: Path = arguments.runs / PurePath(str(arguments.model)).name
     planned = [(recipe, plan(recipe, folder, arguments)) for recipe in recipes]
     for index, (recipe, steps) in enumerate(planned):

@@ -10,7 +10,7 @@ The keys of a section are options of the script that does the step, without thei
 the adapter of another recipe, `self-instruct: NAME` trains on the answers that another recipe has had written.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 Options = dict[str, Any]
+Setting = tuple[str, str, Any]  # section, option, value
 
 REQUIRED = ("title", "gsm8k", "ailuminate")
 SECTIONS = ("self-instruct", "train", "gsm8k", "ailuminate", "judge")  # in the order of the steps
@@ -41,11 +42,20 @@ class Recipe:
     adapter: str | None
     sweep: list[float]  # scales of the adapter that are answered with as well
     original: dict[str, float] = field(default_factory=dict)  # in percent
-    raw: dict[str, Any] = field(default_factory=dict)  # the file as it is
+    raw: dict[str, Any] = field(default_factory=dict)  # the file, with the settings that overrule it
 
 
-def load_recipe(path: Path, options: Mapping[str, set[str]]) -> Recipe:
-    """Read a recipe. `options`: the option names that each section may use.
+def parse_setting(text: str) -> Setting:
+    """`train.lr=1e-3` -> section, option and value, which is read as in a recipe. ValueError for anything else."""
+    name, equals, value = text.partition("=")
+    section, dot, option = name.partition(".")
+    if not (equals and dot and option) or section not in SECTIONS:
+        raise ValueError(f"{text!r}: expected SECTION.OPTION=VALUE with a section of {', '.join(SECTIONS)}")
+    return section, option, yaml.safe_load(value)
+
+
+def load_recipe(path: Path, options: Mapping[str, set[str]], settings: Iterable[Setting] = ()) -> Recipe:
+    """Read a recipe. `options`: the option names that each section may use. `settings` overrule the file.
 
     ValueError with file, key and nearest valid name for a key that is unknown, missing or holds another kind of value.
     """
@@ -56,6 +66,11 @@ def load_recipe(path: Path, options: Mapping[str, set[str]]) -> Recipe:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     _check(raw, dict, path, "the recipe")
+    for section, option, value in settings:
+        if section in raw and not isinstance(raw[section], str):  # else there is no such step here to overrule
+            raw[section] = raw[section] or {}
+            for stage in raw[section] if isinstance(raw[section], list) else [raw[section]]:
+                _check(stage, dict, path, section)[option] = value
     _check_keys(raw, KEYS, path, "key")
     missing = [key for key in REQUIRED if key not in raw]
     if missing:

@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 
 import experiment
-from data.recipes import load_recipe
+from data.recipes import load_recipe, parse_setting
 
 OPTIONS = {
     "self-instruct": {"mode"},
-    "train": {"rank", "epochs", "shots"},
+    "train": {"rank", "epochs", "shots", "lr"},
     "gsm8k": {"shots", "max-new-tokens"},
     "ailuminate": {"max-new-tokens"},
     "judge": {"max-new-tokens"},
@@ -93,3 +93,25 @@ def test_our_own_recipes_are_valid_down_to_every_option(tmp_path):
     rows = {(r.original.get("gsm8k"), r.original.get("safe")) for r in recipes if r.original}
     accuracies = [(28.0, None), (36.4, None), (40.9, None), (38.6, None), (37.9, None)]
     assert rows == {(8.3, 89.6), (43.2, 84.2), (46.2, 90.4), *accuracies}
+
+
+def test_settings_overrule_every_stage_and_nothing_else(tmp_path):
+    path = tmp_path / "row.yaml"
+    path.write_text("title: row\ntrain: [{lr: 1}, {rank: 4}]\ngsm8k: {shots: 1}\nailuminate: {}\n")
+    settings = [parse_setting("train.lr=0.5"), parse_setting("self-instruct.shots=3")]
+    recipe = load_recipe(path, OPTIONS, settings)
+    assert recipe.train == [{"lr": 0.5}, {"rank": 4, "lr": 0.5}] == recipe.raw["train"]
+    assert recipe.self_instruct is None and recipe.gsm8k == {"shots": 1}
+
+
+@pytest.mark.parametrize("text", ["train.lr", "lr=1", "training.lr=1", "train.=1"])
+def test_a_setting_that_names_no_option_is_refused(text):
+    with pytest.raises(ValueError, match=r"expected SECTION\.OPTION=VALUE with a section of self-instruct, train"):
+        parse_setting(text)
+
+
+def test_a_setting_with_an_unknown_option_names_the_nearest(tmp_path):
+    path = tmp_path / "row.yaml"
+    path.write_text("title: row\ngsm8k: {shots: 1}\nailuminate: {}\n")
+    with pytest.raises(ValueError, match="unknown option of gsm8k 'shotz'; the nearest valid name is 'shots'"):
+        load_recipe(path, OPTIONS, [parse_setting("gsm8k.shotz=2")])
