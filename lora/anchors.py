@@ -4,7 +4,7 @@ They need no labels: what the base would say is what is not to be forgotten.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,12 +14,12 @@ from data.examples import IGNORED, Example, epoch_batches
 from data.gsm8k import load_gsm8k
 from data.prompts import ailuminate_messages, gsm8k_messages
 from llama import distributed
-from llama.batching import batches_by_length
 from llama.decoding import check_prompts, generate
 from llama.model import Decoder
 from llama.tokenizer import Tokenizer
 from lora.inject import lora_disabled
 from lora.kl import PASS_TOKENS, mean_divergences, position_divergences
+from lora.packing import micro_batches
 
 ANCHOR_TOKENS = 48  # how far the base continues an anchor's prompt
 MAX_ANCHORS = 128  # of more prompts, so many are taken: answering and measuring them all would rival the training
@@ -48,7 +48,7 @@ class Anchor:
         """
         batch, rank, world_size = self.batch(step), distributed.rank(), distributed.world_size()
         total = sum(label != IGNORED for example in batch for label in example.labels[1:])
-        passes = [list(self._passes(batch[i::world_size])) for i in range(world_size)]
+        passes = [micro_batches(batch[i::world_size], 0, PASS_TOKENS) for i in range(world_size)]
         value = torch.zeros((), device=self.model.device)
         for index in range(max(map(len, passes))):
             busy = index < len(passes[rank])
@@ -59,10 +59,6 @@ class Anchor:
         if world_size > 1:
             torch.distributed.all_reduce(value)
         return value.item()
-
-    def _passes(self, examples: Sequence[Example]) -> Iterator[list[Example]]:
-        for batch in batches_by_length([len(example.input_ids) for example in examples], PASS_TOKENS):
-            yield [examples[i] for i in batch]
 
 
 def build_anchors(model: Decoder, tokenizer: Tokenizer, source: str) -> list[Example]:

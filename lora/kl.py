@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from data.examples import IGNORED, Example
-from llama.batching import batches_by_length, pad
+from llama.engine import common_prefix_length
 from llama.model import Decoder
 from lora.inject import lora_disabled
+from lora.packing import PackedBatch, SharedPrefix, micro_batches
 
 CHUNK = 128  # positions whose logits, of both models, exist at one time
-PASS_TOKENS = 2048  # in one forward pass, padding included
+PASS_TOKENS = 2048  # of the examples in one forward pass
 
 
 class FrozenHeadKL(torch.autograd.Function):
@@ -45,22 +46,34 @@ class FrozenHeadKL(torch.autograd.Function):
         return gradient * grad[:, None].to(gradient.dtype), None, None
 
 
-def position_divergences(model: Decoder, examples: Sequence[Example]) -> tuple[Tensor, list[int]]:
-    """KL(base || tuned) at each position that predicts a supervised token, [S] float32 in one forward pass of each.
+def position_divergences(
+    model: Decoder, examples: Sequence[Example], prefix_length: int = 0
+) -> tuple[Tensor, list[int]]:
+    """KL(base || tuned) at each position that predicts a supervised token, [S] float32, and each example's number.
 
-    Also how many of them each example has. Gradients flow to the LoRA layers, never through the base.
+    Without a `prefix_length`, gradients flow to the LoRA layers, never through the base. With one, the first tokens,
+    which all examples begin with and none supervises, are computed once; that is for measuring alone.
     """
-    input_ids = pad([example.input_ids for example in examples], model.device)
-    rows, places, counts = [], [], []
-    for row, example in enumerate(examples):
-        own = [place - 1 for place, label in enumerate(example.labels) if label != IGNORED and place > 0]
-        rows += [row] * len(own)
-        places += own
-        counts.append(len(own))
     with torch.no_grad(), lora_disabled(model):
-        base = model(input_ids)[rows, places]
-    tuned = model(input_ids)[rows, places]
+        base = _supervised_states(model, examples, prefix_length)
+    tuned = _supervised_states(model, examples, prefix_length)
+    counts = [sum(label != IGNORED for label in example.labels[1:]) for example in examples]
     return FrozenHeadKL.apply(tuned, base, model.lm_head.weight), counts
+
+
+def _supervised_states(model: Decoder, examples: Sequence[Example], prefix_length: int) -> Tensor:
+    """The hidden states [S, E] that are to predict supervised tokens, example after example."""
+    prefix = SharedPrefix(examples, prefix_length, model.device)
+    if prefix_length:
+        model(prefix.input_ids, prefix.positions, prefix.attend)
+    row = PackedBatch(examples, prefix)
+    return model(row.input_ids, row.positions, row.attend)[0, row.sources]
+
+
+def shared_context(examples: Sequence[Example]) -> int:
+    """How many tokens all examples begin with, short of the position before any supervised one."""
+    starts = (next((i for i, label in enumerate(e.labels) if i and label != IGNORED), 1) for e in examples)
+    return min(common_prefix_length([example.input_ids for example in examples]), min(starts) - 1)
 
 
 @torch.no_grad()
@@ -68,10 +81,10 @@ def mean_divergences(model: Decoder, examples: Sequence[Example]) -> list[float]
     """Of each example, the mean KL(base || tuned) over its supervised tokens, in nats a token, without dropout."""
     was_training = model.training
     model.eval()
-    means = [0.0] * len(examples)
-    for batch in batches_by_length([len(example.input_ids) for example in examples], PASS_TOKENS):
-        divergences, counts = position_divergences(model, [examples[i] for i in batch])
-        for index, own in zip(batch, divergences.split(counts), strict=True):
-            means[index] = own.mean().item()
+    means = []
+    prefix_length = shared_context(examples)
+    for batch in micro_batches(examples, prefix_length, PASS_TOKENS):
+        divergences, counts = position_divergences(model, batch, prefix_length)
+        means += [own.mean().item() for own in divergences.split(counts)]
     model.train(was_training)
     return means

@@ -73,6 +73,30 @@ def test_means_are_of_each_example_and_in_passes(model, monkeypatch):
     assert model.training
 
 
+def test_what_all_begin_with_is_computed_once_and_changes_nothing(model, monkeypatch):
+    shared = list(range(20))
+    examples = [
+        Example(
+            shared + e.input_ids, [IGNORED] * 20 + [IGNORED if i < 3 else label for i, label in enumerate(e.labels)]
+        )
+        for e in make_examples()
+    ]
+    assert kl_module.shared_context(examples) == 20
+    expected = [plain_divergences(model, example).mean().item() for example in examples]
+    read = []
+    model.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0].shape[1]))
+    assert mean_divergences(model, examples) == pytest.approx(expected, rel=1e-4)
+    assert read == [20, 89, 20, 89]  # base and tuned, the prefix once for each
+
+
+def test_a_supervised_token_is_never_part_of_the_shared_context(model):
+    ids = list(range(10))
+    examples = [Example([*ids, 11], [IGNORED] * 4 + [*ids[4:], 11]), Example([*ids, 12], [IGNORED] * 10 + [12])]
+    assert kl_module.shared_context(examples) == 3
+    expected = [plain_divergences(model, example).mean().item() for example in examples]
+    assert mean_divergences(model, examples) == pytest.approx(expected, rel=1e-4)
+
+
 def test_an_anchors_gradients_are_those_of_its_weighted_mean(model, monkeypatch):
     examples = make_examples()
     mean = torch.cat([plain_divergences(model, example) for example in examples]).sum() / 45
