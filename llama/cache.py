@@ -18,7 +18,6 @@ from llama.config import ModelConfig
 
 FEW_QUERIES = 16  # up to so many at once, PyTorch's flash attention on the CPU is slower than plain products
 ROWS_PER_PART = 16  # rows attended together are computed to the longest of them: few enough to differ little
-PADDING = 16  # tokens more to attend with cost no more than the small operations of another part
 
 
 def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
@@ -72,7 +71,7 @@ class PrefixPass:
         prefix_keys, prefix_values = self.cache.prefix_keys[layer], self.cache.prefix_values[layer]
         prefix_keys[:, self.start : end] = keys[0].transpose(0, 1)
         prefix_values[:, self.start : end] = values[0].transpose(0, 1)
-        bias = _causal_bias([self.start], self.length, end, queries.shape[2] // keys.shape[2], queries)
+        bias = _causal_bias([self.start], self.length, queries.shape[2] // keys.shape[2], queries)
         out, _ = _attend(queries[0], 1, prefix_keys[None, :, :end], prefix_values[None, :, :end], bias)
         return out[None]
 
@@ -87,18 +86,32 @@ class StepPass:
         offsets = [feed.start + i for feed in feeds for i in range(feed.length)]
         self.offsets = torch.tensor(offsets, device=device)
         self.positions = self.offsets + cache.prefix_length
-        self.parts = [Part(own, device) for own in _neighbours(feeds)]
+        self.parts: list[list[Feed]] = []  # neighbouring slots with equally many tokens are attended together
+        for feed in feeds:
+            part = self.parts[-1] if self.parts else []
+            joins = part and feed.slot == part[-1].slot + 1 and feed.length == part[-1].length
+            if joins and len(part) < ROWS_PER_PART:
+                part.append(feed)
+            else:
+                self.parts.append([feed])
+        self.biases: list[Tensor] = []
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """[1, N, H, D] queries and [1, N, K, D] keys and values -> [1, N, H, D]; stores keys and values."""
         cache = self.cache
         cache.keys[layer, self.slots, :, self.offsets] = keys[0].to(cache.keys.dtype)
         cache.values[layer, self.slots, :, self.offsets] = values[0].to(cache.values.dtype)
+        if not self.biases:  # the same in every layer
+            groups = queries.shape[2] // keys.shape[2]
+            self.biases = [
+                _causal_bias([f.start for f in part], part[0].length, groups, queries) for part in self.parts
+            ]
         outs, log_sums, begin = [], [], 0
-        for part in self.parts:
-            end = begin + part.tokens
-            own = cache.keys[layer, part.slots, :, : part.longest], cache.values[layer, part.slots, :, : part.longest]
-            out, log_sum = part.attend(queries[0, begin:end], *own)
+        for part, bias in zip(self.parts, self.biases, strict=True):
+            end, longest = begin + len(part) * part[0].length, bias.shape[-1]
+            slots = slice(part[0].slot, part[-1].slot + 1)
+            own_keys, own_values = cache.keys[layer, slots, :, :longest], cache.values[layer, slots, :, :longest]
+            out, log_sum = _attend(queries[0, begin:end], len(part), own_keys, own_values, bias)
             outs.append(out)
             log_sums.append(log_sum)
             begin = end
@@ -109,45 +122,6 @@ class StepPass:
             share = (shared_log_sum - torch.cat(log_sums)).sigmoid()[..., None]
             out = torch.lerp(out, shared, share.to(out.dtype))
         return out[None]
-
-
-class Part:
-    """Feeds of neighbouring slots, attended together: those shorter than the longest are padded with other queries."""
-
-    def __init__(self, feeds: list[Feed], device: torch.device) -> None:
-        self.rows, self.tokens = len(feeds), sum(feed.length for feed in feeds)
-        self.slots = slice(feeds[0].slot, feeds[-1].slot + 1)
-        self.starts, self.width = [feed.start for feed in feeds], max(feed.length for feed in feeds)
-        self.longest = max(feed.start + feed.length for feed in feeds)
-        self.bias: Tensor | None = None  # made in the first layer, the same in every one
-        self.padded = self.real = None
-        if self.rows * self.width > self.tokens:
-            own = torch.arange(self.width) < torch.tensor([[feed.length] for feed in feeds])  # [R, W]
-            self.real = own.flatten().nonzero()[:, 0].to(device)
-            self.padded = (own.flatten().cumsum(0) - 1).to(device)
-
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, H, D] over [R, K, M, D] -> [N, H, D] and log sums [N, H]."""
-        if self.bias is None:
-            groups = queries.shape[1] // keys.shape[1]
-            self.bias = _causal_bias(self.starts, self.width, self.longest, groups, queries)
-        if self.padded is None:
-            return _attend(queries, self.rows, keys, values, self.bias)
-        out, log_sum = _attend(queries[self.padded], self.rows, keys, values, self.bias)
-        return out[self.real], log_sum[self.real]
-
-
-def _neighbours(feeds: Sequence[Feed]) -> list[list[Feed]]:
-    """Feeds in groups of neighbouring slots and, but for a little padding, equal lengths."""
-    groups: list[list[Feed]] = []
-    for feed in feeds:
-        joined = [*groups[-1], feed] if groups else [feed]
-        padding = sum(max(f.length for f in joined) - f.length for f in joined)
-        if groups and feed.slot == groups[-1][-1].slot + 1 and len(joined) <= ROWS_PER_PART and padding <= PADDING:
-            groups[-1] = joined
-        else:
-            groups.append([feed])
-    return groups
 
 
 def _attend(queries: Tensor, rows: int, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -182,10 +156,10 @@ def _attention_with_log_sum(
     return out, total.log_().add_(top).squeeze(-1)
 
 
-def _causal_bias(starts: list[int], width: int, longest: int, groups: int, like: Tensor) -> Tensor:
+def _causal_bias(starts: list[int], width: int, groups: int, like: Tensor) -> Tensor:
     """0 where a query may look and -inf elsewhere: [R, 1, G * W, longest], for queries at `start` .. `start + W`."""
     positions = torch.tensor(starts, device=like.device)[:, None] + torch.arange(width, device=like.device)
-    hidden = torch.arange(longest, device=like.device) > positions[..., None]  # [R, W, longest]
+    hidden = torch.arange(max(starts) + width, device=like.device) > positions[..., None]  # [R, W, longest]
     bias = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill(hidden, float("-inf"))
     return bias[:, None, None].expand(-1, 1, groups, -1, -1).reshape(len(starts), 1, groups * width, -1)
 
