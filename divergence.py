@@ -25,6 +25,7 @@ from llama.tokenizer import load_tokenizer
 from llama.weights import load_model
 from lora import adapter_fingerprint, load_adapter, set_lora_scale
 from lora.kl import mean_divergences
+from lora.memory import keep_freed_memory
 
 Record = dict[str, Any]
 
@@ -97,6 +98,7 @@ def measure(arguments: argparse.Namespace) -> None:
     if path.is_file() and (summary := read_json(path)).get("settings") == settings:
         print(f"{describe(summary)} (measured already)")
         return
+    keep_freed_memory()
     device, begin = cli.resolve_device(arguments.device), time.perf_counter()
     records = [
         record

@@ -42,6 +42,7 @@ class KVCache:
         self.keys, self.values = _zeros(own, dtype, device), _zeros(own, dtype, device)
         self.prefix_keys, self.prefix_values = _zeros(prefix, dtype, device), _zeros(prefix, dtype, device)
         self.slots, self.capacity, self.prefix_length = slots, capacity, prefix_length
+        self.groups = config.num_attention_heads // heads  # query heads that share a key/value head
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` own tokens of one slot to another."""
@@ -71,7 +72,7 @@ class PrefixPass:
         prefix_keys, prefix_values = self.cache.prefix_keys[layer], self.cache.prefix_values[layer]
         prefix_keys[:, self.start : end] = keys[0].transpose(0, 1)
         prefix_values[:, self.start : end] = values[0].transpose(0, 1)
-        bias = _causal_bias([self.start], self.length, queries.shape[2] // keys.shape[2], queries)
+        bias = _causal_bias(self.positions[:1], self.length, end, self.cache.groups, queries)
         out, _ = _attend(queries[0], 1, prefix_keys[None, :, :end], prefix_values[None, :, :end], bias)
         return out[None]
 
@@ -102,10 +103,7 @@ class StepPass:
         cache.keys[layer, self.slots, :, self.offsets] = keys[0].to(cache.keys.dtype)
         cache.values[layer, self.slots, :, self.offsets] = values[0].to(cache.values.dtype)
         if not self.biases:  # the same in every layer
-            groups = queries.shape[2] // keys.shape[2]
-            self.biases = [
-                _causal_bias([f.start for f in part], part[0].length, groups, queries) for part in self.parts
-            ]
+            self.biases = [self._bias(part, queries) for part in self.parts]
         outs, log_sums, begin = [], [], 0
         for part, bias in zip(self.parts, self.biases, strict=True):
             end, longest = begin + len(part) * part[0].length, bias.shape[-1]
@@ -122,6 +120,28 @@ class StepPass:
             share = (shared_log_sum - torch.cat(log_sums)).sigmoid()[..., None]
             out = torch.lerp(out, shared, share.to(out.dtype))
         return out[None]
+
+    def _bias(self, part: list[Feed], like: Tensor) -> Tensor:
+        starts, width = [feed.start for feed in part], part[0].length
+        return _causal_bias(
+            torch.tensor(starts, device=like.device), width, max(starts) + width, self.cache.groups, like
+        )
+
+
+class SlotsPass(StepPass):
+    """One token of every slot, at the own positions `offsets` [S] int64, which must be below `longest`.
+
+    Shapes and storage stay the same from step to step, which is what a CUDA graph needs.
+    """
+
+    def __init__(self, cache: KVCache, offsets: Tensor, longest: int) -> None:
+        self.cache, self.offsets, self.longest = cache, offsets, longest
+        self.slots = torch.arange(cache.slots, device=offsets.device)
+        self.positions = offsets + cache.prefix_length
+        self.parts, self.biases = [[Feed(slot, 0, 1) for slot in range(cache.slots)]], []
+
+    def _bias(self, part: list[Feed], like: Tensor) -> Tensor:
+        return _causal_bias(self.offsets, 1, self.longest, self.cache.groups, like)
 
 
 def _attend(queries: Tensor, rows: int, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -156,10 +176,10 @@ def _attention_with_log_sum(
     return out, total.log_().add_(top).squeeze(-1)
 
 
-def _causal_bias(starts: list[int], width: int, groups: int, like: Tensor) -> Tensor:
+def _causal_bias(starts: Tensor, width: int, longest: int, groups: int, like: Tensor) -> Tensor:
     """0 where a query may look and -inf elsewhere: [R, 1, G * W, longest], for queries at `start` .. `start + W`."""
-    positions = torch.tensor(starts, device=like.device)[:, None] + torch.arange(width, device=like.device)
-    hidden = torch.arange(max(starts) + width, device=like.device) > positions[..., None]  # [R, W, longest]
+    positions = starts[:, None] + torch.arange(width, device=like.device)
+    hidden = torch.arange(longest, device=like.device) > positions[..., None]  # [R, W, longest]
     bias = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill(hidden, float("-inf"))
     return bias[:, None, None].expand(-1, 1, groups, -1, -1).reshape(len(starts), 1, groups * width, -1)
 

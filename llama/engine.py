@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llama import graphs
 from llama.cache import Feed, KVCache, PrefixPass, StepPass, bytes_per_token
 from llama.drafting import LONGEST, Drafter
 from llama.model import Decoder
@@ -139,6 +140,8 @@ class Engine:
         self.stored: list[Row | None] = [None] * slots  # whose keys and values a slot holds, even after its end
         dtype = self.options.cache_dtype or self.model.dtype
         self.cache = KVCache(self.model.config, slots, self.capacity, len(self.prefix), dtype, self.model.device)
+        captured = self.model.device.type in graphs.DEVICES
+        self.graphs = graphs.DecodingGraphs(self.model, self.cache) if captured else None
         for start in range(0, len(self.prefix), PREFILL_CHUNK):
             tokens = self.prefix[start : start + PREFILL_CHUNK]
             step = PrefixPass(self.cache, start, len(tokens))
@@ -201,7 +204,7 @@ class Engine:
         for row in rows:
             row.cached = 0
         self.waiting.extendleft(reversed(rows))
-        slots, self.cache = len(self.slots) // 2, None  # the old cache must be gone before the new one comes
+        slots, self.cache, self.graphs = len(self.slots) // 2, None, None  # gone before the new ones come
         torch.cuda.empty_cache()
         self._allocate(slots)
 
@@ -225,6 +228,9 @@ class Engine:
             if not row.pending:
                 turns.append(Turn(row, draft))
                 wanted += range(len(tokens) - len(draft) - 1, len(tokens))
+        if self.graphs and all(feed.length == 1 for feed in feeds) and len(turns) == len(feeds):
+            self.stats.forward_passes += 1
+            return self._accept(self.graphs.logits(feeds, tokens), turns)
         step = StepPass(self.cache, feeds)
         hidden = self._forward(tokens, step.positions, step.attend)
         return self._accept(self.model.logits(hidden[wanted]), turns) if turns else []
