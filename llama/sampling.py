@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+HEAD = 256  # tokens that the nucleus of a sharp distribution fits into; sorting the whole vocabulary takes far longer
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -21,7 +23,10 @@ class Sampling:
 
 def sample(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
     """Nucleus sampling by inverting the cumulative distribution: [N, V] logits, [N] draws in [0, 1) -> [N] int64."""
-    probabilities, order = (logits.float() / temperature).softmax(-1).sort(descending=True, dim=-1)
+    unsorted = (logits.float() / temperature).softmax(-1)
+    probabilities, order = unsorted.topk(min(HEAD, unsorted.shape[-1]), dim=-1)
+    if (probabilities.double().sum(-1) < top_p).any():
+        probabilities, order = unsorted.sort(descending=True, dim=-1)
     cumulative = probabilities.double().cumsum(-1)
     # The nucleus is the smallest set of tokens that reaches top_p: a token stays if those before it fall short.
     nucleus = cumulative - probabilities < top_p

@@ -9,7 +9,7 @@ import torch
 
 from data.gsm8k import load_gsm8k
 from data.prompts import ShotSelector, gsm8k_messages
-from llama import cache, drafting, engine, generate, load_model, load_tokenizer
+from llama import cache, drafting, engine, generate, load_model, load_tokenizer, sampling
 from llama.cache import bytes_per_token
 from llama.engine import DecodingStats, common_prefix_length
 from llama.sampling import sample
@@ -270,3 +270,16 @@ def test_sample_follows_the_nucleus_distribution():
 )
 def test_common_prefix_leaves_each_prompt_a_token(prompts, length):
     assert common_prefix_length(prompts) == length
+
+
+def test_a_nucleus_within_the_likeliest_tokens_needs_no_sorted_vocabulary(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(200, 500, generator=generator) * torch.linspace(0.1, 6, 200)[:, None]
+    draws = torch.rand(200, generator=generator)
+    drawn = {}
+    for head in (20, 500):
+        monkeypatch.setattr(sampling, "HEAD", head)
+        drawn[head] = [sample(row[None], draw[None], 0.7, 0.9).item() for row, draw in zip(logits, draws, strict=True)]
+    assert drawn[20] == drawn[500]
+    reaching = (logits / 0.7).softmax(-1).topk(20).values.sum(-1) >= 0.9
+    assert 20 < reaching.sum() < 180, "some nuclei fit, some do not"
