@@ -26,6 +26,7 @@ from llama.weights import load_model
 from lora import adapter_fingerprint, load_adapter, set_lora_scale
 from lora.kl import mean_divergences
 from lora.memory import keep_freed_memory
+from lora.packed import packed_weights
 
 Record = dict[str, Any]
 
@@ -76,7 +77,8 @@ def measure_task(run: Path, task: str, summary: Record, answers: list[Record], d
         load_adapter(model, adapter)
         set_lora_scale(model, settings["adapter_scale"])
         pairs = zip(prompts, (answer["token_ids"] for answer in answers), strict=True)
-        means = mean_divergences(model, [Example(p + t, [IGNORED] * len(p) + t) for p, t in pairs])
+        with packed_weights(model):
+            means = mean_divergences(model, [Example(p + t, [IGNORED] * len(p) + t) for p, t in pairs])
     return [
         {"id": answer["id"], "task": task, "kl": mean, "tokens": len(answer["token_ids"])}
         for answer, mean in zip(answers, means, strict=True)

@@ -39,6 +39,7 @@ from lora.anchors import Anchor, build_anchors, measure_divergence
 from lora.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from lora.layer import TARGETS
 from lora.memory import keep_freed_memory
+from lora.packed import packed_weights
 from lora.trainer import SCHEDULES, Trainer, TrainerOptions, training_batches
 
 SECONDS_BETWEEN_CHECKPOINTS = 300  # a large model's steps are slow: an interruption costs minutes, not hours
@@ -251,7 +252,8 @@ def train_on(device: torch.device, arguments: argparse.Namespace) -> None:
         write_json(summary_path, {"task": "train", "finished": False, "settings": settings})
     distributed.wait()
     log = TrainingRun(run, trainer, anchors)
-    log.follow(training, validation, arguments)
+    with packed_weights(model):
+        log.follow(training, validation, arguments)
     if not first:
         return
     save_adapter(model, adapter, base_model=str(arguments.model))

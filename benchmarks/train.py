@@ -31,6 +31,7 @@ from llama.hub import resolve
 from llama.runs import peak_memory_bytes
 from lora import LoRAConfig, inject_lora, load_adapter, save_adapter
 from lora.memory import keep_freed_memory
+from lora.packed import packed_weights
 from lora.trainer import Trainer, TrainerOptions, count_supervised, training_batches
 
 LEARNING_RATE = 2e-4
@@ -78,9 +79,10 @@ def run_ours(job: dict[str, Any], batches: list[list[Example]]) -> dict[str, Any
     )
     trainer = Trainer(model, options)
     losses, times = [], [time.perf_counter()]
-    for batch in batches:
-        losses.append(trainer.step(batch).loss)
-        times.append(time.perf_counter())
+    with packed_weights(model):
+        for batch in batches:
+            losses.append(trainer.step(batch).loss)
+            times.append(time.perf_counter())
     memory = peak_memory_bytes(CPU)
     return {"losses": losses, "seconds": times[-1] - times[1], "memory": memory, "flops_per_second": product_rate()}
 

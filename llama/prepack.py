@@ -46,6 +46,16 @@ def prepacked(model: Decoder) -> Iterator[None]:
         yield
 
 
+def pack(weight: Tensor) -> Tensor:
+    """[out, in] float32 on the CPU, in the layout that `packed_linear` takes."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+
+
+def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[..., in] -> [..., out] with a weight that `pack` returned."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
 def _all_plain(*linears: nn.Module) -> bool:
     return torch.backends.mkldnn.is_available() and all(
         type(linear) is nn.Linear and linear.weight.device.type == "cpu" and linear.weight.dtype == torch.float32
@@ -61,7 +71,7 @@ def _replace(undo: ExitStack, module: nn.Module, name: str, function: Callable) 
 def _pack(undo: ExitStack, *linears: nn.Linear, keep: bool = False) -> Packed:
     """Weights of one linear, or of several side by side, packed; unless kept, the plain ones are let go meanwhile."""
     weights = [linear.weight.detach() for linear in linears]
-    packed = torch.ops.mkldnn._reorder_linear_weight(torch.cat(weights) if len(weights) > 1 else weights[0], ROWS)
+    packed = pack(torch.cat(weights) if len(weights) > 1 else weights[0])
     if not keep:
         undo.callback(_unpack, packed, linears)
         for linear in linears:
@@ -78,7 +88,7 @@ def _unpack(packed: Tensor, linears: tuple[nn.Linear, ...]) -> None:
 
 
 def _linear(packed: Packed, x: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, *packed, "none", [], "")
+    return packed_linear(x, *packed)
 
 
 def _projections(packed: Packed, sizes: list[int], x: Tensor) -> tuple[Tensor, ...]:

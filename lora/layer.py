@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llama.model import RMSNorm, SwiGLU
+from llama.prepack import packed_linear
 from llama.quantization import dense_weight
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -43,7 +44,8 @@ class LoRAConfig:
 class LowRankLinear(torch.autograd.Function):
     """x [..., in], frozen weight [out, in] and bias, A [rank, in], B [out, rank] -> [..., out] in the dtype of `x`.
 
-    `weight_scale` is None unless the weight is quantised.
+    `weight_scale` is None unless the weight is quantised; `packed` is None or the weight and its transpose, packed, and
+    `weight` is empty then.
     `origin` is None or a function and the inputs it made `x` from: then these are kept in place of `x`.
     `kept` [..., in] bool are the values dropout leaves; `scaling` includes what makes up for the others. Products with
     A and B are written so that the short side is the number of rows: BLAS is up to five times slower the other way.
@@ -55,6 +57,7 @@ class LowRankLinear(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         weight_scale: Tensor | None,
+        packed: tuple[Tensor, Tensor] | None,
         bias: Tensor | None,
         A: Tensor,
         B: Tensor,
@@ -63,33 +66,39 @@ class LowRankLinear(torch.autograd.Function):
         origin: tuple[Callable[..., Tensor], tuple[Tensor, ...]] | None,
     ) -> Tensor:
         ctx.origin, inputs = origin or (None, (x,))
-        ctx.save_for_backward(weight, weight_scale, A, B, kept, *inputs)
-        ctx.scaling = scaling
+        ctx.scaling, ctx.packed = scaling, packed
         bias = None if bias is None else bias.to(x.dtype)
-        out = F.linear(x, dense_weight(weight, weight_scale, x.dtype), bias)
+        if packed:
+            out = packed_linear(x, packed[0], bias)
+        else:
+            out = F.linear(x, dense_weight(weight, weight_scale, x.dtype), bias)
         low_rank = _rows(_drop(x, kept)) @ A.to(x.dtype).T
         _rows(out).addmm_(low_rank, B.to(x.dtype).T, alpha=scaling)
+        ctx.save_for_backward(weight, weight_scale, A, B, kept, low_rank, *inputs)
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, weight_scale, A, B, kept, *inputs = ctx.saved_tensors
+        weight, weight_scale, A, B, kept, low_rank, *inputs = ctx.saved_tensors
         x = ctx.origin(*inputs) if ctx.origin else inputs[0]
         grad = grad.to(x.dtype)
         rows, dropped = _rows(grad), _rows(_drop(x, kept))
         low_A, low_B = A.to(x.dtype), B.to(x.dtype)
         grad_low = (low_B.T @ rows.T) * ctx.scaling  # [rank, N]
         grad_A = (grad_low @ dropped).to(A.dtype)
-        grad_B = ((low_A @ dropped.T).mul_(ctx.scaling) @ rows).T.to(B.dtype)
+        grad_B = ((low_rank * ctx.scaling).T @ rows).T.to(B.dtype)
         grad_x = None
         if ctx.needs_input_grad[0]:  # not so in the first block: embeddings are frozen
-            grad_x = (rows @ dense_weight(weight, weight_scale, x.dtype)).view(x.shape)
+            if ctx.packed:
+                grad_x = packed_linear(rows, ctx.packed[1]).view(x.shape)
+            else:
+                grad_x = (rows @ dense_weight(weight, weight_scale, x.dtype)).view(x.shape)
             through_low_rank = _rows(grad_x)
             if kept is None:
                 through_low_rank.addmm_(grad_low.T, low_A)
             else:
                 through_low_rank += _drop(grad_low.T @ low_A, _rows(kept))
-        return grad_x, None, None, None, grad_A, grad_B, None, None, None
+        return grad_x, None, None, None, None, grad_A, grad_B, None, None, None
 
 
 def remember_origin(model: nn.Module) -> None:
@@ -126,6 +135,7 @@ class LoRALinear(nn.Linear):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.weight_scale = getattr(linear, "weight_scale", None)  # of a QuantizedLinear
+        self.packed: tuple[Tensor, Tensor] | None = None  # see lora/packed.py
         self.config = config
         self.scale = 1.0  # set_lora_scale changes it
         self.enabled = True
@@ -145,6 +155,8 @@ class LoRALinear(nn.Linear):
         if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
             dtype = torch.get_autocast_dtype(device_type)
             origin, x = origin if x.dtype == dtype else None, x.to(dtype)
+        if not self.enabled and self.packed:
+            return packed_linear(x, self.packed[0], self.bias)
         if not self.enabled:
             return F.linear(x, dense_weight(self.weight, self.weight_scale, x.dtype), self.bias)
         kept = None
@@ -152,8 +164,13 @@ class LoRALinear(nn.Linear):
             kept = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - self.config.dropout)
         scaling = self.scaling / (1 - self.config.dropout) if kept is not None else self.scaling
         return LowRankLinear.apply(
-            x, self.weight, self.weight_scale, self.bias, self.lora_A, self.lora_B, kept, scaling, origin
+            x, self.weight, self.weight_scale, self.packed, self.bias, self.lora_A, self.lora_B, kept, scaling, origin
         )
+
+    def can_be_packed(self) -> bool:
+        weight = self.weight
+        plain = self.weight_scale is None and weight.device.type == "cpu" and weight.dtype == torch.float32
+        return plain and type(weight) is nn.Parameter and torch.backends.mkldnn.is_available()
 
     def merged(self) -> nn.Linear:
         """A plain linear with the update added, formed in float32 and rounded once to the weight's dtype.

@@ -16,7 +16,7 @@ from llama.engine import common_prefix_length
 from llama.model import Decoder
 from lora.packing import PackedBatch, Row, SharedPrefix, micro_batches
 
-CHUNK = 128  # positions whose logits exist at one time
+CHUNK = 256  # positions whose logits exist at one time
 
 
 class FrozenHeadCrossEntropy(torch.autograd.Function):
@@ -26,12 +26,15 @@ class FrozenHeadCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         loss = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
         gradient = torch.empty_like(hidden)
+        buffer = torch.empty(min(CHUNK, len(targets)), len(head), dtype=head.dtype, device=head.device)
         for rows in torch.arange(len(targets), device=hidden.device).split(CHUNK):
-            logits = (hidden[rows].to(head.dtype) @ head.T).to(loss.dtype)
-            log_total = logits.logsumexp(-1)
-            loss += ((log_total - logits.gather(-1, targets[rows, None])[:, 0]) * weights[rows]).sum()
+            logits = torch.mm(hidden[rows].to(head.dtype), head.T, out=buffer[: len(rows)]).to(loss.dtype)
+            expected = logits.gather(-1, targets[rows, None])
+            top = logits.amax(-1, keepdim=True)
+            total = logits.sub_(top).exp_().sum(-1, keepdim=True)
+            loss += ((total.log() + top - expected)[:, 0] * weights[rows]).sum()
             if ctx.needs_input_grad[0]:
-                probabilities = logits.sub_(log_total[:, None]).exp_()  # becomes d loss / d logits in place
+                probabilities = logits.div_(total)  # becomes d loss / d logits in place
                 probabilities[torch.arange(len(rows), device=rows.device), targets[rows]] -= 1
                 probabilities *= weights[rows, None]
                 gradient[rows] = (probabilities.to(head.dtype) @ head).to(hidden.dtype)
