@@ -205,7 +205,7 @@ def run_recipes(arguments: argparse.Namespace) -> None:
             print(f"\n{recipe.name}, step {number} of {len(steps)}: {step.name}", flush=True)
             status = step.script.main(step.argv)
             if status == 130:
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt("told by the step")
             if status:
                 raise ValueError(f"{recipe.path}: {step.name} has failed; the same command goes on from there")
     print()

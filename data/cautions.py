@@ -65,4 +65,6 @@ def judge_identity(judge: Part) -> str:
     """All that the verdicts' comparability hangs on, in words."""
     if judge.method == "refusal":
         return "refusal phrases"
-    return f"{judge.settings.get('model', 'an unnamed guard')} in {judge.settings.get('dtype', 'an unnamed dtype')}"
+    free = "" if judge.settings.get("grammar", True) else ", decoded freely"
+    dtype = judge.settings.get("dtype", "an unnamed dtype")
+    return f"{judge.settings.get('model', 'an unnamed guard')} in {dtype}{free}"

@@ -194,7 +194,9 @@ def run_script(function: Callable[[argparse.Namespace], None], arguments: argpar
             raise
         print(f"{prefix()}error: out of memory: try a smaller --batch-size or --micro-batch-tokens", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        if interrupt.args:  # a script that this one called has said so
+            return 130
         print(f"{prefix()}interrupted: the same command, without --no-resume, goes on from here", file=sys.stderr)
         return 130
     return 0

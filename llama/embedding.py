@@ -22,6 +22,7 @@ from llama.batching import batches_by_length, pad
 from llama.decoding import check_prompts
 from llama.hub import cache_folder, resolve
 from llama.model import Decoder
+from llama.prepack import prepacked
 from llama.tokenizer import load_tokenizer
 from llama.weights import load_model, weight_files
 
@@ -41,9 +42,11 @@ def embed_tokens(model: Decoder, rows: Sequence[Sequence[int]], pooling: str = "
     """Unit vectors [N, E] float32 on the CPU for token ids, one forward pass over all of them."""
     if pooling not in POOLINGS:
         raise ValueError(f"unknown pooling {pooling!r}: expected one of {', '.join(POOLINGS)}")
+    if pooling == "first":  # which sees no other token, so the others need not be computed: just what is wrong with it
+        rows = [row[:1] for row in rows]
     hidden = model(pad(rows, model.device))
-    places = [len(row) - 1 if pooling == "last" else 0 for row in rows]
-    pooled = hidden[torch.arange(len(rows), device=hidden.device), torch.tensor(places, device=hidden.device)]
+    places = torch.tensor([len(row) - 1 for row in rows], device=hidden.device)
+    pooled = hidden[torch.arange(len(rows), device=hidden.device), places]
     return F.normalize(pooled.float(), dim=-1).cpu()
 
 
@@ -83,7 +86,8 @@ class Embedder:
         model = load_model(self.ref, dtype=self.dtype, device=self.device, head=False)
         check_prompts(model.config, rows, [f"text {name[:8]} to embed" for name in names])
         saved = time.monotonic()
-        with tqdm(total=len(rows), desc="embedding", unit="text", leave=False, disable=None) as bar:
+        progress = tqdm(total=len(rows), desc="embedding", unit="text", leave=False, disable=None)
+        with prepacked(model), progress as bar:
             for batch in batches_by_length(list(map(len, rows)), PASS_TOKENS):
                 vectors = embed_tokens(model, [rows[i] for i in batch], self.pooling)
                 known.update(zip((names[i] for i in batch), vectors, strict=True))

@@ -287,6 +287,8 @@ def test_runs_judged_in_different_ways_are_told(tmp_path):
     phrase = "The runs were not all judged alike: one by Qwen/Qwen3Guard-Gen-4B in bfloat16; two by"
     assert find_cautions([one, judged("two", "refusal")]) == [f"{phrase} refusal phrases."]
     assert find_cautions([one, judged("two", dtype="float32")]) == [f"{phrase} Qwen/Qwen3Guard-Gen-4B in float32."]
+    free = f"{phrase} Qwen/Qwen3Guard-Gen-4B in bfloat16, decoded freely."
+    assert find_cautions([one, judged("two", grammar=False)]) == [free]
     assert find_cautions([one, judged("two", model="m/x")]) == [f"{phrase} m/x in bfloat16."]
     names = [describe_judge(run) for run in (one, judged("two", "refusal"), judged("x", model="a/b/"))]
     assert names == ["Qwen3Guard-Gen-4B", "refusal phrases", "b"]

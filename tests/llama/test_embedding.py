@@ -40,6 +40,14 @@ def test_vectors_equal_transformers_hidden_states(variant, pooling, tmp_path):
     assert actual.norm(dim=-1) == pytest.approx(torch.ones(5), abs=1e-6)
 
 
+def test_the_first_tokens_vector_needs_no_other_token(checkpoint, monkeypatch):
+    read = []
+    model = load_model(checkpoint)
+    model.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0].numel()))
+    embed_tokens(model, [[5, 6, 7, 8], [5, 9]], "first")
+    assert read == [2]
+
+
 def test_an_embedding_checkpoint_without_prefix_and_head_is_read(tmp_path):
     """Qwen3-Embedding's files: names without "model.", and no lm_head, also where the config says it is untied."""
     theirs = tiny_transformers_model("qwen3-untied")
