@@ -12,10 +12,8 @@ import hashlib
 import io
 import json
 import math
-import os
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +23,23 @@ from tqdm import tqdm
 from data.examples import LOSSES, Example, build_example, describe_example, split_validation
 from data.gsm8k import load_gsm8k
 from data.prompts import gsm8k_training_messages
-from data.records import append_record, open_records, read_jsonl, repair_jsonl, rewrite_records, write_json
+from data.records import write_json
 from llama import cli, distributed, runs
 from llama.config import ModelConfig
 from llama.decoding import check_prompts
 from llama.hub import resolve
+from llama.model import Decoder
 from llama.shots import make_selector
 from llama.tokenizer import Tokenizer, load_tokenizer
 from llama.weights import load_model
 from lora import LoRAConfig, adapter_fingerprint, inject_lora, load_adapter, save_adapter
 from lora.adapter import CONFIG_FILE, WEIGHTS_FILE
-from lora.anchors import Anchor, build_anchors, measure_divergence
-from lora.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from lora.anchors import Anchor, build_anchors
 from lora.layer import TARGETS
 from lora.memory import keep_freed_memory
 from lora.packed import packed_weights
-from lora.trainer import SCHEDULES, Trainer, TrainerOptions, training_batches
-
-SECONDS_BETWEEN_CHECKPOINTS = 300  # a large model's steps are slow: an interruption costs minutes, not hours
+from lora.trainer import SCHEDULES, Trainer, TrainerOptions
+from lora.training_run import TrainingRun
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -54,6 +51,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "examples per optimizer step, of all processes together (%(default)s)",
     )
     cli.add_prompt_options(parser)
+    add_data_options(parser)
+    add_adapter_options(parser)
+    add_optimizer_options(parser)
+    add_machine_options(parser)
+    arguments = parser.parse_args(argv)
+    if arguments.fsdp and distributed.world_size() == 1:
+        parser.error("--fsdp needs several processes: torchrun --nproc-per-node N -- train.py --fsdp ...")
+    return arguments
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """What is trained on."""
     data = parser.add_argument_group("data")
     data.add_argument(
         "--data", default="gsm8k", metavar="gsm8k|demo|FILE", help="FILE: JSONL in GSM8K's format (gsm8k)"
@@ -70,6 +79,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     data.add_argument(
         "--validation", type=cli.non_negative_int, metavar="N", help="examples held out (64, at most a tenth)"
     )
+
+
+def add_adapter_options(parser: argparse.ArgumentParser) -> None:
+    """What is trained, and what holds it near the base model."""
     adapter = parser.add_argument_group("LoRA")
     adapter.add_argument("--rank", type=cli.positive_int, default=8, metavar="N", help="of the low-rank update (8)")
     adapter.add_argument(
@@ -98,6 +111,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="log the divergence on these prompts and on held-out examples: the embedded hazard prompts, the official "
         "ones, a CSV in their format, or a JSONL in GSM8K's (with --kl-weight: demo)",
     )
+
+
+def add_optimizer_options(parser: argparse.ArgumentParser) -> None:
+    """How it is trained, and for how long."""
     optimizer = parser.add_argument_group("optimizer")
     optimizer.add_argument(
         "--lr", type=cli.positive_float, default=2e-4, metavar="X", help="peak learning rate (0.0002)"
@@ -113,39 +130,40 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     optimizer.add_argument(
         "--clip", type=cli.positive_float, default=1.0, metavar="X", help="largest norm of the gradients (1)"
     )
-    optimizer.add_argument(
+
+
+def add_machine_options(parser: argparse.ArgumentParser) -> None:
+    """What costs memory, time and disk and leaves the result as it is."""
+    machine = parser.add_argument_group("memory and checkpoints")
+    machine.add_argument(
         "--micro-batch-tokens",
         type=cli.positive_int,
         default=1024,
         metavar="N",
         help="tokens in one forward pass: changes memory and speed, not the gradients (%(default)s)",
     )
-    optimizer.add_argument(
+    machine.add_argument(
         "--checkpoint-activations", action="store_true", help="compute blocks twice: less memory, more time"
     )
-    optimizer.add_argument(
+    machine.add_argument(
         "--fsdp",
         action="store_true",
         help="with torchrun: shard the frozen weights, for models too large for one device",
     )
-    optimizer.add_argument(
+    machine.add_argument(
         "--checkpoint-every",
         type=cli.positive_int,
         default=50,
         metavar="N",
         help="steps; validates as well (%(default)s)",
     )
-    optimizer.add_argument(
+    machine.add_argument(
         "--keep-checkpoints",
         type=cli.positive_int,
         default=2,
         metavar="N",
         help="the last N stay, and the best by validation loss (%(default)s)",
     )
-    arguments = parser.parse_args(argv)
-    if arguments.fsdp and distributed.world_size() == 1:
-        parser.error("--fsdp needs several processes: torchrun --nproc-per-node N -- train.py --fsdp ...")
-    return arguments
 
 
 def build_examples(arguments: argparse.Namespace, tokenizer: Tokenizer) -> tuple[list[Example], list[str]]:
@@ -196,15 +214,7 @@ def train_on(device: torch.device, arguments: argparse.Namespace) -> None:
     dtype = cli.resolve_dtype(arguments.dtype, device)
     tokenizer = load_tokenizer(arguments.model, date=arguments.date)
     examples, names = build_examples(arguments, tokenizer)
-    if arguments.kl_weight and arguments.kl_prompts is None:
-        arguments.kl_prompts = "demo"
-    if arguments.kl_weight and arguments.kl_prompts == "ailuminate":
-        raise ValueError("--kl-weight with --kl-prompts ailuminate would train on the prompts that are tested on")
-    if arguments.validation is None:
-        arguments.validation = min(64, len(examples) // 10)
-    if arguments.steps is None:
-        held_in = len(examples) - arguments.validation
-        arguments.steps = max(1, round(arguments.epochs * math.ceil(held_in / arguments.batch_size)))
+    complete(arguments, len(examples))
     settings = training_settings(arguments, dtype, examples)
     summary_path, adapter = run / "train.summary.json", run / "adapter"
     earlier = runs.read_earlier(run / "train.jsonl", summary_path, settings, arguments.resume, may_change=("device",))
@@ -216,34 +226,9 @@ def train_on(device: torch.device, arguments: argparse.Namespace) -> None:
 
     config = ModelConfig.load(resolve(arguments.model, allow_weights=False))
     check_prompts(config, [example.input_ids[:-1] for example in examples], names)
-    whole_on = torch.device("cpu") if arguments.fsdp else device  # sharding moves each part to where it belongs
-    model = load_model(arguments.model, dtype=dtype, device=whole_on, quantize=arguments.quantize)
-    torch.manual_seed(arguments.seed)
-    targets = tuple(name for target in arguments.target for name in TARGETS.get(target, (target,)))
-    inject_lora(model, LoRAConfig(arguments.rank, arguments.alpha, arguments.dropout, targets))
-    if arguments.init_adapter:
-        load_adapter(model, arguments.init_adapter)
+    model = build_model(arguments, dtype, device)
     anchors = build_anchors(model, tokenizer, arguments.kl_prompts) if arguments.kl_prompts else []
-    anchor = None
-    if arguments.kl_weight:
-        anchor = Anchor(model, anchors, arguments.kl_weight, arguments.batch_size, arguments.seed)
-    trainer = Trainer(
-        model,
-        TrainerOptions(
-            total_steps=arguments.steps,
-            learning_rate=arguments.lr,
-            schedule=arguments.schedule,
-            warmup_steps=round(arguments.warmup * arguments.steps),
-            weight_decay=arguments.weight_decay,
-            clip_norm=arguments.clip,
-            micro_batch_tokens=arguments.micro_batch_tokens,
-            seed=arguments.seed,
-            dtype=dtype,
-            checkpoint_activations=arguments.checkpoint_activations,
-            fsdp=arguments.fsdp,
-        ),
-        anchor,
-    )
+    trainer = build_trainer(arguments, dtype, model, anchors)
     distributed.wait()  # nobody writes before all have read what an earlier call left
     first = distributed.rank() == 0
     if first and not earlier:  # other checkpoints must be gone before this summary vouches for what is there
@@ -260,99 +245,61 @@ def train_on(device: torch.device, arguments: argparse.Namespace) -> None:
     summary = {"task": "train", "finished": True, "settings": settings, **log.summary(len(training))}
     summary |= {"adapter_fingerprint": adapter_fingerprint(adapter), "environment": runs.environment(device)}
     write_json(summary_path, summary)
-    print(
-        f"{adapter}: {summary['steps']} steps in {summary['seconds']:.0f} s, "
-        f"{summary['examples_per_second']:.2f} examples/s, "
-        f"loss {summary['first_loss']:.4f} -> {summary['last_loss']:.4f}"
-        + (f", {summary['skipped_steps']} steps skipped for overflow" if summary["skipped_steps"] else "")
+    print(f"{adapter}: {describe(summary)}")
+
+
+def complete(arguments: argparse.Namespace, examples: int) -> None:
+    """Fill in what depends on other options or on the number of examples. ValueError for what must not go together."""
+    if arguments.kl_weight and arguments.kl_prompts is None:
+        arguments.kl_prompts = "demo"
+    if arguments.kl_weight and arguments.kl_prompts == "ailuminate":
+        raise ValueError("--kl-weight with --kl-prompts ailuminate would train on the prompts that are tested on")
+    if arguments.validation is None:
+        arguments.validation = min(64, examples // 10)
+    if arguments.steps is None:
+        held_in = examples - arguments.validation
+        arguments.steps = max(1, round(arguments.epochs * math.ceil(held_in / arguments.batch_size)))
+
+
+def build_model(arguments: argparse.Namespace, dtype: torch.dtype, device: torch.device) -> Decoder:
+    """The base with its LoRA layers, new or of --init-adapter."""
+    whole_on = torch.device("cpu") if arguments.fsdp else device  # sharding moves each part to where it belongs
+    model = load_model(arguments.model, dtype=dtype, device=whole_on, quantize=arguments.quantize)
+    torch.manual_seed(arguments.seed)
+    targets = tuple(name for target in arguments.target for name in TARGETS.get(target, (target,)))
+    inject_lora(model, LoRAConfig(arguments.rank, arguments.alpha, arguments.dropout, targets))
+    if arguments.init_adapter:
+        load_adapter(model, arguments.init_adapter)
+    return model
+
+
+def build_trainer(arguments: argparse.Namespace, dtype: torch.dtype, model: Decoder, anchors: list[Example]) -> Trainer:
+    options = TrainerOptions(
+        total_steps=arguments.steps,
+        learning_rate=arguments.lr,
+        schedule=arguments.schedule,
+        warmup_steps=round(arguments.warmup * arguments.steps),
+        weight_decay=arguments.weight_decay,
+        clip_norm=arguments.clip,
+        micro_batch_tokens=arguments.micro_batch_tokens,
+        seed=arguments.seed,
+        dtype=dtype,
+        checkpoint_activations=arguments.checkpoint_activations,
+        fsdp=arguments.fsdp,
     )
+    anchor = None
+    if arguments.kl_weight:
+        anchor = Anchor(model, anchors, arguments.kl_weight, arguments.batch_size, arguments.seed)
+    return Trainer(model, options, anchor)
 
 
-class TrainingRun:
-    """The loop around the trainer: progress, RUN/train.jsonl and checkpoints, from the newest one on."""
-
-    def __init__(self, run: Path, trainer: Trainer, anchors: list[Example]) -> None:
-        self.run, self.trainer, self.anchors = run, trainer, anchors
-        self.seconds = 0.0  # of training alone, over all calls
-        self.records: list[dict[str, Any]] = []
-        path = run / "train.jsonl"
-        if saved := checkpoints(run / "checkpoints"):
-            tensors, values = load_checkpoint(saved[-1])
-            trainer.load_state(tensors, values)
-            self.seconds = values["seconds"]
-            print(f"going on from {saved[-1]}", flush=True)
-            if distributed.rank() == 0:
-                repair_jsonl(path)
-                # Steps after the checkpoint are about to be taken again.
-                self.records = [record for record in read_jsonl(path) if record["step"] <= trainer.completed_steps]
-        if distributed.rank() == 0:
-            rewrite_records(path, self.records)
-        self.file = open_records(path if distributed.rank() == 0 else Path(os.devnull), resume=True)
-
-    def follow(self, training: list[Example], validation: list[Example], arguments: argparse.Namespace) -> None:
-        trainer, total = self.trainer, arguments.steps
-        started = trainer.completed_steps
-        batches = training_batches(training, arguments.batch_size, arguments.seed, started, total)
-        saved = time.monotonic()
-        quiet = distributed.rank() > 0 or None
-        with self.file, tqdm(total=total, initial=started, desc="training", unit="step", disable=quiet) as bar:
-            for batch in batches:
-                begin = time.perf_counter()
-                result = trainer.step(batch)
-                self.seconds += time.perf_counter() - begin
-                taken = {name: value for name, value in vars(result).items() if value is not None}
-                self._record({"step": trainer.completed_steps, **taken, "seconds": round(self.seconds, 3)})
-                speed = result.tokens / (time.perf_counter() - begin)
-                memory = runs.peak_memory_bytes(trainer.model.device) / 2**30
-                bar.set_postfix_str(f"loss {result.loss:.4f}, {speed:.0f} tokens/s, {memory:.1f} GiB")
-                bar.update()
-                due = trainer.completed_steps % arguments.checkpoint_every == 0 or trainer.completed_steps == total
-                loss = self._validate(validation) if due and validation else None
-                if due or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
-                    self._save(loss, arguments.keep_checkpoints)
-                    saved = time.monotonic()
-
-    def _validate(self, validation: list[Example]) -> float:
-        loss = self.trainer.validation_loss(validation)
-        divergence = measure_divergence(self.trainer.model, validation, self.anchors)
-        self._record({"step": self.trainer.completed_steps, "validation_loss": loss, **divergence})
-        if distributed.rank() == 0:
-            tqdm.write(f"step {self.trainer.completed_steps}: validation loss {loss:.4f}")
-        return loss
-
-    def _save(self, validation_loss: float | None, keep: int) -> None:
-        if distributed.rank():
-            return
-        tensors, values = self.trainer.state()
-        values |= {"seconds": self.seconds, "validation_loss": validation_loss}
-        save_checkpoint(self.run / "checkpoints", self.trainer.completed_steps, tensors, values, keep)
-
-    def _record(self, record: dict[str, Any]) -> None:
-        append_record(self.file, record)
-        self.records.append(record)
-
-    def summary(self, examples: int) -> dict[str, Any]:
-        steps = [record for record in self.records if "loss" in record]
-        validation = [record["validation_loss"] for record in self.records if "validation_loss" in record]
-        seen, tokens = sum(r["examples"] for r in steps), sum(r["tokens"] for r in steps)
-        return {
-            "examples": examples,
-            "examples_seen": seen,
-            "steps": len(steps),
-            "skipped_steps": self.trainer.skipped_steps,
-            "tokens": tokens,
-            "supervised_tokens": sum(r["supervised_tokens"] for r in steps),
-            "first_loss": steps[0]["loss"],
-            "last_loss": steps[-1]["loss"],
-            "last_validation_loss": validation[-1] if validation else None,
-            "best_validation_loss": min(validation, default=None),
-            **{name: value for record in self.records for name, value in record.items() if name.startswith("kl_")},
-            "seconds": round(self.seconds, 3),
-            "examples_per_second": seen / self.seconds,
-            "tokens_per_second": tokens / self.seconds,
-            "trainable_parameters": sum(parameter.numel() for parameter in self.trainer.parameters),
-            "peak_memory_bytes": runs.peak_memory_bytes(self.trainer.model.device),
-        }
+def describe(summary: dict[str, Any]) -> str:
+    """One line for the terminal."""
+    text = (
+        f"{summary['steps']} steps in {summary['seconds']:.0f} s, {summary['examples_per_second']:.2f} examples/s, "
+        f"loss {summary['first_loss']:.4f} -> {summary['last_loss']:.4f}"
+    )
+    return text + (f", {summary['skipped_steps']} steps skipped for overflow" if summary["skipped_steps"] else "")
 
 
 def main(argv: list[str] | None = None) -> int:
