@@ -69,6 +69,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=cli.positive_int, metavar="N", help="test questions and hazard prompts (all)")
     parser.add_argument("--train-limit", type=cli.positive_int, metavar="N", help="training questions (all)")
     parser.add_argument(
+        "--kl-limit", type=cli.positive_int, default=200, metavar="N", help="answers that KL is measured on (200)"
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -150,7 +153,8 @@ def answering_steps(
     if arguments.judge == "guard":
         judging += ["--model", str(arguments.guard), "--device", arguments.device, "--dtype", arguments.dtype]
     yield Step(f"judging{at}", judge, judging)
-    yield Step(f"divergence{at}", divergence, ["--run", str(run), "--device", arguments.device])
+    measuring = ["--run", str(run), "--device", arguments.device, "--limit", str(arguments.kl_limit)]
+    yield Step(f"divergence{at}", divergence, measuring)
 
 
 def check_steps(recipe: Recipe, steps: list[Step]) -> None:

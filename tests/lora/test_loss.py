@@ -1,5 +1,9 @@
 """Packed examples, the shared prefix and the chunked loss give the plain way's losses and gradients."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -169,3 +173,26 @@ def test_micro_batches_keep_order_and_bound():
     assert [len(part) for part in micro_batches(examples, 0, 1000)] == [4]
     assert [len(part) for part in micro_batches(examples, 13, 30)] == [4], "what is computed apart does not count"
     assert [example for part in micro_batches(examples, 0, 30) for example in part] == examples
+
+
+PEAK = """
+import torch
+from lora.loss import CHUNK, FrozenHeadCrossEntropy
+from llama.runs import peak_memory_bytes
+def step(vocabulary):
+    hidden = torch.randn(8 * CHUNK, 48, requires_grad=True)
+    targets, weights = torch.randint(0, vocabulary, (8 * CHUNK,)), torch.ones(8 * CHUNK)
+    FrozenHeadCrossEntropy.apply(hidden, torch.randn(vocabulary, 48), targets, weights).backward()
+step(1_000)
+before = peak_memory_bytes(torch.device("cpu"))
+step(101_000)
+print(peak_memory_bytes(torch.device("cpu")) - before, 101_000 * (48 + CHUNK) * 4)
+"""
+
+
+def test_a_larger_vocabulary_costs_its_head_and_one_chunk_of_logits():
+    """Two chunks, or logits of all positions, would be 100 and 700 MB more."""
+    root = Path(loss_module.__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", PEAK], cwd=root, capture_output=True, text=True, check=True)
+    grown, allowed = map(int, done.stdout.split())
+    assert allowed * 0.5 < grown < allowed + 30e6
