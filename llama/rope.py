@@ -29,14 +29,13 @@ def inverse_frequencies(config: ModelConfig, device: torch.device | str | None =
 def rotary_tables(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines for `positions` [...] int64: two [..., 1, head_dim], formed in float32 and cast to `dtype`.
 
-    The extra dimension broadcasts over heads.
+    The extra dimension broadcasts over heads; the first half of the sines is negated, as `rotate` needs it.
     """
-    angles = positions[..., None].float() * inverse_frequencies(config, positions.device)
-    angles = torch.cat((angles, angles), dim=-1).unsqueeze(-2)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    angles = (positions[..., None].float() * inverse_frequencies(config, positions.device)).unsqueeze(-2)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the pairs (i, i + head_dim / 2) of `x` [..., heads, head_dim]."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    return (x * cos).add_(x.roll(x.shape[-1] // 2, dims=-1).mul_(sin))
