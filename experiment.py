@@ -69,7 +69,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=cli.positive_int, metavar="N", help="test questions and hazard prompts (all)")
     parser.add_argument("--train-limit", type=cli.positive_int, metavar="N", help="training questions (all)")
     parser.add_argument(
-        "--kl-limit", type=cli.positive_int, default=200, metavar="N", help="answers that KL is measured on (200)"
+        "--kl-limit", type=cli.positive_int, default=200, metavar="N", help="see divergence.py --limit (%(default)s)"
     )
     parser.add_argument(
         "--set",

@@ -106,9 +106,11 @@ def frontier_png(runs: list[Run], dark: bool = False) -> bytes | None:
                 label=labels[last],
                 **style,
             )
+            scales: dict[tuple[float, float], list[str]] = {}  # points that coincide share a label
             for scale, _, accuracy, safety in points:
-                place = (accuracy.rate, safety.rate)
-                axes.annotate(f"{scale:g}", place, xytext=(5, 5), textcoords="offset points", fontsize="small")
+                scales.setdefault((accuracy.rate, safety.rate), []).append(f"{scale:g}")
+            for place, names in scales.items():
+                axes.annotate(", ".join(names), place, xytext=(5, 5), textcoords="offset points", fontsize="small")
         method = runs[lines[0][0][1]].parts["judge"].method
         axes.set(xlabel="GSM8K accuracy", ylabel=SAFETY_LABELS[method])
         axes.xaxis.set_major_formatter(_as_percent)

@@ -17,7 +17,7 @@ from torch import Tensor
 from llama.config import ModelConfig
 
 FEW_QUERIES = 16  # up to so many at once, PyTorch's flash attention on the CPU is slower than plain products
-ROWS_PER_PART = 32  # rows attended together are computed to the longest of them: few enough to differ little
+ROWS_PER_PART = 16  # rows attended together are computed to the longest of them: few enough to differ little
 
 
 def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:

@@ -106,7 +106,7 @@ class Engine:
         self.prefix = list(prompts[0][: common_prefix_length(prompts)])
         self.outputs: list[Output] = [None] * len(prompts)
         context = model.config.max_position_embeddings
-        rows = [
+        self.waiting = deque(
             Row(
                 index=i,
                 tokens=list(prompt[len(self.prefix) :]),
@@ -115,9 +115,7 @@ class Engine:
                 random=np.random.default_rng((options.sampling.seed, indices[i])),
             )
             for i, prompt in enumerate(prompts)
-        ]
-        # Longest first: neighbours in the cache, which are attended together, then hold about equally many tokens.
-        self.waiting = deque(sorted(rows, key=lambda row: -row.prompt_length))
+        )
         # A draft may reach past the last token that counts.
         self.capacity = max(row.prompt_length + row.limit for row in self.waiting) + LONGEST
         self._allocate(self._affordable_slots())

@@ -37,5 +37,5 @@ def rotary_tables(config: ModelConfig, positions: Tensor, dtype: torch.dtype) ->
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (i, i + head_dim / 2) of `x` [..., heads, head_dim]."""
+    """Turn the pairs (i, i + head_dim / 2) of `x` [..., heads, head_dim] by the angles of `rotary_tables`."""
     return (x * cos).add_(x.roll(x.shape[-1] // 2, dims=-1).mul_(sin))

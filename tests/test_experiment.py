@@ -30,7 +30,7 @@ def call(chat_checkpoint, tmp_path, monkeypatch):
         for name, text in texts.items():
             (tmp_path / f"{name}.yaml").write_text(text)
         options = ["--model", str(chat_checkpoint), "--data", "demo", "--limit", "4", "--train-limit", "12"]
-        options += ["--judge", "refusal", "--device", "cpu"]
+        options += ["--judge", "refusal", "--kl-limit", "2", "--device", "cpu"]
         return experiment.main([*(f"{name}.yaml" for name in recipes), *options])
 
     return run
@@ -59,7 +59,8 @@ def test_recipes_end_in_one_table(call, folder, capsys):
     assert stages[1]["settings"]["init_adapter"] == stages[0]["adapter_fingerprint"]
     assert all(stage["settings"]["data"].endswith("self-instruct.train.jsonl") for stage in stages)
     assert len(read_jsonl(folder / "row" / "ailuminate.jsonl")) == 4
-    assert read_json(folder / "row" / "kl.summary.json")["gsm8k"]["mean"] > 0
+    divergence = read_json(folder / "row" / "kl.summary.json")["gsm8k"]
+    assert divergence["mean"] > 0 and divergence["answers"] == 2, "--kl-limit"
     recipe = read_json(folder / "row" / "recipe.json")
     assert recipe["recipe"]["train"][0]["steps"] == 2 and any("--shots 1" in text for text in recipe["commands"])
     assert (folder / "report" / "report.html").is_file()

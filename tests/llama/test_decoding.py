@@ -126,6 +126,19 @@ def test_prompts_that_begin_alike_in_groups_copy_what_another_slot_holds(models)
             assert stats.prefill_tokens == sum(map(len, prompts)) - 6 * 40, "each group's beginning is read once"
 
 
+def test_more_groups_than_rows_in_flight_are_still_read_once_each(models):
+    """They are answered in the order they come in: any other tears groups apart."""
+    _, ours = models
+    generator = torch.Generator().manual_seed(10)
+    starts = torch.randint(12, 199, (6, 40), generator=generator).tolist()
+    lengths = torch.randint(5, 30, (24,), generator=generator).tolist()
+    ends = [torch.randint(12, 199, (length,), generator=generator).tolist() for length in lengths]
+    prompts = [[*starts[i // 4], 12 + i, *end] for i, end in enumerate(ends)]  # no two go on alike
+    stats = DecodingStats()
+    generate(ours, prompts, 4, frozenset(), 4, stats=stats)
+    assert stats.prefill_tokens == sum(map(len, prompts)) - 6 * 3 * 40
+
+
 def test_memory_bounds_the_rows_in_flight_not_the_tokens(models):
     _, ours = models
     prompts = ragged_prompts(4, prefix=17)
