@@ -1,9 +1,11 @@
 """Processes that `torchrun` starts side by side: which one this is, which device is its own, how they meet."""
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 import torch.distributed
@@ -62,6 +64,19 @@ def process_group(device: torch.device, timeout: timedelta | None = None) -> Ite
         yield
     finally:
         torch.distributed.destroy_process_group()
+
+
+def leave(status: int) -> NoReturn:
+    """End this process with `status`: of several, at once after flushing, without taking the interpreter down first.
+
+    FSDP leaves the group's mesh in a cache of torch's, so gloo's threads outlive the group, and a shutting down
+    interpreter aborts now and then beneath them (torch 2.13; two of 97 runs).
+    """
+    if world_size() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 @contextmanager

@@ -53,6 +53,20 @@ def test_two_processes_follow_one(option, expected, chat_checkpoint, tmp_path):
     assert done.stdout.count("----- trained on (") == 1, "only rank 0 talks"
 
 
+@pytest.mark.parametrize(("processes", "printed"), [("2", "done\n"), ("1", "done\ntaken down\n")])
+def test_one_of_several_processes_ends_without_taking_the_interpreter_down(processes, printed):
+    """Threads that FSDP leaves behind would race that."""
+    code = "import atexit; from llama import distributed; atexit.register(print, 'taken down'); print('done')"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; distributed.leave(3)"],
+        cwd=ROOT,
+        env=ENVIRONMENT | {"WORLD_SIZE": processes, "RANK": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (3, printed), done.stderr
+
+
 @pytest.mark.parametrize("option", [[], ["--fsdp"]], ids=["data parallel", "fsdp"])
 def test_two_processes_stay_as_near_the_base_as_one(option, chat_checkpoint, tmp_path):
     """Five anchors a step: shares are unequal here as well."""
