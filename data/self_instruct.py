@@ -3,7 +3,7 @@
 What a model is trained on counts, and so does how far that is from what it would have said: answers close to its own
 distribution change it less (SDFT, Yang et al. 2024, https://arxiv.org/abs/2402.13669). `rewrite` shows the model the
 gold answer and asks for its own version, `sample` lets it solve the problem several times. Either is kept only if it
-ends by itself with the right number.
+comes to an end by itself and has the right number.
 """
 
 from collections import Counter
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from data.prompts import INSTRUCTION, Message
-from data.scoring import extract_number
+from data.scoring import MARKER, extract_number
 
 MODES = ("rewrite", "sample")
 FALLBACKS = ("gold", "drop")
@@ -36,10 +36,17 @@ def plan_attempts(records: Sequence[Record], samples: int) -> list[Record]:
 
 
 def own_answer(attempt: Record) -> str | None:
-    """The attempt as a training answer; None unless it ended by itself and its number is the gold one."""
+    """The attempt as a training answer that ends in `#### N`; None unless it ended by itself and N is the gold number.
+
+    Small models like to add a remark behind the number, which is cut off: trained on, it would come back in every
+    answer. An attempt with several `####` is none of the format either.
+    """
     text = attempt["response"].strip().removeprefix("A:").strip()
-    right = extract_number(text, "homework") == attempt["gold"]
-    return text if right and attempt["finish_reason"] == "stop" else None
+    steps, marker, tail = text.partition(MARKER)
+    number = extract_number(marker + tail.strip().partition("\n")[0], "homework")
+    if number != attempt["gold"] or MARKER in tail or attempt["finish_reason"] != "stop":
+        return None
+    return f"{steps.rstrip()}\n{MARKER} {number}".lstrip()
 
 
 def assemble(records: Sequence[Record], attempts: dict[str, Record], mode: str, fallback: str) -> list[Record]:

@@ -1,8 +1,8 @@
-"""benchmarks/decode.py on a tiny checkpoint: the engines run in their processes and the report is complete and true."""
+"""The benchmarks on a tiny checkpoint: the engines run in their processes and the reports are complete and true."""
 
 import json
 
-from benchmarks import compare, decode
+from benchmarks import compare, decode, quantize
 
 
 def test_decode_compares_ours_with_transformers(chat_checkpoint, tmp_path):
@@ -52,3 +52,12 @@ def test_difference_is_called_a_tie_only_where_the_logits_tie(chat_checkpoint):
 def test_tokens_needed_counts_shared_prefixes_once():
     """Guards the arithmetic limit: a trie of these prompts has six nodes."""
     assert compare.tokens_needed([[1, 2, 3], [1, 2], [1, 2, 4, 5], [9], [1, 2, 3]]) == 6
+
+
+def test_quantize_compares_both_kinds_of_weights(chat_checkpoint, capsys):
+    """Guards that the two are really measured: logits do change, if little, and four random tokens hold no number."""
+    quantize.main(["--model", str(chat_checkpoint), "--data", "demo", "--questions", "3", "--max-new-tokens", "4"])
+    printed = capsys.readouterr().out
+    assert "| float32 |" in printed and "| int8 |" in printed
+    assert 0 < float(printed.split("the largest change of a logit ")[1].split(",")[0]) < 1
+    assert "Answers with another number: 0 of 3." in printed

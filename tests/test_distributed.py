@@ -53,6 +53,14 @@ def test_two_processes_follow_one(option, expected, chat_checkpoint, tmp_path):
     assert done.stdout.count("----- trained on (") == 1, "only rank 0 talks"
 
 
+def test_eight_bit_weights_are_sharded_as_well(chat_checkpoint, tmp_path):
+    """Guards the integers and scales of a quantised base, beside the LoRA weights that stay whole."""
+    for run, option, processes in (("one", [], 1), ("two", ["--fsdp"], 2)):
+        done = call(chat_checkpoint, tmp_path / run, "--quantize", "int8", *option, processes=processes)
+        assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+
+
 @pytest.mark.parametrize(("processes", "printed"), [("2", "done\n"), ("1", "done\ntaken down\n")])
 def test_one_of_several_processes_ends_without_taking_the_interpreter_down(processes, printed):
     """Threads that FSDP leaves behind would race that."""

@@ -31,13 +31,17 @@ def test_every_question_is_asked_k_times_under_its_own_id():
     ("response", "finish_reason", "answer"),
     [
         ("A: One and one make two.\n#### 2", "stop", "One and one make two.\n#### 2"),
-        ("  Two. #### 2.0 ", "stop", "Two. #### 2.0"),
+        ("  Two. #### 2.0 ", "stop", "Two.\n#### 2"),
+        ("Two.\n#### 2\n\nYour own answer: the answer is 2.", "stop", "Two.\n#### 2"),  # it would teach the remark
+        ("#### 2", "stop", "#### 2"),
         ("#### 3", "stop", None),  # wrong
+        ("I write it after '####'.\n\nThe answer is 2.", "stop", None),
+        ("#### 1\nNo:\n#### 2", "stop", None),
         ("The answer is 2", "stop", None),  # no marker: train.py would refuse the file
         ("#### 2 and then", "length", None),  # cut off: it would not teach where to stop
     ],
 )
-def test_an_answer_must_end_by_itself_with_the_right_number(response, finish_reason, answer):
+def test_an_answer_must_end_by_itself_and_have_the_right_number(response, finish_reason, answer):
     assert own_answer(attempt(1, response, finish_reason)[1]) == answer
 
 
@@ -52,7 +56,7 @@ def test_the_first_right_attempt_counts_whatever_order_they_finished_in():
     )
     by_gold = assemble(RECORDS[1:3], attempts, "sample", "gold")
     assert [(r["id"], r["answer"], r["source"]) for r in by_gold] == [
-        ("t1", "second #### 2", "sample"),
+        ("t1", "second\n#### 2", "sample"),
         ("t2", "2+2=4\n#### 4", "gold"),
     ]
     assert [r["id"] for r in assemble(RECORDS[1:3], attempts, "sample", "drop")] == ["t1"]
