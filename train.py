@@ -142,7 +142,9 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         help="tokens in one forward pass: changes memory and speed, not the gradients (%(default)s)",
     )
     machine.add_argument(
-        "--checkpoint-activations", action="store_true", help="compute blocks twice: less memory, more time"
+        "--checkpoint-activations",
+        action="store_true",
+        help="compute blocks twice and hold weights once: two thirds of the memory or less, half as much time again",
     )
     machine.add_argument(
         "--fsdp",
@@ -236,7 +238,8 @@ def train_on(device: torch.device, arguments: argparse.Namespace) -> None:
         write_json(summary_path, {"task": "train", "finished": False, "settings": settings})
     distributed.wait()
     log = TrainingRun(run, trainer, anchors)
-    with packed_weights(model):
+    # Packed weights are faster, but each is there twice: not where memory is what counts.
+    with contextlib.nullcontext() if arguments.checkpoint_activations else packed_weights(model):
         log.follow(training, validation, arguments)
     if not first:
         return

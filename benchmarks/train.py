@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=3, help="timed steps after the first (%(default)s)")
     parser.add_argument("--peer-batches", nargs="+", type=int, default=[1, 2, 4], help="TRL's micro-batches (1 2 4)")
     parser.add_argument("--micro-batch-tokens", type=int, default=1024, help="of this project's trainer (%(default)s)")
+    parser.add_argument("--checkpoint-activations", action="store_true", help="train as train.py does with this option")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -75,11 +77,15 @@ def run_ours(job: dict[str, Any], batches: list[list[Example]]) -> dict[str, Any
     model = load_model(job["model"])
     load_adapter(model, job["adapter"])
     options = TrainerOptions(
-        len(batches), LEARNING_RATE, schedule="constant", micro_batch_tokens=job["micro_batch_tokens"]
+        len(batches),
+        LEARNING_RATE,
+        schedule="constant",
+        micro_batch_tokens=job["micro_batch_tokens"],
+        checkpoint_activations=job["checkpoint_activations"],
     )
     trainer = Trainer(model, options)
     losses, times = [], [time.perf_counter()]
-    with packed_weights(model):
+    with nullcontext() if options.checkpoint_activations else packed_weights(model):
         for batch in batches:
             losses.append(trainer.step(batch).loss)
             times.append(time.perf_counter())
@@ -222,7 +228,8 @@ def main() -> None:
         for loss in arguments.losses:
             for batch_size in arguments.batch_sizes:
                 for shots in arguments.shots:
-                    job = {name: getattr(arguments, name) for name in ("model", "data", "steps", "micro_batch_tokens")}
+                    options = "model", "data", "steps", "micro_batch_tokens", "checkpoint_activations"
+                    job = {name: getattr(arguments, name) for name in options}
                     job |= {"shots": shots, "loss": loss, "batch_size": batch_size, "adapter": adapter}
                     print(compare(job, arguments.peer_batches), flush=True)
 
