@@ -16,11 +16,13 @@ from typing import Any
 
 import torch
 
+from data.answers import read_answers
 from data.examples import IGNORED, Example
-from data.records import read_json, read_jsonl, rewrite_records, write_json
+from data.records import read_json, rewrite_records, write_json
 from data.statistics import mean_interval
-from generate import TASKS, build_prompts, load_shots
+from generate import TASKS, build_prompts, load_shots, sha256
 from llama import cli, runs
+from llama.shots import make_selector
 from llama.tokenizer import load_tokenizer
 from llama.weights import load_model
 from lora import adapter_fingerprint, load_adapter, set_lora_scale
@@ -42,11 +44,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def read_task(run: Path, task: str, limit: int) -> tuple[Record, list[Record]]:
-    """The task's summary and `limit` of its answers, evenly spread. ValueError unless it is finished."""
+    """The task's summary and `limit` of its answers, evenly spread. ValueError unless it is finished and whole."""
     summary = read_json(run / f"{task}.summary.json")
     if not summary.get("finished"):
         raise ValueError(f"{run / task}.summary.json: not finished; finish it with generate.py --task {task}")
-    answers = sorted(read_jsonl(run / f"{task}.jsonl"), key=lambda answer: answer["id"])
+    path = run / f"{task}.jsonl"
+    answers = sorted(read_answers(path, task, []).values(), key=lambda answer: answer["id"])
+    empty = next((answer["id"] for answer in answers if not answer["token_ids"]), None)
+    if empty or not answers or "settings" not in summary:
+        lacking = f"{empty} has no tokens" if empty else "no answers, or their summary has no settings"
+        raise ValueError(f"{path}: {lacking}; answer again with generate.py --no-resume")
     count = min(limit, len(answers))
     return summary, [answers[i * len(answers) // count] for i in range(count)]
 
@@ -72,7 +79,16 @@ def measure_task(run: Path, task: str, summary: Record, answers: list[Record], d
     else:
         asked = Namespace(**{"system": None, **settings, "run": run, "device": str(device)})
         tokenizer = load_tokenizer(settings["model"], date=settings["date"])
-        prompts = build_prompts(task, answers, load_shots(asked) if task == "gsm8k" else [], asked, tokenizer)
+        selector = None
+        if task == "gsm8k":
+            pool = load_shots(asked)
+            if sha256(pool) != settings["shots_sha256"]:
+                raise ValueError(
+                    f"{run / task}.summary.json: answered with shots_sha256 = {settings['shots_sha256']!r}, now it is "
+                    f"{sha256(pool)!r}: the file that shots come from has changed"
+                )
+            selector = make_selector(asked, pool, answers)
+        prompts = build_prompts(task, answers, selector, asked, tokenizer)
         model = load_model(settings["model"], dtype=settings["dtype"], device=device, quantize=settings.get("quantize"))
         load_adapter(model, adapter)
         set_lora_scale(model, settings["adapter_scale"])

@@ -21,7 +21,7 @@ import generate
 import judge
 import report
 import train
-from data.recipes import Options, Recipe, load_recipe, parse_setting
+from data.recipes import Options, Recipe, Setting, load_recipe, parse_setting
 from data.records import write_json
 from data.results import RECIPE, load_runs, short_names
 from data.rows import row_tables
@@ -100,6 +100,8 @@ def to_argv(options: Options) -> list[str]:
     for name, value in options.items():
         if isinstance(value, bool):
             argv.append(f"--{'' if value else 'no-'}{name}")
+        elif isinstance(value, str) and value.startswith("-"):
+            argv.append(f"--{name}={value}")  # argparse would take it for another option
         else:
             argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return argv
@@ -166,7 +168,20 @@ def check_steps(recipe: Recipe, steps: list[Step]) -> None:
                 step.script.parse_arguments(step.argv)
         except SystemExit:
             message = said.getvalue().strip().removeprefix("error: ")
+            message = message.replace(f"({Path(sys.argv[0]).name} --help", f"({step.script.__name__}.py --help")
             raise ValueError(f"{recipe.path}: {step.name}: {message}") from None
+
+
+def check_together(recipes: list[Recipe], settings: list[Setting]) -> None:
+    """ValueError for recipes that would share a run folder, and for a setting that none of them takes."""
+    paths: dict[str, Path] = {}
+    for recipe in recipes:
+        if recipe.name in paths:
+            raise ValueError(f"{paths[recipe.name]} and {recipe.path}: runs are named by the file; rename one of them")
+        paths[recipe.name] = recipe.path
+    for section, option, value in settings:
+        if not any(isinstance(recipe.raw.get(section), dict | list) for recipe in recipes):
+            raise ValueError(f"--set {section}.{option}={value}: none of these recipes has a section {section!r}")
 
 
 def check_needs(recipe: Recipe, before: set[str], folder: Path) -> None:
@@ -194,6 +209,7 @@ def run_recipes(arguments: argparse.Namespace) -> None:
     names = option_names()
     settings = [parse_setting(text) for text in arguments.set]
     recipes = [load_recipe(path, names, settings) for path in arguments.recipes]
+    check_together(recipes, settings)
     folder: Path = arguments.runs / PurePath(str(arguments.model)).name
     planned = [(recipe, plan(recipe, folder, arguments)) for recipe in recipes]
     for index, (recipe, steps) in enumerate(planned):
@@ -202,16 +218,19 @@ def run_recipes(arguments: argparse.Namespace) -> None:
     made = []
     for recipe, steps in planned:
         run = folder / recipe.name
-        for path, scale in [(run, 1.0), *((run / f"scale-{scale:g}", scale) for scale in recipe.sweep)]:
-            write_recipe(recipe, path, steps, arguments, scale)
-            made.append(path)
         for number, step in enumerate(steps, start=1):
             print(f"\n{recipe.name}, step {number} of {len(steps)}: {step.name}", flush=True)
             status = step.script.main(step.argv)
             if status == 130:
                 raise KeyboardInterrupt("told by the step")
             if status:
-                raise ValueError(f"{recipe.path}: {step.name} has failed; the same command goes on from there")
+                raise ValueError(
+                    f"{recipe.path}: {step.name} has failed. Once that is put right, the same command goes on from "
+                    f"there; for other settings, take another --runs or remove {run}"
+                )
+        for path, scale in [(run, 1.0), *((run / f"scale-{scale:g}", scale) for scale in recipe.sweep)]:
+            write_recipe(recipe, path, steps, arguments, scale)  # only now: refused settings have made nothing here
+            made.append(path)
     print()
     report.report(report.parse_arguments([*map(str, made), "--output", str(folder / "report")]))
     runs = load_runs(made)

@@ -22,7 +22,7 @@ import torch
 from data.ailuminate import load_ailuminate, spread
 from data.answers import make_answer, read_answers, summarise_answers
 from data.gsm8k import SPLITS, load_gsm8k
-from data.prompts import ailuminate_messages, gsm8k_messages, with_system
+from data.prompts import ShotSelector, ailuminate_messages, gsm8k_messages, with_system
 from data.records import read_json
 from data.self_instruct import plan_attempts, rewrite_messages
 from llama import cli, runs
@@ -38,7 +38,7 @@ from llama.own_words import (
     training_file,
     write_training_file,
 )
-from llama.shots import make_selector, shot_settings
+from llama.shots import make_selector, report_near_duplicates, shot_settings
 from llama.tasks import Task
 from llama.tokenizer import Tokenizer, load_tokenizer
 from llama.weights import load_model
@@ -93,7 +93,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="P",
         help="sample from the likeliest tokens that make up P (1)",
     )
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.task == SELF_INSTRUCT:
+        check_self_instruct_options(parser, arguments)
+    return arguments
 
 
 def load_records(task: str, arguments: argparse.Namespace) -> tuple[list[Record], list[int]]:
@@ -123,15 +126,18 @@ def load_shots(arguments: argparse.Namespace) -> list[Record]:
 
 
 def build_prompts(
-    task: str, records: list[Record], pool: list[Record], arguments: argparse.Namespace, tokenizer: Tokenizer
+    task: str,
+    records: list[Record],
+    selector: ShotSelector | None,
+    arguments: argparse.Namespace,
+    tokenizer: Tokenizer,
 ) -> list[list[int]]:
-    """Each record's chat as token ids, up to where the answer begins."""
+    """Each record's chat as token ids, up to where the answer begins. `selector` chooses the shots of a question."""
     if task == "ailuminate":
         chats = [ailuminate_messages(record["prompt"]) for record in records]
     elif task == SELF_INSTRUCT and arguments.mode == "rewrite":
         chats = [rewrite_messages(record["question"], record["answer"]) for record in records]
     else:
-        selector = make_selector(arguments, pool, records, task)
         chats = [gsm8k_messages(record["question"], selector.select(record)) for record in records]
     return [tokenizer.encode_chat(with_system(chat, arguments.system)) for chat in chats]
 
@@ -175,7 +181,8 @@ class AnswerTask(Task):
     ) -> None:
         self.adapter_path = str(adapter) if adapter else None  # where it lay; the settings hold its fingerprint
         path, summary_path = arguments.run / f"{task}.jsonl", arguments.run / f"{task}.summary.json"
-        runs.refuse_overwriting(data_source(task, arguments), path)
+        written = [training_file(arguments.run)] if task == SELF_INSTRUCT else []
+        runs.refuse_overwriting(data_source(task, arguments), path, *written)
         records, places = load_records(task, arguments)
         self.places = {record["id"]: place for record, place in zip(records, places, strict=True)}
         self.pool = load_shots(arguments) if task != "ailuminate" else []
@@ -188,12 +195,21 @@ class AnswerTask(Task):
         super().__init__(task, path, summary_path, records, settings, arguments.resume, device)
         # Of self-instruct: what the summary says of the file made of its attempts.
         self.training: Record = (read_json(summary_path).get("training") or {}) if self.finished else {}
-        written = self.training.get("fallback") == arguments.fallback and training_file(arguments.run).is_file()
-        self.needs_model = bool(self.to_do) or (task == SELF_INSTRUCT and not written)
+        self.needs_model = bool(self.to_do) or (task == SELF_INSTRUCT and not self._has_training_file(arguments))
+
+    def _has_training_file(self, arguments: argparse.Namespace) -> bool:
+        """Whether self-instruct has written what these arguments ask for, of as many questions."""
+        attempts = (self.training.get("records", 0) + self.training.get("dropped", 0)) * arguments.samples
+        same = attempts == len(self.planned) and self.training.get("fallback") == arguments.fallback
+        return same and training_file(arguments.run).is_file()
 
     def prepare(self, arguments: argparse.Namespace, tokenizer: Tokenizer, config: ModelConfig) -> None:
         """Build the prompts of what is left to do. ValueError, naming the record, for one that does not fit."""
-        self.prompts = build_prompts(self.name, self.to_do, self.pool, arguments, tokenizer)
+        selector = None
+        if self.to_do and self.name != "ailuminate":
+            selector = make_selector(arguments, self.pool, self.planned)
+            report_near_duplicates(arguments, selector, self.planned, self.name)
+        self.prompts = build_prompts(self.name, self.to_do, selector, arguments, tokenizer)
         check_prompts(config, self.prompts, [record["id"] for record in self.to_do])
 
     def answer(self, model: Decoder, tokenizer: Tokenizer, arguments: argparse.Namespace) -> None:
@@ -267,6 +283,8 @@ def describe(task: str, summary: Record) -> str:
 
 def choose_tasks(arguments: argparse.Namespace) -> tuple[str, ...]:
     """The tasks to do; a task's name as --data means its official set."""
+    if arguments.data == "gsm8k" and arguments.task == SELF_INSTRUCT:
+        arguments.data = "official"
     if arguments.data in TASKS:
         if arguments.task not in (None, arguments.data):
             raise ValueError(f"--data {arguments.data} does not go with --task {arguments.task}")
@@ -280,8 +298,6 @@ def choose_tasks(arguments: argparse.Namespace) -> tuple[str, ...]:
 def plan(arguments: argparse.Namespace) -> tuple[list[AnswerTask], Tokenizer, Callable[[], Decoder]]:
     """What there is to do, with every prompt checked, the tokenizer, and the function that loads the model."""
     tasks = choose_tasks(arguments)
-    if SELF_INSTRUCT in tasks:
-        check_self_instruct_options(arguments)
     runs.prepare_run(arguments.run)
     device = own_device(cli.resolve_device(arguments.device))
     dtype = cli.resolve_dtype(arguments.dtype, device)

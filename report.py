@@ -33,7 +33,7 @@ DIVERGENCE_CAPTION = "Safety against the distance from the base model on AILumin
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="run folder, as train.py and the others write it"
     )

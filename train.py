@@ -23,12 +23,13 @@ from data.examples import LOSSES, Example, build_example, describe_example, spli
 from data.gsm8k import load_gsm8k
 from data.prompts import gsm8k_training_messages
 from data.records import write_json
+from data.sources import AILUMINATE, is_official
 from llama import cli, distributed, runs
 from llama.config import ModelConfig
 from llama.decoding import check_prompts
 from llama.hub import resolve
 from llama.model import Decoder
-from llama.shots import make_selector
+from llama.shots import make_selector, report_near_duplicates
 from llama.tokenizer import Tokenizer, load_tokenizer
 from llama.weights import load_model
 from lora import LoRAConfig, adapter_fingerprint, inject_lora, load_adapter, save_adapter
@@ -143,12 +144,14 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     )
     machine.add_argument(
         "--checkpoint-activations",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
+        default=False,
         help="compute blocks twice and hold weights once: two thirds of the memory or less, half as much time again",
     )
     machine.add_argument(
         "--fsdp",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
+        default=False,
         help="with torchrun: shard the frozen weights, for models too large for one device",
     )
     machine.add_argument(
@@ -171,7 +174,8 @@ def build_examples(arguments: argparse.Namespace, tokenizer: Tokenizer) -> tuple
     """The tokenised training examples and the ids of their records."""
     pool = load_gsm8k("gsm8k" if arguments.data == "official" else arguments.data, "train")
     records = pool[: arguments.limit]
-    selector = make_selector(arguments, pool, records, "train")
+    selector = make_selector(arguments, pool, records)
+    report_near_duplicates(arguments, selector, records, "train")
     examples = []
     for record in tqdm(records, desc="tokenising", leave=False, disable=distributed.rank() > 0 or None):
         messages = gsm8k_training_messages(record["question"], record["answer"], selector.select(record))
@@ -254,8 +258,11 @@ def complete(arguments: argparse.Namespace, examples: int) -> None:
     """Fill in what depends on other options or on the number of examples. ValueError for what must not go together."""
     if arguments.kl_weight and arguments.kl_prompts is None:
         arguments.kl_prompts = "demo"
-    if arguments.kl_weight and arguments.kl_prompts == "ailuminate":
-        raise ValueError("--kl-weight with --kl-prompts ailuminate would train on the prompts that are tested on")
+    tested_on = arguments.kl_prompts == "ailuminate" or is_official(arguments.kl_prompts or "", AILUMINATE)
+    if arguments.kl_weight and tested_on:
+        raise ValueError(
+            f"--kl-weight with --kl-prompts {arguments.kl_prompts} would train on the prompts that are tested on"
+        )
     if arguments.validation is None:
         arguments.validation = min(64, examples // 10)
     if arguments.steps is None:

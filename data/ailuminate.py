@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.sources import AILUMINATE_CSV, dataset_file
+from data.sources import AILUMINATE, dataset_file
 
 DEMO_CSV = Path(__file__).with_name("demo") / "prompts.csv"
 UNKNOWN = "unknown"
@@ -60,7 +60,7 @@ def spread(records: list[dict[str, Any]], limit: int | None) -> list[dict[str, A
 
 def _locate(source: str | Path) -> Path:
     if source == "ailuminate":
-        return dataset_file(f"ailuminate/{AILUMINATE_CSV}")
+        return dataset_file(AILUMINATE)
     if source == "demo":
         return DEMO_CSV
     path = Path(source)

@@ -25,15 +25,18 @@ def load_gsm8k(source: str | Path, split: str) -> list[dict[str, Any]]:
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
     path, prefix = _locate(source, split)
-    records, sourced = [], False
+    records = []
     for line, record in numbered_jsonl(path):
         where = f"{path}, line {line}"
         question, answer = _text(record, "question", where), _text(record, "answer", where)
         gold = extract_number(answer, "homework")
         if gold is None:
             raise ValueError(f"{where}: the answer does not end in '#### number' but in {answer[-30:]!r}")
-        source = {"source": _text(record, "source", where)} if "source" in record or sourced else {}
-        sourced = bool(source)
+        source = {"source": _text(record, "source", where)} if "source" in record else {}
+        if records and ("source" in records[0]) != bool(source):
+            raise ValueError(
+                f"{where}: {'a' if source else 'no'} 'source', unlike the first record; all have it or none"
+            )
         records.append(
             {"id": f"{prefix}-{len(records)}", "question": question, "answer": answer, "gold": gold, **source}
         )

@@ -51,7 +51,10 @@ def parse_setting(text: str) -> Setting:
     section, dot, option = name.partition(".")
     if not (equals and dot and option) or section not in SECTIONS:
         raise ValueError(f"{text!r}: expected SECTION.OPTION=VALUE with a section of {', '.join(SECTIONS)}")
-    return section, option, yaml.safe_load(value)
+    try:
+        return section, option, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text!r}: the value is not valid YAML ({' '.join(str(error).split())})") from None
 
 
 def load_recipe(path: Path, options: Mapping[str, set[str]], settings: Iterable[Setting] = ()) -> Recipe:
@@ -61,12 +64,15 @@ def load_recipe(path: Path, options: Mapping[str, set[str]], settings: Iterable[
     """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise ValueError(f"{path}: no such recipe; the files in recipes/ are some") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     _check(raw, dict, path, "the recipe")
     for section, option, value in settings:
+        _check_keys({option: value}, options[section], path, f"option of {section}")
+        if section == "judge":  # a step of every recipe
+            raw.setdefault(section, {})
         if section in raw and not isinstance(raw[section], str):  # else there is no such step here to overrule
             raw[section] = raw[section] or {}
             for stage in raw[section] if isinstance(raw[section], list) else [raw[section]]:
@@ -86,7 +92,8 @@ def load_recipe(path: Path, options: Mapping[str, set[str]], settings: Iterable[
     original = _check(raw.get("original", {}), dict, path, "original")
     _check_keys(original, ORIGINALS, path, "key of original")
     for name, value in original.items():
-        _check(value, float, path, f"original: {name}")
+        if not 0 <= _check(value, float, path, f"original: {name}") <= 100:
+            raise ValueError(f"{path}: original: {name} should be a percentage from 0 to 100, found {value!r}")
     sweep = [_check(scale, float, path, "sweep") for scale in _check(raw.get("sweep", []), list, path, "sweep")]
     if sweep and "train" not in raw:
         raise ValueError(f"{path}: 'sweep' scales the adapter that is trained here, and there is no 'train'")

@@ -165,17 +165,26 @@ def load_run(folder: Path, name: str) -> Run:
     parts = {task: _load_part(folder, task) for task in LAYOUTS if (folder / f"{task}.summary.json").is_file()}
     if not parts:
         raise ValueError(
-            f"{folder}: no *.summary.json in it, so not a run yet; train.py, generate.py and judge.py write them"
+            f"{folder}: no summary of training, answers or judging in it, so there is nothing to report yet; train.py, "
+            "generate.py and judge.py write them"
         )
     stale = _count_stale_verdicts(parts)
     if stale:
         del parts["judge"]
     recipe, about = folder / RECIPE, {}
     if recipe.is_file():
-        about["recipe"] = read_json(recipe)
+        about["recipe"] = _read_recipe(recipe)
     if (folder / "self-instruct.summary.json").is_file():
         about["self_instruct"] = _read_self_instruct(folder / "self-instruct.summary.json")
     return Run(folder, name, parts, stale, _read_divergence(folder, parts), **about)
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    recipe = read_json(path)
+    for name, share in (_typed(recipe, "original", dict, path, optional=True) or {}).items():
+        if not isinstance(share, int | float) or not 0 <= share <= 100:
+            raise ValueError(f"{path}: field 'original': {name} should be a percentage, found {share!r}")
+    return recipe
 
 
 def _count_stale_verdicts(parts: dict[str, Part]) -> int:

@@ -70,7 +70,7 @@ def assemble(records: Sequence[Record], attempts: dict[str, Record], mode: str, 
     if not chosen:
         raise ValueError(
             f"none of the {len(records)} answers has the right number, so nothing is left to train on; use --fallback "
-            "gold, more --samples or a longer --max-new-tokens"
+            "gold, a longer --max-new-tokens, or --mode sample with more --samples"
         )
     return chosen
 

@@ -6,7 +6,7 @@ import os
 import urllib.request
 from pathlib import Path
 
-AILUMINATE_CSV = "airr_official_1.0_demo_en_us_prompt_set_release.csv"
+AILUMINATE = "ailuminate/airr_official_1.0_demo_en_us_prompt_set_release.csv"
 
 _GSM8K_URL = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data"
 _AILUMINATE_URL = "https://raw.githubusercontent.com/mlcommons/ailuminate/main"
@@ -22,8 +22,8 @@ OFFICIAL_FILES = {
         f"{_GSM8K_URL}/test.jsonl",
         "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14",
     ),
-    f"ailuminate/{AILUMINATE_CSV}": (
-        f"{_AILUMINATE_URL}/{AILUMINATE_CSV}",
+    AILUMINATE: (
+        f"{_AILUMINATE_URL}/{AILUMINATE.partition('/')[2]}",
         "63e2b654325c5405096fabf28ef5f057b0ad674904b1839fd1f52b523e324d02",
     ),
 }
@@ -53,6 +53,12 @@ def dataset_file(name: str) -> Path:
         _verify(content, digest, url, _OTHER_WAY)
         _replace(path, content)
     return path
+
+
+def is_official(path: str | Path, name: str) -> bool:
+    """Whether `path` is a copy of the official file `name`."""
+    path = Path(path)
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == OFFICIAL_FILES[name][1]
 
 
 def _verify(content: bytes, digest: str, name: str, remedy: str) -> None:

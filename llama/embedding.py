@@ -111,6 +111,8 @@ class Embedder:
                 names, vectors = file.get_tensor("sha256"), file.get_tensor("embeddings")
         except SafetensorError as error:
             raise ValueError(f"{self.path}: not a readable embedding cache ({error}); delete the file") from None
+        if len(names) != len(vectors) or not vectors.isfinite().all():
+            raise ValueError(f"{self.path}: a damaged embedding cache; delete the file")
         return {bytes(name.tolist()).hex(): vector for name, vector in zip(names, vectors, strict=True)}
 
     def _write(self, known: dict[str, Tensor]) -> None:

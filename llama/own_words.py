@@ -34,10 +34,10 @@ def add_self_instruct_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_self_instruct_options(arguments: argparse.Namespace) -> None:
-    """ValueError for several attempts that would all be the same."""
+def check_self_instruct_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """An error of `parser` for several attempts that would all be the same."""
     if arguments.samples > 1 and (arguments.temperature == 0 or arguments.mode == "rewrite"):
-        raise ValueError(
+        parser.error(
             f"--samples {arguments.samples} with --mode {arguments.mode} and --temperature {arguments.temperature:g}: "
             "several attempts are for --mode sample with a temperature above 0"
         )

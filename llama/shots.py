@@ -14,12 +14,9 @@ SHOWN = 3  # near-duplicates named on the terminal
 
 
 def make_selector(
-    arguments: argparse.Namespace, pool: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]], name: str
+    arguments: argparse.Namespace, pool: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]]
 ) -> ShotSelector:
-    """What chooses the shots of `records` from `pool`; RUN/NAME.duplicates.json names similar ones that are too much.
-
-    ValueError for an embedder that cannot be loaded.
-    """
+    """What chooses the shots of `records` from `pool`. ValueError for an embedder that cannot be loaded."""
     if arguments.shot_selection != "similar" or not arguments.shots or not records:
         return ShotSelector(pool, arguments.shots, arguments.shot_selection, arguments.seed)
     device = cli.resolve_device(arguments.device)
@@ -31,10 +28,16 @@ def make_selector(
     def nearest(record: dict[str, Any], wanted: int) -> list[int]:
         return (documents @ rows[record["id"]]).topk(wanted).indices.tolist()
 
-    selector = ShotSelector(pool, arguments.shots, "similar", nearest=nearest)
+    return ShotSelector(pool, arguments.shots, "similar", nearest=nearest)
+
+
+def report_near_duplicates(
+    arguments: argparse.Namespace, selector: ShotSelector, records: Sequence[dict[str, Any]], name: str
+) -> None:
+    """RUN/NAME.duplicates.json, and a line on the terminal: which of `records` have shots that are too similar."""
+    if arguments.shot_selection != "similar" or not arguments.shots or rank() > 0:
+        return
     found = find_near_duplicates(selector, records)
-    if rank() > 0:
-        return selector
     write_json(arguments.run / f"{name}.duplicates.json", {"questions": len(records), "near_duplicates": found})
     shown = ", ".join(f"{pair['id']} ~ {pair['shot']} ({pair['overlap']:.0%})" for pair in found[:SHOWN])
     print(
@@ -42,7 +45,6 @@ def make_selector(
         f"theirs{': ' * bool(found)}{shown}",
         flush=True,
     )
-    return selector
 
 
 def shot_settings(arguments: argparse.Namespace) -> dict[str, Any]:

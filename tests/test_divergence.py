@@ -63,7 +63,16 @@ def test_what_cannot_be_measured_is_one_line(tuned, tmp_path, capsys):
     (copy / "gsm8k.summary.json").write_text(summary.replace('"finished": true', '"finished": false'))
     assert divergence.main(["--run", str(copy)]) == 2
     assert "not finished; finish it with generate.py --task gsm8k" in capsys.readouterr().err
+    other_shots = summary.replace(read_json(tuned / "gsm8k.summary.json")["settings"]["shots_sha256"], "0123456789ab")
+    (copy / "gsm8k.summary.json").write_text(other_shots)
+    assert divergence.main(["--run", str(copy), "--limit", "2"]) == 2
+    assert "answered with shots_sha256 = '0123456789ab', now it is" in capsys.readouterr().err
+    (copy / "gsm8k.summary.json").write_text(summary)
+    (copy / "ailuminate.jsonl").write_text("")
+    assert divergence.main(["--run", str(copy)]) == 2
+    assert "ailuminate.jsonl: no answers" in capsys.readouterr().err
     moved = summary.replace(str(tuned / "adapter"), str(tmp_path / "elsewhere"))
     (copy / "gsm8k.summary.json").write_text(moved)
+    shutil.copy(tuned / "ailuminate.jsonl", copy)
     assert divergence.main(["--run", str(copy), "--limit", "2"]) == 2
     assert "which is not there as it was" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """experiment.py: a whole recipe on a tiny model, interrupted and started again."""
 
+from collections.abc import Sequence
+
 import pytest
 
 import experiment
@@ -26,11 +28,12 @@ SAFE = "title: safe\nadapter: row\ngsm8k: {shots: 1, max-new-tokens: 4, system: 
 def call(chat_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    def run(*recipes: str, **texts: str) -> int:
+    def run(*recipes: str, settings: Sequence[str] = (), **texts: str) -> int:
         for name, text in texts.items():
             (tmp_path / f"{name}.yaml").write_text(text)
         options = ["--model", str(chat_checkpoint), "--data", "demo", "--limit", "4", "--train-limit", "12"]
         options += ["--judge", "refusal", "--kl-limit", "2", "--device", "cpu"]
+        options += [word for setting in settings for word in ("--set", setting)]
         return experiment.main([*(f"{name}.yaml" for name in recipes), *options])
 
     return run
@@ -84,7 +87,35 @@ def test_an_interrupted_recipe_goes_on_where_it_stopped(call, folder, monkeypatc
 def test_a_failing_step_stops_with_its_name(call, monkeypatch, capsys):
     monkeypatch.setattr(generate, "main", lambda argv: 2)
     assert call("base", base=BASE) == 2
-    assert "base.yaml: gsm8k has failed; the same command goes on from there" in capsys.readouterr().err
+    assert "base.yaml: gsm8k has failed. Once that is put right, the same command goes on" in capsys.readouterr().err
+
+
+def test_refused_settings_leave_what_the_recipe_says_of_the_results(call, folder):
+    assert call("base", base=BASE) == 0
+    before = (folder / "base" / "recipe.json").read_text()
+    assert call("base", base=BASE.replace("shots: 1", "shots: 2")) == 2
+    assert (folder / "base" / "recipe.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.rank=4", "--set train.rank=4: none of these recipes has a section 'train'"),
+        ("judge.batchsize=4", "base.yaml: unknown option of judge 'batchsize'; the nearest valid name is 'batch-size'"),
+        ("gsm8k.shots=[", "'gsm8k.shots=[': the value is not valid YAML"),
+    ],
+)
+def test_a_setting_that_would_do_nothing_is_refused(call, capsys, setting, message):
+    assert call("base", base=BASE, settings=[setting]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_recipes_of_one_name_are_refused(call, tmp_path, capsys):
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "base.yaml").write_text(BASE)
+    assert call("base", "more/base", base=BASE) == 2
+    assert "base.yaml and more/base.yaml: runs are named by the file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -106,4 +137,5 @@ def test_bad_recipes_are_one_line_before_any_work(call, folder, capsys, text, me
 def test_options_become_arguments():
     options = {"shots": 3, "system-header": False, "target": ["mlp", "q_proj"], "top-p": 0.9}
     assert experiment.to_argv(options) == "--shots 3 --no-system-header --target mlp q_proj --top-p 0.9".split()
+    assert experiment.to_argv({"system": "-careful"}) == ["--system=-careful"], "no option of its own"
     assert {"batch-size", "max-new-tokens"} <= experiment.option_names()["judge"]

@@ -246,6 +246,12 @@ def test_self_instruct_leaves_a_training_file(chat_checkpoint, tmp_path, right_a
     path = tmp_path / "self-instruct.train.jsonl"
     assert [record["source"] for record in load_gsm8k(path, "train")] == ["rewrite", "gold"] * 3 + ["rewrite"]
 
+    # Fewer questions: what the file holds is what the summary says.
+    assert self_instruct(chat_checkpoint, tmp_path, "--limit", "5") == 0 and len(load_gsm8k(path, "train")) == 5
+    assert self_instruct(chat_checkpoint, tmp_path) == 0 and len(load_gsm8k(path, "train")) == 7
+    assert self_instruct(chat_checkpoint, tmp_path, "--data", str(path)) == 2
+    assert "is where this run writes its records" in capsys.readouterr().err
+
     # Another fallback needs no new answers, and what is finished is left alone.
     assert self_instruct(chat_checkpoint, tmp_path, "--fallback", "drop") == 0
     assert len(load_gsm8k(path, "train")) == 4 and right_answers.count == 7
@@ -274,5 +280,6 @@ def test_self_instruct_without_a_right_answer_says_so(chat_checkpoint, tmp_path,
 
 
 def test_attempts_that_would_be_the_same_are_refused(chat_checkpoint, tmp_path, capsys):
-    assert self_instruct(chat_checkpoint, tmp_path, "--samples", "2") == 2
+    with pytest.raises(SystemExit):
+        self_instruct(chat_checkpoint, tmp_path, "--samples", "2")
     assert "--samples 2 with --mode rewrite and --temperature 0" in capsys.readouterr().err

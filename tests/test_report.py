@@ -372,7 +372,7 @@ def test_smoothing_keeps_a_line_and_its_length():
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere: no such run folder"),
-        (["."], "no *.summary.json"),
+        (["."], "no summary of training, answers or judging"),
         (["base", "--output", "base/gsm8k.jsonl"], "cannot write base/gsm8k.jsonl/report.md"),
     ],
 )

@@ -61,6 +61,8 @@ def test_one_stage_needs_no_list_and_others_work_is_named(load):
         ("gsm8k: {shots", "gsm8k: {shot", "unknown option of gsm8k 'shot'; the nearest valid name is 'shots'"),
         ("safe: 84", "safety: 84", "unknown key of original 'safety'; the nearest valid name is 'safe'"),
         ("safe: 84", "safe: high", "original: safe should be a number, found 'high'"),
+        ("safe: 84", "safe: 184", "original: safe should be a percentage from 0 to 100, found 184"),
+        ("safe: 84", "safe: .nan", "original: safe should be a percentage from 0 to 100, found nan"),
         ("title: three shots", "title: 3", "title should be text, found 3"),
         ("gsm8k: {shots: 3}", "gsm8k: 3", "gsm8k should be keys and values, found 3"),
         ("[0.5, 1]", "0.5", "sweep should be a list, found 0.5"),
@@ -98,7 +100,7 @@ def test_our_own_recipes_are_valid_down_to_every_option(tmp_path):
 def test_settings_overrule_every_stage_and_nothing_else(tmp_path):
     path = tmp_path / "row.yaml"
     path.write_text("title: row\ntrain: [{lr: 1}, {rank: 4}]\ngsm8k: {shots: 1}\nailuminate: {}\n")
-    settings = [parse_setting("train.lr=0.5"), parse_setting("self-instruct.shots=3")]
+    settings = [parse_setting("train.lr=0.5"), parse_setting("self-instruct.mode=sample")]
     recipe = load_recipe(path, OPTIONS, settings)
     assert recipe.train == [{"lr": 0.5}, {"rank": 4, "lr": 0.5}] == recipe.raw["train"]
     assert recipe.self_instruct is None and recipe.gsm8k == {"shots": 1}

@@ -79,6 +79,15 @@ def test_the_file_is_training_data_that_says_where_it_came_from(tmp_path):
     ]
 
 
+def test_either_all_records_say_where_they_came_from_or_none(tmp_path):
+    path = tmp_path / "own.jsonl"
+    records = assemble(RECORDS[:2], {}, "rewrite", "gold")
+    del records[0]["source"]
+    rewrite_records(path, records)
+    with pytest.raises(ValueError, match=r"own\.jsonl, line 2: a 'source', unlike the first record"):
+        load_gsm8k(path, "train")
+
+
 @pytest.mark.parametrize("field", ["question", "answer", "source"])
 def test_a_record_that_lacks_a_field_is_named(tmp_path, field):
     path = tmp_path / "own.jsonl"

@@ -29,6 +29,12 @@ def put(folder, content):
     return path
 
 
+def test_a_copy_of_a_published_file_is_known_under_any_name(published, tmp_path):
+    assert sources.is_official(published, NAME) and not sources.is_official(tmp_path / "nowhere", NAME)
+    published.write_bytes(CONTENT + b"\n")
+    assert not sources.is_official(published, NAME)
+
+
 def test_downloads_once_into_the_cache(published, tmp_path):
     path = dataset_file(NAME)
     assert path == tmp_path / "cache" / NAME
