@@ -206,7 +206,8 @@ class AnswerTask(Task):
     def prepare(self, arguments: argparse.Namespace, tokenizer: Tokenizer, config: ModelConfig) -> None:
         """Build the prompts of what is left to do. ValueError, naming the record, for one that does not fit."""
         selector = None
-        if self.to_do and self.name != "ailuminate":
+        takes_shots = self.name == "gsm8k" or (self.name == SELF_INSTRUCT and arguments.mode == "sample")
+        if self.to_do and takes_shots:
             selector = make_selector(arguments, self.pool, self.planned)
             report_near_duplicates(arguments, selector, self.planned, self.name)
         self.prompts = build_prompts(self.name, self.to_do, selector, arguments, tokenizer)

@@ -146,7 +146,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         "--checkpoint-activations",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="compute blocks twice and hold weights once: two thirds of the memory or less, half as much time again",
+        help="compute blocks twice, hold weights once: half to two thirds of the memory, 50 to 75 %% more time",
     )
     machine.add_argument(
         "--fsdp",
