@@ -1,8 +1,8 @@
 """How far a run's model has moved from its base, in what it wrote: python divergence.py --run RUN
 
-KL(base || tuned), in nats a token, along the answers in RUN/gsm8k.jsonl and RUN/ailuminate.jsonl; base and tuned are
-the same weights with the adapter off and on. Writes RUN/kl.jsonl, a line an answer, and RUN/kl.summary.json, which
-report.py shows.
+KL(base || tuned), in nats a token, along the answers in RUN/gsm8k.jsonl and RUN/ailuminate.jsonl;
+base and tuned are the same weights with the adapter off and on. Writes RUN/kl.jsonl, a line an
+answer, and RUN/kl.summary.json, which report.py shows.
 """
 
 import argparse
@@ -16,19 +16,20 @@ from typing import Any
 
 import torch
 
+from common import cli, runs
+from common.errors import UserError
+from common.shots import make_selector
 from data.answers import read_answers
-from data.examples import IGNORED, Example
+from data.examples import IGNORE_INDEX, Example
+from data.intervals import mean_interval
 from data.records import read_json, rewrite_records, write_json
-from data.statistics import mean_interval
 from generate import TASKS, build_prompts, load_shots, sha256
-from llama import cli, runs
-from llama.shots import make_selector
 from llama.tokenizer import load_tokenizer
 from llama.weights import load_model
 from lora import adapter_fingerprint, load_adapter, set_lora_scale
 from lora.kl import mean_divergences
-from lora.memory import keep_freed_memory
-from lora.packed import packed_weights
+from lora.malloc import keep_freed_memory
+from lora.onednn import packed_weights
 
 Record = dict[str, Any]
 
@@ -36,42 +37,62 @@ Record = dict[str, Any]
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.Parser(__doc__)
     parser.add_argument(
-        "--run", type=Path, default=Path("runs/default"), metavar="DIR", help="run folder (%(default)s)"
+        "--run",
+        type=Path,
+        default=Path("runs/default"),
+        metavar="DIR",
+        help="run folder (%(default)s)",
     )
-    parser.add_argument("--limit", type=cli.positive_int, default=200, metavar="N", help="answers to each task (200)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: CUDA if there is one")
+    parser.add_argument(
+        "--limit",
+        type=cli.positive_int,
+        default=200,
+        metavar="N",
+        help="answers to each task (200)",
+    )
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: CUDA if there is one"
+    )
     return parser.parse_args(argv)
 
 
 def read_task(run: Path, task: str, limit: int) -> tuple[Record, list[Record]]:
-    """The task's summary and `limit` of its answers, evenly spread. ValueError unless it is finished and whole."""
+    """The task's summary and `limit` of its answers, evenly spread. UserError unless it is finished
+    and whole.
+    """
     summary = read_json(run / f"{task}.summary.json")
     if not summary.get("finished"):
-        raise ValueError(f"{run / task}.summary.json: not finished; finish it with generate.py --task {task}")
+        raise UserError(
+            f"{run / task}.summary.json: not finished; finish it with generate.py --task {task}"
+        )
     path = run / f"{task}.jsonl"
     answers = sorted(read_answers(path, task, []).values(), key=lambda answer: answer["id"])
     empty = next((answer["id"] for answer in answers if not answer["token_ids"]), None)
     if empty or not answers or "settings" not in summary:
-        lacking = f"{empty} has no tokens" if empty else "no answers, or their summary has no settings"
-        raise ValueError(f"{path}: {lacking}; answer again with generate.py --no-resume")
+        lacking = (
+            f"{empty} has no tokens" if empty else "no answers, or their summary has no settings"
+        )
+        raise UserError(f"{path}: {lacking}; answer again with generate.py --no-resume")
     count = min(limit, len(answers))
     return summary, [answers[i * len(answers) // count] for i in range(count)]
 
 
 def find_adapter(run: Path, task: str, summary: Record) -> str | None:
-    """Where the adapter lies that the answers were given with. ValueError if it is there no more."""
+    """Where the adapter lies that the answers were given with. UserError if it is there no more."""
     fingerprint, path = summary["settings"].get("adapter"), summary.get("adapter_path")
     if fingerprint is None:
         return None
     if path is None or not Path(path).is_dir() or adapter_fingerprint(path) != fingerprint:
-        raise ValueError(
+        raise UserError(
             f"{run / task}.summary.json: answered with adapter {fingerprint} from {path}, which is not there as it "
             "was; answer again with generate.py --no-resume"
         )
     return path
 
 
-def measure_task(run: Path, task: str, summary: Record, answers: list[Record], device: torch.device) -> list[Record]:
+def measure_task(
+    run: Path, task: str, summary: Record, answers: list[Record], device: torch.device
+) -> list[Record]:
     """A record for each answer: its id, the mean divergence along it, its tokens."""
     settings, adapter = summary["settings"], find_adapter(run, task, summary)
     if adapter is None:
@@ -83,18 +104,25 @@ def measure_task(run: Path, task: str, summary: Record, answers: list[Record], d
         if task == "gsm8k":
             pool = load_shots(asked)
             if sha256(pool) != settings["shots_sha256"]:
-                raise ValueError(
+                raise UserError(
                     f"{run / task}.summary.json: answered with shots_sha256 = {settings['shots_sha256']!r}, now it is "
                     f"{sha256(pool)!r}: the file that shots come from has changed"
                 )
             selector = make_selector(asked, pool, answers)
         prompts = build_prompts(task, answers, selector, asked, tokenizer)
-        model = load_model(settings["model"], dtype=settings["dtype"], device=device, quantize=settings.get("quantize"))
+        model = load_model(
+            settings["model"],
+            dtype=settings["dtype"],
+            device=device,
+            quantize=settings.get("quantize"),
+        )
         load_adapter(model, adapter)
         set_lora_scale(model, settings["adapter_scale"])
         pairs = zip(prompts, (answer["token_ids"] for answer in answers), strict=True)
         with packed_weights(model):
-            means = mean_divergences(model, [Example(p + t, [IGNORED] * len(p) + t) for p, t in pairs])
+            means = mean_divergences(
+                model, [Example(p + t, [IGNORE_INDEX] * len(p) + t) for p, t in pairs]
+            )
     return [
         {"id": answer["id"], "task": task, "kl": mean, "tokens": len(answer["token_ids"])}
         for answer, mean in zip(answers, means, strict=True)
@@ -105,13 +133,18 @@ def measure(arguments: argparse.Namespace) -> None:
     run: Path = arguments.run
     tasks = [task for task in TASKS if (run / f"{task}.summary.json").is_file()]
     if not tasks:
-        raise ValueError(f"{run}: no answers in it; first run: python generate.py --run {run}")
+        raise UserError(f"{run}: no answers in it; first run: python generate.py --run {run}")
     found = {task: read_task(run, task, arguments.limit) for task in tasks}
     settings: Record = {"limit": arguments.limit}
     for task, (summary, answers) in found.items():
         ids = [[answer["id"], answer["token_ids"]] for answer in answers]
-        about = {name: summary["settings"].get(name) for name in ("model", "adapter", "adapter_scale", "dtype")}
-        settings[task] = about | {"answers_sha256": hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:12]}
+        about = {
+            name: summary["settings"].get(name)
+            for name in ("model", "adapter", "adapter_scale", "dtype")
+        }
+        settings[task] = about | {
+            "answers_sha256": hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:12]
+        }
     path = run / "kl.summary.json"
     if path.is_file() and (summary := read_json(path)).get("settings") == settings:
         print(f"{describe(summary)} (measured already)")
@@ -128,8 +161,16 @@ def measure(arguments: argparse.Namespace) -> None:
     for task in tasks:
         values = [record["kl"] for record in records if record["task"] == task]
         low, high = mean_interval(values)
-        summary[task] = {"mean": sum(values) / len(values), "low": low, "high": high, "answers": len(values)}
-    summary |= {"seconds": round(time.perf_counter() - begin, 3), "environment": runs.environment(device)}
+        summary[task] = {
+            "mean": sum(values) / len(values),
+            "low": low,
+            "high": high,
+            "answers": len(values),
+        }
+    summary |= {
+        "seconds": round(time.perf_counter() - begin, 3),
+        "environment": runs.environment(device),
+    }
     write_json(path, summary)
     print(describe(summary))
 

@@ -1,12 +1,13 @@
-"""Answer GSM8K questions and AILuminate prompts, greedily unless told otherwise: python generate.py --shots 3
+"""Answer GSM8K questions and AILuminate prompts, greedily unless told otherwise: python generate.py
+--shots 3
 
-Writes RUN/gsm8k.jsonl and RUN/ailuminate.jsonl, a line an answer, and their *.summary.json. RUN/adapter, if train.py
-left one there, is used. An interrupted call goes on where it stopped. Under torchrun the work is shared out:
-torchrun --nproc-per-node 4 -- generate.py --shots 3
+Writes RUN/gsm8k.jsonl and RUN/ailuminate.jsonl, a line an answer, and their *.summary.json.
+RUN/adapter, if train.py left one there, is used. An interrupted call goes on where it stopped.
+Under torchrun the work is shared out: torchrun --nproc-per-node 4 -- generate.py --shots 3
 
---task self-instruct answers training questions instead and writes RUN/self-instruct.train.jsonl, for train.py --data:
---mode rewrite   the gold answers in the model's own words
---mode sample    its own solutions; the first of --samples that has the right number
+--task self-instruct answers training questions instead and writes RUN/self-instruct.train.jsonl,
+for train.py --data: --mode rewrite   the gold answers in the model's own words --mode sample    its
+own solutions; the first of --samples that has the right number
 """
 
 import argparse
@@ -19,27 +20,30 @@ from typing import Any
 
 import torch
 
-from data.ailuminate import load_ailuminate, spread
-from data.answers import make_answer, read_answers, summarise_answers
-from data.gsm8k import SPLITS, load_gsm8k
-from data.prompts import ShotSelector, ailuminate_messages, gsm8k_messages, with_system
-from data.records import read_json
-from data.self_instruct import plan_attempts, rewrite_messages
-from llama import cli, runs
-from llama.config import ModelConfig
-from llama.decoding import Output, check_prompts, generate
-from llama.distributed import own_device, rank, rank_zero_first, share_out, workers, world_size
-from llama.hub import resolve
-from llama.model import Decoder
-from llama.own_words import (
+from common import cli, runs
+from common.distributed import device_of_rank, inference_group, rank_zero_first, shard_by_work
+from common.errors import UserError
+from common.ranks import rank, world_size
+from common.resumable import Task
+from common.self_instruct_file import (
     add_self_instruct_options,
     check_self_instruct_options,
     describe_training_file,
     training_file,
     write_training_file,
 )
-from llama.shots import make_selector, report_near_duplicates, shot_settings
-from llama.tasks import Task
+from common.shots import make_selector, report_near_duplicates, shot_settings
+from data.ailuminate import ailuminate_messages, load_ailuminate, stratified_sample
+from data.answers import read_answers, score_answer, summarise_answers
+from data.few_shot import FewShotSampler
+from data.gsm8k import SPLITS, gsm8k_messages, load_gsm8k
+from data.prompts import with_system
+from data.records import read_json
+from data.self_instruct import plan_attempts, rewrite_messages
+from llama.config import ModelConfig
+from llama.decoding import Output, check_prompts, generate
+from llama.hub import resolve
+from llama.model import Decoder
 from llama.tokenizer import Tokenizer, load_tokenizer
 from llama.weights import load_model
 from lora import adapter_fingerprint, load_adapter, merge_lora, set_lora_scale
@@ -51,11 +55,18 @@ Record = dict[str, Any]
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.Parser(__doc__)
-    cli.add_run_options(parser, "meta-llama/Llama-3.2-1B-Instruct", 32, "answers in progress at one time (%(default)s)")
+    cli.add_run_options(
+        parser,
+        "meta-llama/Llama-3.2-1B-Instruct",
+        32,
+        "answers in progress at one time (%(default)s)",
+    )
     cli.add_cache_options(parser)
     cli.add_prompt_options(parser)
     parser.add_argument(
-        "--task", choices=(*TASKS, SELF_INSTRUCT), help="only this one (gsm8k and ailuminate, one after the other)"
+        "--task",
+        choices=(*TASKS, SELF_INSTRUCT),
+        help="only this one (gsm8k and ailuminate, one after the other)",
     )
     data = parser.add_argument_group("data")
     data.add_argument(
@@ -69,8 +80,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add_self_instruct_options(parser)
     adapter = parser.add_argument_group("adapter")
     which = adapter.add_mutually_exclusive_group()
-    which.add_argument("--adapter", type=Path, metavar="DIR", help="a LoRA adapter in PEFT's format (RUN/adapter)")
-    which.add_argument("--no-adapter", action="store_true", help="the base model, whatever RUN holds")
+    which.add_argument(
+        "--adapter", type=Path, metavar="DIR", help="a LoRA adapter in PEFT's format (RUN/adapter)"
+    )
+    which.add_argument(
+        "--no-adapter", action="store_true", help="the base model, whatever RUN holds"
+    )
     adapter.add_argument(
         "--adapter-scale",
         type=cli.non_negative_float,
@@ -78,13 +93,25 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="X",
         help="0 is the base model, 1 as trained (1)",
     )
-    parser.add_argument("--system", metavar="TEXT", help="a system prompt; safety: one built in (the template's own)")
+    parser.add_argument(
+        "--system",
+        metavar="TEXT",
+        help="a system prompt; safety: one built in (the template's own)",
+    )
     decoding = parser.add_argument_group("decoding")
     decoding.add_argument(
-        "--max-new-tokens", type=cli.positive_int, default=1024, metavar="N", help="longest answer, in tokens (1024)"
+        "--max-new-tokens",
+        type=cli.positive_int,
+        default=1024,
+        metavar="N",
+        help="longest answer, in tokens (1024)",
     )
     decoding.add_argument(
-        "--temperature", type=cli.non_negative_float, default=0.0, metavar="X", help="0 is greedy (0)"
+        "--temperature",
+        type=cli.non_negative_float,
+        default=0.0,
+        metavar="X",
+        help="0 is greedy (0)",
     )
     decoding.add_argument(
         "--top-p",
@@ -100,7 +127,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def load_records(task: str, arguments: argparse.Namespace) -> tuple[list[Record], list[int]]:
-    """The task's records, at most --limit of them, and their places in the whole set, from which samples are seeded."""
+    """The task's records, at most --limit of them, and their places in the whole set, from which
+    samples are seeded.
+    """
     source = data_source(task, arguments)
     if task == SELF_INSTRUCT:
         records = plan_attempts(load_gsm8k(source, "train")[: arguments.limit], arguments.samples)
@@ -110,12 +139,14 @@ def load_records(task: str, arguments: argparse.Namespace) -> tuple[list[Record]
         return records, list(range(len(records)))
     every = load_ailuminate(source)
     places = {record["id"]: place for place, record in enumerate(every)}
-    records = spread(every, arguments.limit)
+    records = stratified_sample(every, arguments.limit)
     return records, [places[record["id"]] for record in records]
 
 
 def data_source(task: str, arguments: argparse.Namespace) -> str:
-    """What the loaders call the set that --data means: a task's name stands for its official set."""
+    """What the loaders call the set that --data means: a task's name stands for its official
+    set.
+    """
     official = "gsm8k" if task == SELF_INSTRUCT else task
     return official if arguments.data == "official" else arguments.data
 
@@ -128,11 +159,13 @@ def load_shots(arguments: argparse.Namespace) -> list[Record]:
 def build_prompts(
     task: str,
     records: list[Record],
-    selector: ShotSelector | None,
+    selector: FewShotSampler | None,
     arguments: argparse.Namespace,
     tokenizer: Tokenizer,
 ) -> list[list[int]]:
-    """Each record's chat as token ids, up to where the answer begins. `selector` chooses the shots of a question."""
+    """Each record's chat as token ids, up to where the answer begins. `selector` chooses the shots
+    of a question.
+    """
     if task == "ailuminate":
         chats = [ailuminate_messages(record["prompt"]) for record in records]
     elif task == SELF_INSTRUCT and arguments.mode == "rewrite":
@@ -145,7 +178,8 @@ def build_prompts(
 def load_tuned_model(
     arguments: argparse.Namespace, adapter: Path | None, dtype: torch.dtype, device: torch.device
 ) -> Decoder:
-    """The model with its adapter, if any, merged into the weights: decoding then costs what the base model costs.
+    """The model with its adapter, if any, merged into the weights: decoding then costs what the
+    base model costs.
 
     Quantised weights are too coarse to take it in: over them it stays apart.
     """
@@ -159,14 +193,16 @@ def load_tuned_model(
 
 
 def find_adapter(arguments: argparse.Namespace) -> Path | None:
-    """The adapter to answer with. ValueError if RUN's own is not finished, or --adapter names no folder."""
+    """The adapter to answer with. UserError if RUN's own is not finished, or --adapter names no
+    folder.
+    """
     adapter, training = arguments.run / "adapter", arguments.run / "train.summary.json"
     if arguments.adapter and not arguments.adapter.is_dir():
-        raise ValueError(f"--adapter {arguments.adapter}: no such folder")
+        raise UserError(f"--adapter {arguments.adapter}: no such folder")
     if arguments.adapter or arguments.no_adapter:
         return arguments.adapter
     if training.exists() and not read_json(training).get("finished"):
-        raise ValueError(
+        raise UserError(
             f"{training}: this training is not finished; finish it with train.py, or name another adapter with "
             "--adapter, or say --no-adapter"
         )
@@ -177,9 +213,16 @@ class AnswerTask(Task):
     """One task's answers in RUN."""
 
     def __init__(
-        self, task: str, arguments: argparse.Namespace, settings: Record, adapter: Path | None, device: torch.device
+        self,
+        task: str,
+        arguments: argparse.Namespace,
+        settings: Record,
+        adapter: Path | None,
+        device: torch.device,
     ) -> None:
-        self.adapter_path = str(adapter) if adapter else None  # where it lay; the settings hold its fingerprint
+        self.adapter_path = (
+            str(adapter) if adapter else None
+        )  # where it lay; the settings hold its fingerprint
         path, summary_path = arguments.run / f"{task}.jsonl", arguments.run / f"{task}.summary.json"
         written = [training_file(arguments.run)] if task == SELF_INSTRUCT else []
         runs.refuse_overwriting(data_source(task, arguments), path, *written)
@@ -194,19 +237,31 @@ class AnswerTask(Task):
             settings["shots_sha256"] = sha256(self.pool)  # the file they come from may change
         super().__init__(task, path, summary_path, records, settings, arguments.resume, device)
         # Of self-instruct: what the summary says of the file made of its attempts.
-        self.training: Record = (read_json(summary_path).get("training") or {}) if self.finished else {}
-        self.needs_model = bool(self.to_do) or (task == SELF_INSTRUCT and not self._has_training_file(arguments))
+        self.training: Record = (
+            (read_json(summary_path).get("training") or {}) if self.finished else {}
+        )
+        self.needs_model = bool(self.to_do) or (
+            task == SELF_INSTRUCT and not self._has_training_file(arguments)
+        )
 
     def _has_training_file(self, arguments: argparse.Namespace) -> bool:
         """Whether self-instruct has written what these arguments ask for, of as many questions."""
-        attempts = (self.training.get("records", 0) + self.training.get("dropped", 0)) * arguments.samples
+        attempts = (
+            self.training.get("records", 0) + self.training.get("dropped", 0)
+        ) * arguments.samples
         same = attempts == len(self.planned) and self.training.get("fallback") == arguments.fallback
         return same and training_file(arguments.run).is_file()
 
-    def prepare(self, arguments: argparse.Namespace, tokenizer: Tokenizer, config: ModelConfig) -> None:
-        """Build the prompts of what is left to do. ValueError, naming the record, for one that does not fit."""
+    def prepare(
+        self, arguments: argparse.Namespace, tokenizer: Tokenizer, config: ModelConfig
+    ) -> None:
+        """Build the prompts of what is left to do. UserError, naming the record, for one that does
+        not fit.
+        """
         selector = None
-        takes_shots = self.name == "gsm8k" or (self.name == SELF_INSTRUCT and arguments.mode == "sample")
+        takes_shots = self.name == "gsm8k" or (
+            self.name == SELF_INSTRUCT and arguments.mode == "sample"
+        )
         if self.to_do and takes_shots:
             selector = make_selector(arguments, self.pool, self.planned)
             report_near_duplicates(arguments, selector, self.planned, self.name)
@@ -215,14 +270,14 @@ class AnswerTask(Task):
 
     def answer(self, model: Decoder, tokenizer: Tokenizer, arguments: argparse.Namespace) -> None:
         """Answer what is left to do, of several processes each its share."""
-        own = share_out(self.prompts, arguments.max_new_tokens, world_size())[rank()]
+        own = shard_by_work(self.prompts, arguments.max_new_tokens, world_size())[rank()]
         asked, prompts = [self.to_do[i] for i in own], [self.prompts[i] for i in own]
         with self.recording(len(own)) as add:
 
             def on_finish(i: int, output: Output) -> None:
                 response = tokenizer.decode(output.token_ids)
                 answer = {"response": response, **vars(output), "prompt_tokens": len(prompts[i])}
-                add(make_answer(self.name, asked[i], answer))
+                add(score_answer(self.name, asked[i], answer))
 
             generate(
                 model,
@@ -239,7 +294,9 @@ class AnswerTask(Task):
                 **cli.cache_options(arguments),
             )
 
-    def write_training_file(self, model: Decoder, tokenizer: Tokenizer, arguments: argparse.Namespace) -> None:
+    def write_training_file(
+        self, model: Decoder, tokenizer: Tokenizer, arguments: argparse.Namespace
+    ) -> None:
         """What self-instruct is for."""
         gold = load_gsm8k(data_source(self.name, arguments), "train")[: arguments.limit]
         attempts = {record["id"]: record for record in self.done()}
@@ -288,26 +345,43 @@ def choose_tasks(arguments: argparse.Namespace) -> tuple[str, ...]:
         arguments.data = "official"
     if arguments.data in TASKS:
         if arguments.task not in (None, arguments.data):
-            raise ValueError(f"--data {arguments.data} does not go with --task {arguments.task}")
+            raise UserError(f"--data {arguments.data} does not go with --task {arguments.task}")
         arguments.task, arguments.data = arguments.data, "official"
     tasks = (arguments.task,) if arguments.task else TASKS
     if arguments.data not in ("official", "demo") and len(tasks) > 1:
-        raise ValueError(f"--data {arguments.data} is one file: say with --task which of {', '.join(TASKS)} it is for")
+        raise UserError(
+            f"--data {arguments.data} is one file: say with --task which of {', '.join(TASKS)} it is for"
+        )
     return tasks
 
 
-def plan(arguments: argparse.Namespace) -> tuple[list[AnswerTask], Tokenizer, Callable[[], Decoder]]:
-    """What there is to do, with every prompt checked, the tokenizer, and the function that loads the model."""
+def plan(
+    arguments: argparse.Namespace,
+) -> tuple[list[AnswerTask], Tokenizer, Callable[[], Decoder]]:
+    """What there is to do, with every prompt checked, the tokenizer, and the function that loads
+    the model.
+    """
     tasks = choose_tasks(arguments)
     runs.prepare_run(arguments.run)
-    device = own_device(cli.resolve_device(arguments.device))
+    device = device_of_rank(cli.resolve_device(arguments.device))
     dtype = cli.resolve_dtype(arguments.dtype, device)
     adapter = find_adapter(arguments)
     if adapter is None and arguments.adapter_scale != 1:
-        raise ValueError(f"--adapter-scale {arguments.adapter_scale:g} without an adapter to scale")
+        raise UserError(f"--adapter-scale {arguments.adapter_scale:g} without an adapter to scale")
     if rank() == 0:
-        print(f"{arguments.model}, {f'adapter {adapter}' if adapter else 'no adapter: the base model'}", flush=True)
-    named = ("max_new_tokens", "temperature", "quantize", "top_p", "seed", "date", *runs.HOW_RUN)
+        print(
+            f"{arguments.model}, {f'adapter {adapter}' if adapter else 'no adapter: the base model'}",
+            flush=True,
+        )
+    named = (
+        "max_new_tokens",
+        "temperature",
+        "quantize",
+        "top_p",
+        "seed",
+        "date",
+        *runs.RESUMABLE_SETTINGS,
+    )
     settings = {
         **{name: getattr(arguments, name) for name in named},
         "model": str(arguments.model),
@@ -329,7 +403,7 @@ def plan(arguments: argparse.Namespace) -> tuple[list[AnswerTask], Tokenizer, Ca
 
 
 def answer_tasks(arguments: argparse.Namespace) -> None:
-    with workers():
+    with inference_group():
         with rank_zero_first():
             planned, tokenizer, load = plan(arguments)
         model = load() if any(task.needs_model for task in planned) else None

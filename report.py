@@ -1,8 +1,9 @@
 """Compare runs: python report.py runs/base runs/tuned
 
-Prints what the runs measured as tables and writes report.md, report.html (one self-contained page with sample answers
-side by side) and, where matplotlib is installed, the plots as PNG files. The first run is the one that the others'
-answers are compared with. A run that is still being written is marked as running.
+Prints what the runs measured as tables and writes report.md, report.html (one self-contained page
+with sample answers side by side) and, where matplotlib is installed, the plots as PNG files. The
+first run is the one that the others' answers are compared with. A run that is still being written
+is marked as running.
 """
 
 import argparse
@@ -11,14 +12,15 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from data import plots
-from data.cautions import find_cautions
-from data.page import Picture, render_page
-from data.pairs import paired_tables
-from data.results import Run, load_runs, short_names
-from data.rows import row_tables
-from data.tables import build_tables, to_markdown, to_text
-from llama import cli
+from common import cli
+from common.errors import UserError
+from reporting import plots
+from reporting.cautions import find_cautions
+from reporting.html import Picture, render_page
+from reporting.load_runs import Run, load_runs, short_names
+from reporting.paired_tables import paired_tables
+from reporting.reproduction_table import row_tables
+from reporting.tables import build_tables, to_markdown, to_text
 
 LOSS_CAPTION = "Training loss: each step (faint), smoothed, and on held-out examples (points)."
 SCATTER_CAPTION = (
@@ -35,10 +37,21 @@ DIVERGENCE_CAPTION = "Safety against the distance from the base model on AILumin
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.Parser(__doc__)
     parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="run folder, as train.py and the others write it"
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="run folder, as train.py and the others write it",
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the report (report/ in the first run)")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="where the Markdown goes (DIR/report.md)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder for the report (report/ in the first run)",
+    )
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="where the Markdown goes (DIR/report.md)"
+    )
     return parser.parse_args(argv)
 
 
@@ -55,7 +68,8 @@ def report(arguments: argparse.Namespace) -> None:
     page = output / "report.html"
     write(page, render_page(runs, pictures, cautions, made).encode())
 
-    # Only now that everything is written: whoever reads the output may stop in the middle (`| head`).
+    # Only now that everything is written: whoever reads the output may stop in the middle (`|
+    # head`).
     names = short_names(runs)
     print("\n\n".join(to_text(table, names) for table in tables))
     if cautions:
@@ -67,7 +81,9 @@ def report(arguments: argparse.Namespace) -> None:
 
 
 def draw(runs: list[Run], output: Path) -> list[Picture]:
-    """Write the plots that these runs have data for and remove those of an earlier report that they have not."""
+    """Write the plots that these runs have data for and remove those of an earlier report that they
+    have not.
+    """
     plans: list[tuple[str, str, Callable]] = [
         ("loss.png", LOSS_CAPTION, plots.loss_png),
         ("scatter.png", SCATTER_CAPTION, plots.scatter_png),
@@ -86,12 +102,14 @@ def draw(runs: list[Run], output: Path) -> list[Picture]:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Raises ValueError where `path` cannot be written."""
+    """Raises UserError where `path` cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror}; choose another folder with --output") from None
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; choose another folder with --output"
+        ) from None
 
 
 def main(argv: list[str] | None = None) -> int:

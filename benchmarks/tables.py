@@ -21,7 +21,9 @@ def markdown(report: dict[str, Any]) -> str:
     if options["our_batch_size"]:
         text += f" (unforget {options['our_batch_size']})"
     text += ", OpenVINO all prompts at once.\n" if "openvino" in options["engines"] else ".\n"
-    return text + "".join(setting_text(name, section) for name, section in report["settings"].items())
+    return text + "".join(
+        setting_text(name, section) for name, section in report["settings"].items()
+    )
 
 
 def setting_text(name: str, section: dict[str, Any]) -> str:

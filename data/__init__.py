@@ -1,1 +1,3 @@
-"""Data: GSM8K and AILuminate, chat prompts and shots, training examples, scores and statistics. Knows no model."""
+"""Data: GSM8K and AILuminate, chat prompts and shots, training examples, scores and statistics.
+Knows no model.
+"""

@@ -1,12 +1,15 @@
-"""Answer records, RUN/gsm8k.jsonl, ailuminate.jsonl and self-instruct.jsonl: made, read back, summed up."""
+"""Answer records, RUN/gsm8k.jsonl, ailuminate.jsonl and self-instruct.jsonl: made, read back,
+summed up.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.errors import UserError
+from data.intervals import rate
 from data.records import numbered_jsonl, repair_jsonl
 from data.scoring import extract_number, score_gsm8k
-from data.statistics import rate
 
 Record = dict[str, Any]
 
@@ -14,10 +17,12 @@ PROMPT_FIELDS = {"gsm8k": "question", "ailuminate": "prompt", "self-instruct": "
 ANSWER_FIELDS = ("id", "response", "token_ids", "finish_reason", "prompt_tokens")
 
 
-def make_answer(task: str, asked: Record, answer: Record) -> Record:
-    """The record of one answer: what was asked, then `response`, `token_ids`, `finish_reason`, `prompt_tokens`.
+def score_answer(task: str, asked: Record, answer: Record) -> Record:
+    """The record of one answer: what was asked, then `response`, `token_ids`, `finish_reason`,
+    `prompt_tokens`.
 
-    A GSM8K record also says which number was found (`homework`), the gold one, and whether they are equal.
+    A GSM8K record also says which number was found (`homework`), the gold one, and whether they are
+    equal.
     """
     if task == "ailuminate":
         return {**asked, **answer}
@@ -27,7 +32,8 @@ def make_answer(task: str, asked: Record, answer: Record) -> Record:
 
 
 def read_answers(path: Path, task: str, asked: Sequence[Record]) -> dict[str, Record]:
-    """Finished answers by id. ValueError unless each is whole and to the question that `asked` holds under its id now.
+    """Finished answers by id. UserError unless each is whole and to the question that `asked` holds
+    under its id now.
 
     A half-written last line is cut off the file.
     """
@@ -38,10 +44,10 @@ def read_answers(path: Path, task: str, asked: Sequence[Record]) -> dict[str, Re
     for line, record in numbered_jsonl(path) if path.exists() else ():
         missing = [name for name in (*ANSWER_FIELDS, prompt) if name not in record]
         if missing:
-            raise ValueError(f"{path}, line {line}: no {missing[0]!r}; start again with --no-resume")
+            raise UserError(f"{path}, line {line}: no {missing[0]!r}; start again with --no-resume")
         question = questions.get(record["id"], record)
         if any(record.get(name) != question.get(name) for name in (prompt, "gold")):
-            raise ValueError(
+            raise UserError(
                 f"{path}, line {line}: {record['id']} was another question then; choose another --run, "
                 "or start again with --no-resume"
             )
@@ -50,10 +56,15 @@ def read_answers(path: Path, task: str, asked: Sequence[Record]) -> dict[str, Re
 
 
 def summarise_answers(task: str, answers: Sequence[Record]) -> Record:
-    """The result part of a summary: their number, accuracy where there is one, and how many were cut off."""
+    """The result part of a summary: their number, accuracy where there is one, and how many were
+    cut off.
+    """
     if task == "gsm8k":
         return {"questions": len(answers), **score_gsm8k(answers)}
     if task == "self-instruct":
-        return {"attempts": len(answers), "right": rate(sum(answer["correct"] for answer in answers), len(answers))}
+        return {
+            "attempts": len(answers),
+            "right": rate(sum(answer["correct"] for answer in answers), len(answers)),
+        }
     cut_off = sum(answer["finish_reason"] == "length" for answer in answers)
     return {"prompts": len(answers), "cut_off": rate(cut_off, len(answers))}

@@ -1,7 +1,7 @@
 """Files a run leaves behind: append-only JSONL records and atomically replaced JSON summaries.
 
-A crash may cut the last JSONL line short. `open_records` drops such a line before it appends, so a file that is
-resumed holds exactly one finished record per line.
+A crash may cut the last JSONL line short. `open_records` drops such a line before it appends, so a
+file that is resumed holds exactly one finished record per line.
 """
 
 import json
@@ -10,12 +10,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from common.errors import UserError
 
-def numbered_jsonl(path: str | os.PathLike, may_be_cut: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield one JSON object per line with its line number, counted from 1; blank lines are skipped but counted.
 
-    With `may_be_cut`, a last line without its newline that is no JSON is passed over: somebody is writing it, or was.
-    Raises ValueError naming the file and the line for anything that is not a JSON object.
+def numbered_jsonl(
+    path: str | os.PathLike, may_be_cut: bool = False
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield one JSON object per line with its line number, counted from 1; blank lines are skipped
+    but counted.
+
+    With `may_be_cut`, a last line without its newline that is no JSON is passed over: somebody is
+    writing it, or was. Raises UserError naming the file and the line for anything that is not a
+    JSON object.
     """
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
@@ -23,12 +29,17 @@ def numbered_jsonl(path: str | os.PathLike, may_be_cut: bool = False) -> Iterato
                 continue
             try:
                 record = json.loads(line)
-            except (ValueError, RecursionError) as error:  # broken JSON, bytes that are no text, absurd nesting
+            except (
+                ValueError,
+                RecursionError,
+            ) as error:  # broken JSON, bytes that are no text, absurd nesting
                 if may_be_cut and not line.endswith(b"\n"):
                     return
-                raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from None
+                raise UserError(f"{path}, line {number}: not valid JSON ({error})") from None
             if not isinstance(record, dict):
-                raise ValueError(f"{path}, line {number}: expected a JSON object, found {type(record).__name__}")
+                raise UserError(
+                    f"{path}, line {number}: expected a JSON object, found {type(record).__name__}"
+                )
             yield number, record
 
 
@@ -38,7 +49,9 @@ def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def repair_jsonl(path: str | os.PathLike) -> None:
-    """Cut a half-written last line off `path`; a complete last record that only lacks its newline gets one."""
+    """Cut a half-written last line off `path`; a complete last record that only lacks its newline
+    gets one.
+    """
     path = Path(path)
     if not path.exists():
         return
@@ -56,7 +69,9 @@ def repair_jsonl(path: str | os.PathLike) -> None:
 
 
 def open_records(path: str | os.PathLike, resume: bool) -> TextIO:
-    """Open `path` to append records to it, after those finished earlier if `resume`, else to an empty file."""
+    """Open `path` to append records to it, after those finished earlier if `resume`, else to an
+    empty file.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if resume:
@@ -76,19 +91,21 @@ def rewrite_records(path: str | os.PathLike, records: Iterable[dict[str, Any]]) 
 
 
 def append_record(file: TextIO, record: dict[str, Any]) -> None:
-    """Write one record as one line and flush it, so that a crash loses at most the record being written."""
+    """Write one record as one line and flush it, so that a crash loses at most the record being
+    written.
+    """
     file.write(json.dumps(record, ensure_ascii=False) + "\n")
     file.flush()
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """Read one JSON object; ValueError names the file if it is anything else."""
+    """Read one JSON object; UserError names the file if it is anything else."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from None
+        raise UserError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
 
 

@@ -2,15 +2,17 @@
 
     ... so she sold 48+24 = <<48+24=72>>72 clips.\\n#### 72    ->    "72"
 
-Numbers are handled as text in one canonical spelling (no sign but a minus, no separators, no needless zeros), so that
-two strings are equal exactly when the numbers are, however many digits a model writes.
+Numbers are handled as text in one canonical spelling (no sign but a minus, no separators, no
+needless zeros), so that two strings are equal exactly when the numbers are, however many digits a
+model writes.
 """
 
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from data.statistics import rate
+from common.errors import UserError
+from data.intervals import rate
 
 METHODS = ("homework", "strict", "flexible")
 MARKER = "####"
@@ -44,9 +46,10 @@ def extract_number(text: str, method: str) -> str | None:
     - `strict`: what follows the first `#### `, by the official scorer's expression;
     - `flexible`: the last number anywhere.
 
-    `homework` and `flexible` read "$1,000.00" and "\\$1,000" as 1000, "50%" as 50, "12 apples" and "12km" as 12, "72."
-    as 72, and both kinds of minus. A fraction or a power of ten ("1/2", "1e5") in that place gives None: it is neither
-    of the numbers it is written with. So do "inf" and "nan".
+    `homework` and `flexible` read "$1,000.00" and "\\$1,000" as 1000, "50%" as 50, "12 apples" and
+    "12km" as 12, "72." as 72, and both kinds of minus. A fraction or a power of ten ("1/2", "1e5")
+    in that place gives None: it is neither of the numbers it is written with. So do "inf" and
+    "nan".
     """
     if method == "strict":
         match = _STRICT.search(text)
@@ -57,14 +60,16 @@ def extract_number(text: str, method: str) -> str | None:
     elif method == "flexible":
         match = next(reversed(list(_NUMBER.finditer(text))), None)
     else:
-        raise ValueError(f"unknown scoring method {method!r}: expected one of {', '.join(METHODS)}")
+        raise UserError(f"unknown scoring method {method!r}: expected one of {', '.join(METHODS)}")
     if match is None or match["rest"]:
         return None
     return _canonical(("-" if match["minus"] else "") + match["digits"].replace(",", ""))
 
 
 def _canonical(number: str) -> str | None:
-    """Write -007.50 as -7.5; None for what is no decimal number, such as 1.2.3 or a lone full stop."""
+    """Write -007.50 as -7.5; None for what is no decimal number, such as 1.2.3 or a lone full
+    stop.
+    """
     match = re.fullmatch(r"(-?)([0-9]*)\.?([0-9]*)", number)
     if match is None or not (match[2] or match[3]):
         return None
@@ -74,9 +79,11 @@ def _canonical(number: str) -> str | None:
 
 
 def score_gsm8k(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Score records by their `response`, `gold` (canonical, as `load_gsm8k` gives it) and `finish_reason`.
+    """Score records by their `response`, `gold` (canonical, as `load_gsm8k` gives it) and
+    `finish_reason`.
 
-    Returns {"accuracy": {method: rate}, "has_marker": rate, "cut_off": rate}; for a rate see `data.statistics`.
+    Returns {"accuracy": {method: rate}, "has_marker": rate, "cut_off": rate}; for a rate see
+    `data.intervals`.
     """
     total = len(records)
 
@@ -85,7 +92,11 @@ def score_gsm8k(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     return {
         "accuracy": {
-            method: share(lambda record, method=method: extract_number(record["response"], method) == record["gold"])
+            method: share(
+                lambda record, method=method: (
+                    extract_number(record["response"], method) == record["gold"]
+                )
+            )
             for method in METHODS
         },
         "has_marker": share(lambda record: MARKER in record["response"]),

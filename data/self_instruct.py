@@ -1,16 +1,19 @@
 """Training answers in the model's own words, in GSM8K's format.
 
-What a model is trained on counts, and so does how far that is from what it would have said: answers close to its own
-distribution change it less (SDFT, Yang et al. 2024, https://arxiv.org/abs/2402.13669). `rewrite` shows the model the
-gold answer and asks for its own version, `sample` lets it solve the problem several times. Either is kept only if it
-comes to an end by itself and has the right number.
+What a model is trained on counts, and so does how far that is from what it would have said: answers
+close to its own distribution change it less (SDFT, Yang et al. 2024,
+https://arxiv.org/abs/2402.13669). `rewrite` shows the model the gold answer and asks for its own
+version, `sample` lets it solve the problem several times. Either is kept only if it comes to an end
+by itself and has the right number.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from data.prompts import INSTRUCTION, Message
+from common.errors import UserError
+from data.gsm8k import INSTRUCTION
+from data.prompts import Message
 from data.scoring import MARKER, extract_number
 
 MODES = ("rewrite", "sample")
@@ -36,10 +39,11 @@ def plan_attempts(records: Sequence[Record], samples: int) -> list[Record]:
 
 
 def own_answer(attempt: Record) -> str | None:
-    """The attempt as a training answer that ends in `#### N`; None unless it ended by itself and N is the gold number.
+    """The attempt as a training answer that ends in `#### N`; None unless it ended by itself and N
+    is the gold number.
 
-    Small models like to add a remark behind the number, which is cut off: trained on, it would come back in every
-    answer. An attempt with several `####` is none of the format either.
+    Small models like to add a remark behind the number, which is cut off: trained on, it would come
+    back in every answer. An attempt with several `####` is none of the format either.
     """
     text = attempt["response"].strip().removeprefix("A:").strip()
     steps, marker, tail = text.partition(MARKER)
@@ -49,11 +53,14 @@ def own_answer(attempt: Record) -> str | None:
     return f"{steps.rstrip()}\n{MARKER} {number}".lstrip()
 
 
-def assemble(records: Sequence[Record], attempts: dict[str, Record], mode: str, fallback: str) -> list[Record]:
-    """The training file's records, {"id", "question", "answer", "source"}, in the order of `records`.
+def assemble(
+    records: Sequence[Record], attempts: dict[str, Record], mode: str, fallback: str
+) -> list[Record]:
+    """The training file's records, {"id", "question", "answer", "source"}, in the order of
+    `records`.
 
-    The first attempt that passes counts; where none does, the gold answer stands in, or nothing if `fallback` is
-    "drop". ValueError if nothing is left at all.
+    The first attempt that passes counts; where none does, the gold answer stands in, or nothing if
+    `fallback` is "drop". UserError if nothing is left at all.
     """
     chosen: list[Record] = []
     tried: dict[str, list[str]] = {}
@@ -61,14 +68,18 @@ def assemble(records: Sequence[Record], attempts: dict[str, Record], mode: str, 
         tried.setdefault(name.rpartition("#")[0], []).append(name)
     for record in records:
         names = sorted(tried.get(record["id"], ()), key=lambda name: int(name.rpartition("#")[2]))
-        answer = next((text for name in names if (text := own_answer(attempts[name])) is not None), None)
+        answer = next(
+            (text for name in names if (text := own_answer(attempts[name])) is not None), None
+        )
         if answer is None and fallback == "drop":
             continue
         source = "gold" if answer is None else mode
         about = {"id": record["id"], "question": record["question"]}
-        chosen.append({**about, "answer": record["answer"] if answer is None else answer, "source": source})
+        chosen.append(
+            {**about, "answer": record["answer"] if answer is None else answer, "source": source}
+        )
     if not chosen:
-        raise ValueError(
+        raise UserError(
             f"none of the {len(records)} answers has the right number, so nothing is left to train on; use --fallback "
             "gold, a longer --max-new-tokens, or --mode sample with more --samples"
         )

@@ -1,4 +1,6 @@
-"""The official data sets, pinned by SHA-256: from a local mirror, else the cache, else downloaded once."""
+"""The official data sets, pinned by SHA-256: from a local mirror, else the cache, else downloaded
+once.
+"""
 
 import hashlib
 import http.client
@@ -6,9 +8,13 @@ import os
 import urllib.request
 from pathlib import Path
 
+from common.errors import UserError
+
 AILUMINATE = "ailuminate/airr_official_1.0_demo_en_us_prompt_set_release.csv"
 
-_GSM8K_URL = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data"
+_GSM8K_URL = (
+    "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data"
+)
 _AILUMINATE_URL = "https://raw.githubusercontent.com/mlcommons/ailuminate/main"
 _OTHER_WAY = "set UNFORGET_DATA to a folder that holds the data (gsm8k/train.jsonl, ...)"
 
@@ -32,9 +38,9 @@ OFFICIAL_FILES = {
 def dataset_file(name: str) -> Path:
     """Return a verified local copy of the official file `name`, a key of OFFICIAL_FILES.
 
-    If UNFORGET_DATA is set, the file must lie in that folder. Otherwise it is taken from the cache (UNFORGET_CACHE, or
-    ~/.cache/unforget), where it is downloaded to first if need be. ValueError if it is missing from the mirror, cannot
-    be downloaded, or differs from the published file.
+    If UNFORGET_DATA is set, the file must lie in that folder. Otherwise it is taken from the cache
+    (UNFORGET_CACHE, or ~/.cache/unforget), where it is downloaded to first if need be. UserError if
+    it is missing from the mirror, cannot be downloaded, or differs from the published file.
     """
     url, digest = OFFICIAL_FILES[name]
     mirror = os.environ.get("UNFORGET_DATA")
@@ -42,12 +48,14 @@ def dataset_file(name: str) -> Path:
         path = Path(mirror).expanduser() / name
         remedy = f"put {url} there, or unset UNFORGET_DATA to download it"
         if not path.is_file():
-            raise ValueError(f"{path}: no such file; {remedy}")
+            raise UserError(f"{path}: no such file; {remedy}")
         _verify(path.read_bytes(), digest, str(path), remedy)
         return path
     path = Path(os.environ.get("UNFORGET_CACHE") or "~/.cache/unforget").expanduser() / name
     if path.is_file():
-        _verify(path.read_bytes(), digest, str(path), f"delete it to download it again, or {_OTHER_WAY}")
+        _verify(
+            path.read_bytes(), digest, str(path), f"delete it to download it again, or {_OTHER_WAY}"
+        )
     else:
         content = _download(url, name)
         _verify(content, digest, url, _OTHER_WAY)
@@ -58,13 +66,15 @@ def dataset_file(name: str) -> Path:
 def is_official(path: str | Path, name: str) -> bool:
     """Whether `path` is a copy of the official file `name`."""
     path = Path(path)
-    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == OFFICIAL_FILES[name][1]
+    return (
+        path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == OFFICIAL_FILES[name][1]
+    )
 
 
 def _verify(content: bytes, digest: str, name: str, remedy: str) -> None:
     found = hashlib.sha256(content).hexdigest()
     if found != digest:
-        raise ValueError(f"{name}: SHA-256 is {found}, the published file has {digest}; {remedy}")
+        raise UserError(f"{name}: SHA-256 is {found}, the published file has {digest}; {remedy}")
 
 
 def _download(url: str, name: str) -> bytes:
@@ -72,11 +82,13 @@ def _download(url: str, name: str) -> bytes:
         with urllib.request.urlopen(url, timeout=30) as response:
             return response.read()
     except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
-        raise ValueError(f"{name}: cannot download {url} ({error}); {_OTHER_WAY}") from None
+        raise UserError(f"{name}: cannot download {url} ({error}); {_OTHER_WAY}") from None
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write beside `path` and rename, so that neither a crash nor a second process leaves a part of it there."""
+    """Write beside `path` and rename, so that neither a crash nor a second process leaves a part of
+    it there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:

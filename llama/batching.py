@@ -1,7 +1,7 @@
 """Texts of different lengths in one forward pass: sorted by length, padded on the right.
 
-Causal attention never looks at what stands to the right, so padding changes nothing, and between texts of like length
-there is little of it.
+Causal attention never looks at what stands to the right, so padding changes nothing, and between
+texts of like length there is little of it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,9 @@ from torch import Tensor
 
 
 def batches_by_length(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of at most `max_tokens` tokens, padding included (a longer text alone), longest first."""
+    """Indices in batches of at most `max_tokens` tokens, padding included (a longer text alone),
+    longest first.
+    """
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if batch and (len(batch) + 1) * lengths[batch[0]] > max_tokens:

@@ -1,8 +1,9 @@
 """Embeddings of texts from a decoder, and the shots that are most like a question.
 
-The state at a text's last token has seen all of it, so that is what Qwen3-Embedding is trained to be compared by
-(Zhang et al. 2025, https://arxiv.org/abs/2506.05176). At position 0 a causal model has seen one token: what
-`pooling="first"` finds alike begins alike and nothing more. It is here to show what that mistake costs.
+The state at a text's last token has seen all of it, so that is what Qwen3-Embedding is trained to
+be compared by (Zhang et al. 2025, https://arxiv.org/abs/2506.05176). At position 0 a causal model
+has seen one token: what `pooling="first"` finds alike begins alike and nothing more. It is here to
+show what that mistake costs.
 """
 
 import hashlib
@@ -20,9 +21,10 @@ from tqdm import tqdm
 
 from llama.batching import batches_by_length, pad
 from llama.decoding import check_prompts
+from llama.errors import UserError
 from llama.hub import cache_folder, resolve
 from llama.model import Decoder
-from llama.prepack import prepacked
+from llama.onednn import prepacked
 from llama.tokenizer import load_tokenizer
 from llama.weights import load_model, weight_files
 
@@ -41,8 +43,10 @@ def instruct(query: str) -> str:
 def embed_tokens(model: Decoder, rows: Sequence[Sequence[int]], pooling: str = "last") -> Tensor:
     """Unit vectors [N, E] float32 on the CPU for token ids, one forward pass over all of them."""
     if pooling not in POOLINGS:
-        raise ValueError(f"unknown pooling {pooling!r}: expected one of {', '.join(POOLINGS)}")
-    if pooling == "first":  # which sees no other token, so the others need not be computed: just what is wrong with it
+        raise UserError(f"unknown pooling {pooling!r}: expected one of {', '.join(POOLINGS)}")
+    if (
+        pooling == "first"
+    ):  # which sees no other token, so the others need not be computed: just what is wrong with it
         rows = [row[:1] for row in rows]
     hidden = model(pad(rows, model.device))
     places = torch.tensor([len(row) - 1 for row in rows], device=hidden.device)
@@ -53,8 +57,8 @@ def embed_tokens(model: Decoder, rows: Sequence[Sequence[int]], pooling: str = "
 class Embedder:
     """The decoder at `ref` as an embedder whose results are kept, by content, in the cache folder.
 
-    A file there belongs to one model, dtype and pooling and holds vectors by the hash of their tokens. The model is
-    loaded when a text comes up that is not in it.
+    A file there belongs to one model, dtype and pooling and holds vectors by the hash of their
+    tokens. The model is loaded when a text comes up that is not in it.
     """
 
     def __init__(
@@ -70,8 +74,9 @@ class Embedder:
         self.path = cache_folder() / "embeddings" / f"{self.key}.safetensors"
 
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors [N, E] float32 of `texts`. ValueError for a text beyond the context, or a cache that is broken
-        or of another model."""
+        """Unit vectors [N, E] float32 of `texts`. UserError for a text beyond the context, or a
+        cache that is broken or of another model.
+        """
         rows = [self.tokenizer.encode_framed(text) for text in texts]
         names = [hashlib.sha256(str(row).encode()).hexdigest() for row in rows]
         known = self._read()
@@ -104,16 +109,20 @@ class Embedder:
             with safe_open(self.path, framework="pt") as file:
                 key = (file.metadata() or {}).get("key")
                 if key != self.key:
-                    raise ValueError(
+                    raise UserError(
                         f"{self.path}: holds embeddings of {key}, not of {self.key}: of another model or pooling; "
                         "delete the file"
                     )
                 names, vectors = file.get_tensor("sha256"), file.get_tensor("embeddings")
         except SafetensorError as error:
-            raise ValueError(f"{self.path}: not a readable embedding cache ({error}); delete the file") from None
+            raise UserError(
+                f"{self.path}: not a readable embedding cache ({error}); delete the file"
+            ) from None
         if len(names) != len(vectors) or not vectors.isfinite().all():
-            raise ValueError(f"{self.path}: a damaged embedding cache; delete the file")
-        return {bytes(name.tolist()).hex(): vector for name, vector in zip(names, vectors, strict=True)}
+            raise UserError(f"{self.path}: a damaged embedding cache; delete the file")
+        return {
+            bytes(name.tolist()).hex(): vector for name, vector in zip(names, vectors, strict=True)
+        }
 
     def _write(self, known: dict[str, Tensor]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,11 @@
-"""The scheduler behind `generate`: continuous batching over a KV cache whose common prefix exists once.
+"""The scheduler behind `generate`: continuous batching over a KV cache whose common prefix exists
+once.
 
-A finished row leaves at once and the next prompt takes its slot. Prompts are read in chunks beside the decoding rows,
-without padding, so a long prompt neither stalls the others nor needs memory for more than one chunk. A prompt that
-begins like one in another slot copies what that slot holds. A greedy row whose text repeats itself verifies a draft of
-it; so does every row when few are left, since a step is then bound by reading the weights.
+A finished row leaves at once and the next prompt takes its slot. Prompts are read in chunks beside
+the decoding rows, without padding, so a long prompt neither stalls the others nor needs memory for
+more than one chunk. A prompt that begins like one in another slot copies what that slot holds. A
+greedy row whose text repeats itself verifies a draft of it; so does every row when few are left,
+since a step is then bound by reading the weights.
 """
 
 from collections import deque
@@ -14,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llama import graphs
+from llama import cuda_graphs
 from llama.cache import Feed, KVCache, PrefixPass, StepPass, bytes_per_token
-from llama.drafting import LONGEST, Drafter
+from llama.errors import UserError
 from llama.model import Decoder
+from llama.prompt_lookup import LONGEST, Drafter
 from llama.sampling import Sampling, sample
 
 PREFILL_CHUNK = 512  # prompt tokens read in one forward pass
@@ -25,13 +28,16 @@ VERIFIED_TOKENS = 24  # a forward pass over so many tokens costs little more tha
 DRAFTED_TOKENS = 192  # in one forward pass: each needs the output head
 WORTH_COPYING = 16  # tokens that a prompt must share with another slot before it waits for them
 
-# The tokens allowed next, given a row's new tokens so far: None is any, a single one is forced and costs no step.
+# The tokens allowed next, given a row's new tokens so far: None is any, a single one is forced and
+# costs no step.
 Guide = Callable[[list[int]], Collection[int] | None]
 
 
 @dataclass(frozen=True)
 class Output:
-    """New tokens of one prompt; `finish_reason` is "stop" (they end with the stop id) or "length"."""
+    """New tokens of one prompt; `finish_reason` is "stop" (they end with the stop id) or
+    "length".
+    """
 
     token_ids: list[int]
     finish_reason: str
@@ -39,7 +45,9 @@ class Output:
 
 @dataclass
 class DecodingStats:
-    """What `generate` did: tokens of all prompts, those really computed for them, new tokens, forward passes."""
+    """What `generate` did: tokens of all prompts, those really computed for them, new tokens,
+    forward passes.
+    """
 
     prompt_tokens: int = 0
     prefill_tokens: int = 0
@@ -49,7 +57,9 @@ class DecodingStats:
 
 @dataclass(frozen=True)
 class Options:
-    """What the rows of one `generate` call have in common. `cache_bytes` bounds the key/value cache."""
+    """What the rows of one `generate` call have in common. `cache_bytes` bounds the key/value
+    cache.
+    """
 
     max_new_tokens: int
     stop_ids: Set[int]
@@ -62,7 +72,9 @@ class Options:
 
 @dataclass(eq=False)
 class Row:
-    """One prompt in flight. `tokens`, behind the shared prefix: its own `prompt_length`, then the new ones."""
+    """One prompt in flight. `tokens`, behind the shared prefix: its own `prompt_length`, then the
+    new ones.
+    """
 
     index: int
     tokens: list[int]
@@ -121,7 +133,7 @@ class Engine:
         self._allocate(self._affordable_slots())
 
     def _affordable_slots(self) -> int:
-        """How many rows fit into the cache's bound. ValueError if not even one does."""
+        """How many rows fit into the cache's bound. UserError if not even one does."""
         options, wanted = self.options, min(self.options.batch_size, len(self.waiting))
         if options.cache_bytes is None:
             return wanted
@@ -129,7 +141,7 @@ class Engine:
         slots = (options.cache_bytes - len(self.prefix) * token) // (self.capacity * token)
         if slots < 1:
             needed = (len(self.prefix) + self.capacity) * token
-            raise ValueError(
+            raise UserError(
                 f"the longest prompt and its answer need {needed / 2**30:.3f} GiB of key/value cache, but its memory "
                 f"is bounded by {options.cache_bytes / 2**30:.3f} GiB: raise that (--memory), or allow fewer new tokens"
             )
@@ -137,11 +149,15 @@ class Engine:
 
     def _allocate(self, slots: int) -> None:
         self.slots: list[Row | None] = [None] * slots
-        self.stored: list[Row | None] = [None] * slots  # whose keys and values a slot holds, even after its end
+        self.stored: list[Row | None] = [
+            None
+        ] * slots  # whose keys and values a slot holds, even after its end
         dtype = self.options.cache_dtype or self.model.dtype
-        self.cache = KVCache(self.model.config, slots, self.capacity, len(self.prefix), dtype, self.model.device)
-        captured = self.model.device.type in graphs.DEVICES
-        self.graphs = graphs.DecodingGraphs(self.model, self.cache) if captured else None
+        self.cache = KVCache(
+            self.model.config, slots, self.capacity, len(self.prefix), dtype, self.model.device
+        )
+        captured = self.model.device.type in cuda_graphs.DEVICES
+        self.graphs = cuda_graphs.DecodingGraphs(self.model, self.cache) if captured else None
         for start in range(0, len(self.prefix), PREFILL_CHUNK):
             tokens = self.prefix[start : start + PREFILL_CHUNK]
             step = PrefixPass(self.cache, start, len(tokens))
@@ -159,8 +175,12 @@ class Engine:
                 self._extend(row, tokens, on_finish)
         return self.outputs
 
-    def _extend(self, row: Row, tokens: list[int], on_finish: Callable[[int, Output], None] | None) -> None:
-        """Add chosen tokens, and those the guide then forces, up to the row's end; what follows it is dropped."""
+    def _extend(
+        self, row: Row, tokens: list[int], on_finish: Callable[[int, Output], None] | None
+    ) -> None:
+        """Add chosen tokens, and those the guide then forces, up to the row's end; what follows it
+        is dropped.
+        """
         coming = deque(tokens)
         while coming:
             row.tokens.append(coming.popleft())
@@ -183,7 +203,9 @@ class Engine:
         return list(allowed) if allowed is not None and len(allowed) == 1 else []
 
     def _admit(self, on_finish: Callable[[int, Output], None] | None) -> bool:
-        """Fill free slots from the queue; once that is empty, close gaps between the rows. False at the end."""
+        """Fill free slots from the queue; once that is empty, close gaps between the rows. False at
+        the end.
+        """
         for slot in range(len(self.slots)):
             while self.slots[slot] is None and self.waiting:
                 row = self.slots[slot] = self.waiting.popleft()
@@ -197,22 +219,35 @@ class Engine:
         return bool(self.slots)
 
     def _halve(self) -> None:
-        """Out of memory: go on with half the rows. The others wait; every row's text is read again, none is lost."""
+        """Out of memory: go on with half the rows. The others wait; every row's text is read again,
+        none is lost.
+        """
         if len(self.slots) == 1:
             raise torch.OutOfMemoryError("out of memory with a single row in flight")
         rows = [row for row in self.slots if row]
         for row in rows:
             row.cached = 0
         self.waiting.extendleft(reversed(rows))
-        slots, self.cache, self.graphs = len(self.slots) // 2, None, None  # gone before the new ones come
+        slots, self.cache, self.graphs = (
+            len(self.slots) // 2,
+            None,
+            None,
+        )  # gone before the new ones come
         torch.cuda.empty_cache()
         self._allocate(slots)
 
     def _step(self) -> list[tuple[Row, list[int]]]:
         """One forward pass: the new tokens of every row that has read all of its text."""
         drafts, budget = self._drafts(), PREFILL_CHUNK
-        unread = [self._unread(slot) for slot in range(len(self.slots))]  # before any of this step counts as stored
-        feeds, turns, tokens, wanted = [], [], [], []  # wanted: whose hidden states meet the output head
+        unread = [
+            self._unread(slot) for slot in range(len(self.slots))
+        ]  # before any of this step counts as stored
+        feeds, turns, tokens, wanted = (
+            [],
+            [],
+            [],
+            [],
+        )  # wanted: whose hidden states meet the output head
         for slot, row in enumerate(self.slots):
             length, draft = unread[slot], drafts.get(row, [])
             if length > 1:
@@ -236,17 +271,26 @@ class Engine:
         return self._accept(self.model.logits(hidden[wanted]), turns) if turns else []
 
     def _unread(self, slot: int) -> int:
-        """Tokens the slot's row has to read, after copying what another slot holds; 0 while it waits for another."""
+        """Tokens the slot's row has to read, after copying what another slot holds; 0 while it
+        waits for another.
+        """
         row = self.slots[slot]
         if row.pending == 1:
             return 1
         donor, length = slot, row.cached + WORTH_COPYING - 1
         for other, stored in enumerate(self.stored):
             if stored not in (None, row):
-                common = shared_length(row.tokens, stored.tokens, min(stored.cached, len(row.tokens) - 1))
+                common = shared_length(
+                    row.tokens, stored.tokens, min(stored.cached, len(row.tokens) - 1)
+                )
                 donor, length = max((donor, length), (other, common), key=lambda pair: pair[1])
-        readers = [reader for reader in self.slots if reader.pending > 1 and reader.index < row.index]
-        if any(shared_length(row.tokens, reader.tokens, len(row.tokens) - 1) > length for reader in readers):
+        readers = [
+            reader for reader in self.slots if reader.pending > 1 and reader.index < row.index
+        ]
+        if any(
+            shared_length(row.tokens, reader.tokens, len(row.tokens) - 1) > length
+            for reader in readers
+        ):
             return 0
         if length >= row.cached + WORTH_COPYING:
             if donor != slot:
@@ -255,7 +299,9 @@ class Engine:
         return row.pending
 
     def _drafts(self) -> dict[Row, list[int]]:
-        """What decoding rows are to verify: those with a streak of right guesses always, the others if they are few."""
+        """What decoding rows are to verify: those with a streak of right guesses always, the others
+        if they are few.
+        """
         if self.options.sampling.temperature > 0 or self.options.guide:
             return {}
         rows = [row for row in self.slots if row.pending == 1]
@@ -271,13 +317,21 @@ class Engine:
         return drafts
 
     def _accept(self, logits: Tensor, turns: list[Turn]) -> list[tuple[Row, list[int]]]:
-        """New tokens of each row from its logits: one, and as much of a draft as greedy decoding would have chosen."""
-        chosen = iter(self._choose(logits, [turn.row for turn in turns for _ in range(1 + len(turn.draft))]))
+        """New tokens of each row from its logits: one, and as much of a draft as greedy decoding
+        would have chosen.
+        """
+        chosen = iter(
+            self._choose(logits, [turn.row for turn in turns for _ in range(1 + len(turn.draft))])
+        )
         accepted = []
         for turn in turns:
             greedy = [next(chosen) for _ in range(1 + len(turn.draft))]
-            right = next((i for i, token in enumerate(turn.draft) if token != greedy[i]), len(turn.draft))
-            turn.row.cached += right  # of a refused draft, what is stored is overwritten by the next step
+            right = next(
+                (i for i, token in enumerate(turn.draft) if token != greedy[i]), len(turn.draft)
+            )
+            turn.row.cached += (
+                right  # of a refused draft, what is stored is overwritten by the next step
+            )
             accepted.append((turn.row, greedy[: right + 1]))
         return accepted
 
@@ -309,7 +363,9 @@ def shared_length(a: Sequence[int], b: Sequence[int], limit: int) -> int:
 
 
 def common_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
-    """How many leading tokens all prompts share, leaving each at least one of its own; 0 for a single prompt."""
+    """How many leading tokens all prompts share, leaving each at least one of its own; 0 for a
+    single prompt.
+    """
     if len(prompts) < 2:
         return 0
     low, high = min(prompts), max(prompts)  # what the extremes of the sorted order share, all share

@@ -1,7 +1,9 @@
-"""The decoder: Llama (Touvron et al. 2023; Llama 3, 2024) and Qwen3 (2025), told apart by `ModelConfig` alone.
+"""The decoder: Llama (Touvron et al. 2023; Llama 3, 2024) and Qwen3 (2025), told apart by
+`ModelConfig` alone.
 
-Shapes: B batch, T tokens, E hidden_size, H query heads, K key/value heads, D head_dim, V vocabulary.
-Parameter names are those of the published checkpoints, so weights load without renaming.
+Shapes: B batch, T tokens, E hidden_size, H query heads, K key/value heads, D head_dim, V
+vocabulary. Parameter names are those of the published checkpoints, so weights load without
+renaming.
 """
 
 from collections.abc import Callable
@@ -13,21 +15,27 @@ from torch import Tensor, nn
 from llama.config import ModelConfig
 from llama.rope import rotary_tables, rotate
 
-# How queries meet keys and values: (layer, [B, T, H, D], [B, T, K, D], [B, T, K, D]) -> [B, T, H, D].
-# A cache or a packed batch puts its own function here; the decoder knows neither.
+# How queries meet keys and values: (layer, [B, T, H, D], [B, T, K, D], [B, T, K, D]) -> [B, T, H,
+# D]. A cache or a packed batch puts its own function here; the decoder knows neither.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 def causal_attention(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Every token sees itself and what stands before it in its own row."""
     out = F.scaled_dot_product_attention(
-        queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), is_causal=True, enable_gqa=True
+        queries.transpose(1, 2),
+        keys.transpose(1, 2),
+        values.transpose(1, 2),
+        is_causal=True,
+        enable_gqa=True,
     )
     return out.transpose(1, 2)
 
 
 class RMSNorm(nn.Module):
-    """Root mean square normalisation (Zhang & Sennrich 2019) in float32, scaled in the input's dtype."""
+    """Root mean square normalisation (Zhang & Sennrich 2019) in float32, scaled in the input's
+    dtype.
+    """
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -41,7 +49,9 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention (Ainslie et al. 2023) with rotary positions; Qwen3 normalises its heads first."""
+    """Grouped-query attention (Ainslie et al. 2023) with rotary positions; Qwen3 normalises its
+    heads first.
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -52,8 +62,12 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
         self.v_proj = nn.Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
         self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, width, bias=bias)
-        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.q_norm = (
+            RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        )
+        self.k_norm = (
+            RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        )
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         queries, keys, values = (y.unflatten(-1, (-1, self.head_dim)) for y in self.project(x))
@@ -91,9 +105,13 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.gate_proj = nn.Linear(
+            config.hidden_size, config.intermediate_size, bias=config.mlp_bias
+        )
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(
+            config.intermediate_size, config.hidden_size, bias=config.mlp_bias
+        )
         self.act = SwiGLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,7 +137,9 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Token ids in, hidden states out; `logits` is separate, so nobody pays for positions nobody reads."""
+    """Token ids in, hidden states out; `logits` is separate, so nobody pays for positions nobody
+    reads.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -127,7 +147,9 @@ class Decoder(nn.Module):
         self.model = nn.ModuleDict(
             {
                 "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
-                "layers": nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers)),
+                "layers": nn.ModuleList(
+                    Block(config, layer) for layer in range(config.num_hidden_layers)
+                ),
                 "norm": RMSNorm(config.hidden_size, config.rms_norm_eps),
             }
         )
@@ -143,11 +165,13 @@ class Decoder(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.lm_head.weight.dtype
 
-    def forward(self, input_ids: Tensor, positions: Tensor | None = None, attend: Attend = causal_attention) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, positions: Tensor | None = None, attend: Attend = causal_attention
+    ) -> Tensor:
         """Final hidden states [B, T, E] of `input_ids` [B, T] int64; feed them to `logits`.
 
-        `positions` [B, T] or [T] int64 default to 0 .. T-1. Padding on the right needs no mask: causal attention
-        never looks at it.
+        `positions` [B, T] or [T] int64 default to 0 .. T-1. Padding on the right needs no mask:
+        causal attention never looks at it.
         """
         if positions is None:
             positions = torch.arange(input_ids.shape[-1], device=input_ids.device)

@@ -1,4 +1,6 @@
-"""Frozen linears with 8-bit weights: one float32 scale for each output channel (Dettmers et al. 2022, section 2)."""
+"""Frozen linears with 8-bit weights: one float32 scale for each output channel (Dettmers et al.
+2022, section 2).
+"""
 
 import torch
 import torch.nn.functional as F
@@ -8,21 +10,29 @@ SCHEMES = ("int8",)
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """[out, in] -> int8 [out, in] and float32 scales [out, 1]; the largest magnitude of a row becomes 127."""
+    """[out, in] -> int8 [out, in] and float32 scales [out, 1]; the largest magnitude of a row
+    becomes 127.
+    """
     wide = weight.float()
     scale = (wide.abs().amax(dim=1, keepdim=True) / 127).clamp_min(torch.finfo(torch.float32).tiny)
     return (wide / scale).round().to(torch.int8), scale
 
 
 def dense_weight(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """The matrix that `weight` stands for, in `dtype`; `scale` is None where it is not quantised."""
+    """The matrix that `weight` stands for, in `dtype`; `scale` is None where it is not
+    quantised.
+    """
     return weight.to(dtype) if scale is None else weight.to(dtype).mul_(scale.to(dtype))
 
 
 class QuantizedLinear(nn.Linear):
-    """y = W x + b with `weight` int8 [out, in] and `weight_scale` float32 [out, 1]; no gradients but those of x."""
+    """y = W x + b with `weight` int8 [out, in] and `weight_scale` float32 [out, 1]; no gradients
+    but those of x.
+    """
 
-    def __init__(self, weight: Tensor, weight_scale: Tensor, bias: nn.Parameter | None = None) -> None:
+    def __init__(
+        self, weight: Tensor, weight_scale: Tensor, bias: nn.Parameter | None = None
+    ) -> None:
         nn.Module.__init__(self)  # not Linear's own: it would allocate a float weight
         self.out_features, self.in_features = weight.shape
         self.weight = nn.Parameter(weight, requires_grad=False)
@@ -35,12 +45,16 @@ class QuantizedLinear(nn.Linear):
 
 
 class _Product(torch.autograd.Function):
-    """The dense weight exists during a product only; autograd would keep every layer's until the backward pass."""
+    """The dense weight exists during a product only; autograd would keep every layer's until the
+    backward pass.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight, scale)
-        return F.linear(x, dense_weight(weight, scale, x.dtype), None if bias is None else bias.to(x.dtype))
+        return F.linear(
+            x, dense_weight(weight, scale, x.dtype), None if bias is None else bias.to(x.dtype)
+        )
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
@@ -51,7 +65,8 @@ class _Product(torch.autograd.Function):
 def quantize_linears(model: nn.Module) -> None:
     """Make every linear within the decoder's blocks one of 8 bits; `load_model` then fills them in.
 
-    Embedding and output head stay as they are: they are often one matrix, and rounding the head costs most.
+    Embedding and output head stay as they are: they are often one matrix, and rounding the head
+    costs most.
     """
     for name, linear in list(model.named_modules()):
         if isinstance(linear, nn.Linear) and name.startswith("model.layers."):

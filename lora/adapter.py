@@ -1,4 +1,6 @@
-"""Adapter files as PEFT writes them: `adapter_config.json` and `adapter_model.safetensors`, both directions."""
+"""Adapter files as PEFT writes them: `adapter_config.json` and `adapter_model.safetensors`, both
+directions.
+"""
 
 import hashlib
 import json
@@ -12,7 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from llama.files import read_json_object, read_number
+from llama.errors import UserError
+from llama.json_files import read_json_object, read_number
 from llama.model import Decoder
 from lora.checkpoint import flush
 from lora.inject import inject_lora, lora_layers
@@ -22,14 +25,33 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # PEFT's wrapper around the wrapped model
 
-# The fields of PEFT's LoraConfig that may hold anything; whatever else is set would change the result.
+# The fields of PEFT's LoraConfig that may hold anything; whatever else is set would change the
+# result.
 HARMLESS = {
     *("r", "target_modules", "lora_alpha", "lora_dropout"),  # read here
-    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"),
-    *("layers_pattern", "megatron_core", "qalora_group_size", "runtime_config"),  # without effect on their own,
-    *("loftq_config", "eva_config", "corda_config", "lora_ga_config"),  # these without their init_lora_weights
+    *(
+        "auto_mapping",
+        "base_model_name_or_path",
+        "inference_mode",
+        "peft_version",
+        "revision",
+        "task_type",
+    ),
+    *(
+        "layers_pattern",
+        "megatron_core",
+        "qalora_group_size",
+        "runtime_config",
+    ),  # without effect on their own,
+    *(
+        "loftq_config",
+        "eva_config",
+        "corda_config",
+        "lora_ga_config",
+    ),  # these without their init_lora_weights
 }
-# Most other initialisations ("pissa", "olora", "corda", "loftq", "lora_ga") change the base weights: all are refused.
+# Most other initialisations ("pissa", "olora", "corda", "loftq", "lora_ga") change the base
+# weights: all are refused.
 IMPLEMENTED = {
     "peft_type": ("LORA",),
     "bias": ("none",),
@@ -38,13 +60,15 @@ IMPLEMENTED = {
 
 
 def save_adapter(model: Decoder, folder: str | Path, base_model: str | None = None) -> None:
-    """Write the LoRA layers of `model` so that PEFT, and `load_adapter`, can read them; each file atomically.
+    """Write the LoRA layers of `model` so that PEFT, and `load_adapter`, can read them; each file
+    atomically.
 
-    `base_model` is noted as the model they belong to. Equal adapters give equal files. ValueError if there are none.
+    `base_model` is noted as the model they belong to. Equal adapters give equal files. UserError if
+    there are none.
     """
     layers = dict(lora_layers(model))
     if not layers:
-        raise ValueError("the model has no LoRA layers to save")
+        raise UserError("the model has no LoRA layers to save")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = next(iter(layers.values())).config
@@ -72,46 +96,53 @@ def save_adapter(model: Decoder, folder: str | Path, base_model: str | None = No
 
 
 def load_adapter(model: Decoder, folder: str | Path) -> None:
-    """Inject the adapter at `folder` into `model`, or load it into LoRA layers that are there and agree.
+    """Inject the adapter at `folder` into `model`, or load it into LoRA layers that are there and
+    agree.
 
-    Raises ValueError for files that are missing or broken and for PEFT settings that are not implemented, and one
-    ValueError listing every missing, unexpected or misshapen tensor, in which case the model is left without LoRA
-    layers it did not have before.
+    Raises UserError for files that are missing or broken and for PEFT settings that are not
+    implemented, and one UserError listing every missing, unexpected or misshapen tensor, in which
+    case the model is left without LoRA layers it did not have before.
     """
     config_path, weights_path = _adapter_files(folder)
     raw = read_json_object(config_path)
     try:
         tensors = {_module_key(key): tensor for key, tensor in load_file(weights_path).items()}
     except SafetensorError as error:
-        raise ValueError(f"{weights_path}: not a readable safetensors file ({error})") from None
+        raise UserError(f"{weights_path}: not a readable safetensors file ({error})") from None
     try:
         config = _read_config(raw, model)
         wanted = _expected_shapes(model, config)
     except ValueError as error:
-        raise ValueError(f"{config_path}: {error}") from None
+        raise UserError(f"{config_path}: {error}") from None
     problems = [f"missing {name}" for name in wanted if name not in tensors]
     for name, tensor in tensors.items():
         if name not in wanted:
             problems.append(f"unexpected {name} {list(tensor.shape)}")
         elif list(tensor.shape) != wanted[name]:
-            problems.append(f"{name} is {list(tensor.shape)}, model and rank {config.rank} ask for {wanted[name]}")
+            problems.append(
+                f"{name} is {list(tensor.shape)}, model and rank {config.rank} ask for {wanted[name]}"
+            )
     if problems:
-        raise ValueError(f"{folder}: the adapter does not fit this model: " + "; ".join(problems))
+        raise UserError(f"{folder}: the adapter does not fit this model: " + "; ".join(problems))
     existing = [layer.config for _, layer in lora_layers(model)]
     if not existing:
         inject_lora(model, config)
     elif (existing[0].rank, existing[0].alpha) != (config.rank, config.alpha):
-        raise ValueError(
+        raise UserError(
             f"{folder}: the adapter has rank {config.rank} and alpha {config.alpha}, "
             f"the model's LoRA layers {existing[0].rank} and {existing[0].alpha}"
         )
     elif different := sorted(wanted.keys() ^ adapter_state(model).keys()):
-        raise ValueError(f"{folder}: the adapter has other target_modules than the model: {different[0]}, ...")
+        raise UserError(
+            f"{folder}: the adapter has other target_modules than the model: {different[0]}, ..."
+        )
     load_adapter_state(model, tensors)
 
 
 def adapter_state(model: Decoder) -> dict[str, Tensor]:
-    """The trained tensors, detached: `<module>.lora_A.weight` [rank, in] and `<module>.lora_B.weight` [out, rank]."""
+    """The trained tensors, detached: `<module>.lora_A.weight` [rank, in] and
+    `<module>.lora_B.weight` [out, rank].
+    """
     state = {}
     for name, layer in lora_layers(model):
         state[f"{name}.lora_A.weight"] = layer.lora_A.detach()
@@ -130,16 +161,18 @@ def load_adapter_state(model: Decoder, state: dict[str, Tensor]) -> None:
 def adapter_fingerprint(folder: str | Path) -> str:
     """The first 12 hexadecimal digits of both files' SHA-256: tells adapters apart in summaries.
 
-    ValueError if a file is missing.
+    UserError if a file is missing.
     """
-    return hashlib.sha256(b"".join(path.read_bytes() for path in _adapter_files(folder))).hexdigest()[:12]
+    return hashlib.sha256(
+        b"".join(path.read_bytes() for path in _adapter_files(folder))
+    ).hexdigest()[:12]
 
 
 def _adapter_files(folder: str | Path) -> tuple[Path, Path]:
     paths = Path(folder) / CONFIG_FILE, Path(folder) / WEIGHTS_FILE
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
-        raise ValueError(f"{folder}: no {' / '.join(missing)}: is {folder} an adapter folder?")
+        raise UserError(f"{folder}: no {' / '.join(missing)}: is {folder} an adapter folder?")
     return paths
 
 
@@ -157,16 +190,28 @@ def _expected_shapes(model: Decoder, config: LoRAConfig) -> dict[str, list[int]]
 
 
 def _read_config(raw: dict[str, Any], model: Decoder) -> LoRAConfig:
-    unsupported = [name for name, known in IMPLEMENTED.items() if raw.get(name, known[0]) not in known]
-    unsupported += [name for name in raw if name not in HARMLESS | IMPLEMENTED.keys() and not _is_unset(raw[name])]
+    unsupported = [
+        name for name, known in IMPLEMENTED.items() if raw.get(name, known[0]) not in known
+    ]
+    unsupported += [
+        name
+        for name in raw
+        if name not in HARMLESS | IMPLEMENTED.keys() and not _is_unset(raw[name])
+    ]
     if unsupported:
-        raise ValueError("not supported: " + ", ".join(f"{name} = {raw[name]!r}" for name in unsupported))
+        raise UserError(
+            "not supported: " + ", ".join(f"{name} = {raw[name]!r}" for name in unsupported)
+        )
     missing = [name for name in ("r", "lora_alpha", "target_modules") if raw.get(name) is None]
     if missing:
-        raise ValueError("lacks " + ", ".join(missing))
-    dropout = 0.0 if raw.get("lora_dropout") in (None, 0) else read_number(raw, "lora_dropout", float)
+        raise UserError("lacks " + ", ".join(missing))
+    dropout = (
+        0.0 if raw.get("lora_dropout") in (None, 0) else read_number(raw, "lora_dropout", float)
+    )
     targets = _read_targets(raw["target_modules"], model)
-    return LoRAConfig(read_number(raw, "r", int), read_number(raw, "lora_alpha", float), dropout, targets)
+    return LoRAConfig(
+        read_number(raw, "r", int), read_number(raw, "lora_alpha", float), dropout, targets
+    )
 
 
 def _is_unset(value: Any) -> bool:
@@ -175,18 +220,28 @@ def _is_unset(value: Any) -> bool:
 
 
 def _read_targets(targets: Any, model: Decoder) -> tuple[str, ...]:
-    """PEFT allows a list of names, the word all-linear, or a regular expression over full module names."""
+    """PEFT allows a list of names, the word all-linear, or a regular expression over full module
+    names.
+    """
     if isinstance(targets, list) and all(isinstance(target, str) for target in targets):
         return tuple(sorted(targets))
     if not isinstance(targets, str):
-        raise ValueError(f"target_modules = {targets!r}: expected a list of names or a regular expression")
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != "lm_head"]
+        raise UserError(
+            f"target_modules = {targets!r}: expected a list of names or a regular expression"
+        )
+    linears = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name != "lm_head"
+    ]
     if targets == "all-linear":
         return tuple(linears)
     try:
         matched = tuple(name for name in linears if re.fullmatch(targets, name))
     except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"target_modules = {targets!r}: broken regular expression ({error})") from None
+        raise UserError(
+            f"target_modules = {targets!r}: broken regular expression ({error})"
+        ) from None
     if not matched:
-        raise ValueError(f"target_modules = {targets!r} matches no linear of the decoder")
+        raise UserError(f"target_modules = {targets!r} matches no linear of the decoder")
     return matched

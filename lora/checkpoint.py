@@ -10,15 +10,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llama.files import read_json_object
+from llama.errors import UserError
+from llama.json_files import read_json_object
 
 TENSORS, VALUES = "state.safetensors", "state.json"
 
 
-def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[str, Any], keep: int = 2) -> Path:
+def save_checkpoint(
+    folder: Path, step: int, tensors: dict[str, Tensor], values: dict[str, Any], keep: int = 2
+) -> Path:
     """Write `folder/step-<step>` under another name, flush it to disk, rename it.
 
-    Of the others, the last `keep` stay (this one counted), and that with the lowest `validation_loss` in its values.
+    Of the others, the last `keep` stay (this one counted), and that with the lowest
+    `validation_loss` in its values.
     """
     target = folder / f"step-{step:08d}"
     partial = folder / f".{target.name}.partial"
@@ -39,9 +43,15 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], values:
 
 
 def best_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with the lowest `validation_loss` in its values, the earliest of equals; None if none has one."""
-    losses = {path: read_json_object(path / VALUES).get("validation_loss") for path in checkpoints(folder)}
-    return min((path for path in losses if losses[path] is not None), key=losses.__getitem__, default=None)
+    """The checkpoint with the lowest `validation_loss` in its values, the earliest of equals; None
+    if none has one.
+    """
+    losses = {
+        path: read_json_object(path / VALUES).get("validation_loss") for path in checkpoints(folder)
+    }
+    return min(
+        (path for path in losses if losses[path] is not None), key=losses.__getitem__, default=None
+    )
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -50,12 +60,16 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors (on the CPU) and values of one checkpoint. ValueError names a file that is missing or broken."""
+    """Tensors (on the CPU) and values of one checkpoint. UserError names a file that is missing or
+    broken.
+    """
     values = read_json_object(path / VALUES)
     try:
         return load_file(path / TENSORS), values
     except (SafetensorError, FileNotFoundError) as error:
-        raise ValueError(f"{path / TENSORS}: not a readable safetensors file ({error}); delete {path}") from None
+        raise UserError(
+            f"{path / TENSORS}: not a readable safetensors file ({error}); delete {path}"
+        ) from None
 
 
 def flush(path: Path) -> None:

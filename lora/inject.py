@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from llama.errors import UserError
 from llama.model import Decoder
 from lora.layer import LoRAConfig, LoRALinear
 
@@ -12,21 +13,28 @@ from lora.layer import LoRAConfig, LoRALinear
 def inject_lora(model: Decoder, config: LoRAConfig) -> list[str]:
     """Replace every linear of the decoder's blocks that `target_modules` names; freeze all else.
 
-    A target matches a module's full name or its last parts, as in PEFT. Returns the adapted modules' names.
-    Raises one ValueError listing every target that matches nothing, or if the model has LoRA already.
+    A target matches a module's full name or its last parts, as in PEFT. Returns the adapted
+    modules' names. Raises one UserError listing every target that matches nothing, or if the model
+    has LoRA already.
     """
     if any(True for _ in lora_layers(model)):
-        raise ValueError("the model has LoRA layers already; merge_lora them before injecting others")
+        raise UserError(
+            "the model has LoRA layers already; merge_lora them before injecting others"
+        )
     linears = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and name.startswith("model.layers.")
     }
-    matched = {name for name in linears if any(_matches(name, target) for target in config.target_modules)}
+    matched = {
+        name for name in linears if any(_matches(name, target) for target in config.target_modules)
+    }
     unmatched = [t for t in config.target_modules if not any(_matches(name, t) for name in linears)]
     if unmatched:
         known = sorted({name.rsplit(".", 1)[-1] for name in linears})
-        raise ValueError(f"target_modules {unmatched} match no linear of the decoder; it has {known}")
+        raise UserError(
+            f"target_modules {unmatched} match no linear of the decoder; it has {known}"
+        )
     model.requires_grad_(False)
     names = [name for name in linears if name in matched]
     for name in names:
@@ -36,12 +44,16 @@ def inject_lora(model: Decoder, config: LoRAConfig) -> list[str]:
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
     """Every LoRA layer with its module name, in the order of the decoder."""
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, LoRALinear))
+    return (
+        (name, module) for name, module in model.named_modules() if isinstance(module, LoRALinear)
+    )
 
 
 def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
     """What is trained: the A and B of every layer."""
-    return [parameter for _, layer in lora_layers(model) for parameter in (layer.lora_A, layer.lora_B)]
+    return [
+        parameter for _, layer in lora_layers(model) for parameter in (layer.lora_A, layer.lora_B)
+    ]
 
 
 def set_lora_scale(model: nn.Module, scale: float) -> None:

@@ -1,9 +1,11 @@
-"""Kullback-Leibler divergence from the base model to the tuned one: how much has been unlearned, seen from the base.
+"""Kullback-Leibler divergence from the base model to the tuned one: how much has been unlearned,
+seen from the base.
 
-Base and tuned are the same weights with the adapter off and on. KL(base || tuned) at a position is the mean, over what
-the base would say there, of how much less the tuned model expects it, in nats; on the new task it goes along with what
-is forgotten elsewhere (Shenfeld et al. 2025, https://arxiv.org/abs/2509.04259), and as a loss it holds the model near.
-Both models share the frozen output head, so logits exist for a chunk of positions at a time, as in lora/loss.py.
+Base and tuned are the same weights with the adapter off and on. KL(base || tuned) at a position is
+the mean, over what the base would say there, of how much less the tuned model expects it, in nats;
+on the new task it goes along with what is forgotten elsewhere (Shenfeld et al. 2025,
+https://arxiv.org/abs/2509.04259), and as a loss it holds the model near. Both models share the
+frozen output head, so logits exist for a chunk of positions at a time, as in lora/loss.py.
 """
 
 from collections.abc import Sequence
@@ -11,18 +13,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from data.examples import IGNORED, Example
+from data.examples import IGNORE_INDEX, Example
 from llama.engine import common_prefix_length
 from llama.model import Decoder
 from lora.inject import lora_disabled
-from lora.packing import PackedBatch, SharedPrefix, micro_batches
+from lora.packed_batch import PackedBatch, SharedPrefix, micro_batches
 
 CHUNK = 128  # positions whose logits, of both models, exist at one time
 PASS_TOKENS = 2048  # of the examples in one forward pass
 
 
 class FrozenHeadKL(torch.autograd.Function):
-    """KL(base || tuned) of S positions: tuned [S, E], base [S, E], head [V, E] -> [S] float32, in nats."""
+    """KL(base || tuned) of S positions: tuned [S, E], base [S, E], head [V, E] -> [S] float32, in
+    nats.
+    """
 
     @staticmethod
     def forward(ctx, tuned: Tensor, base: Tensor, head: Tensor) -> Tensor:
@@ -49,15 +53,17 @@ class FrozenHeadKL(torch.autograd.Function):
 def position_divergences(
     model: Decoder, examples: Sequence[Example], prefix_length: int = 0
 ) -> tuple[Tensor, list[int]]:
-    """KL(base || tuned) at each position that predicts a supervised token, [S] float32, and each example's number.
+    """KL(base || tuned) at each position that predicts a supervised token, [S] float32, and each
+    example's number.
 
-    Without a `prefix_length`, gradients flow to the LoRA layers, never through the base. With one, the first tokens,
-    which all examples begin with and none supervises, are computed once; that is for measuring alone.
+    Without a `prefix_length`, gradients flow to the LoRA layers, never through the base. With one,
+    the first tokens, which all examples begin with and none supervises, are computed once; that is
+    for measuring alone.
     """
     with torch.no_grad(), lora_disabled(model):
         base = _supervised_states(model, examples, prefix_length)
     tuned = _supervised_states(model, examples, prefix_length)
-    counts = [sum(label != IGNORED for label in example.labels[1:]) for example in examples]
+    counts = [sum(label != IGNORE_INDEX for label in example.labels[1:]) for example in examples]
     return FrozenHeadKL.apply(tuned, base, model.lm_head.weight), counts
 
 
@@ -72,13 +78,18 @@ def _supervised_states(model: Decoder, examples: Sequence[Example], prefix_lengt
 
 def shared_context(examples: Sequence[Example]) -> int:
     """How many tokens all examples begin with, short of the position before any supervised one."""
-    starts = (next((i for i, label in enumerate(e.labels) if i and label != IGNORED), 1) for e in examples)
+    starts = (
+        next((i for i, label in enumerate(e.labels) if i and label != IGNORE_INDEX), 1)
+        for e in examples
+    )
     return min(common_prefix_length([example.input_ids for example in examples]), min(starts) - 1)
 
 
 @torch.no_grad()
 def mean_divergences(model: Decoder, examples: Sequence[Example]) -> list[float]:
-    """Of each example, the mean KL(base || tuned) over its supervised tokens, in nats a token, without dropout."""
+    """Of each example, the mean KL(base || tuned) over its supervised tokens, in nats a token,
+    without dropout.
+    """
     was_training = model.training
     model.eval()
     means = []

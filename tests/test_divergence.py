@@ -7,9 +7,8 @@ import pytest
 import divergence
 import generate
 import train
-from data.examples import IGNORED, Example
-from data.gsm8k import load_gsm8k
-from data.prompts import gsm8k_messages
+from data.examples import IGNORE_INDEX, Example
+from data.gsm8k import gsm8k_messages, load_gsm8k
 from data.records import read_json, read_jsonl
 from llama import load_model, load_tokenizer
 from lora import load_adapter
@@ -22,7 +21,18 @@ OPTIONS = ["--data", "demo", "--limit", "5", "--max-new-tokens", "9"]
 def tuned(chat_checkpoint, tmp_path_factory):
     run = tmp_path_factory.mktemp("tuned")
     model = ["--model", str(chat_checkpoint), "--run", str(run)]
-    training = ["--data", "demo", "--limit", "20", "--validation", "0", "--steps", "4", "--lr", "0.05"]
+    training = [
+        "--data",
+        "demo",
+        "--limit",
+        "20",
+        "--validation",
+        "0",
+        "--steps",
+        "4",
+        "--lr",
+        "0.05",
+    ]
     assert train.main([*model, *training]) == 0
     assert generate.main([*model, *OPTIONS, "--shots", "1"]) == 0
     return run
@@ -39,9 +49,13 @@ def test_the_divergence_is_along_the_runs_own_answers(tuned, chat_checkpoint, ca
     for answer in read_jsonl(tuned / "gsm8k.jsonl"):
         prompt = tokenizer.encode_chat(gsm8k_messages(answer["question"], shots))
         ids = answer["token_ids"]
-        values += mean_divergences(model, [Example(prompt + ids, [IGNORED] * len(prompt) + ids)])
+        values += mean_divergences(
+            model, [Example(prompt + ids, [IGNORE_INDEX] * len(prompt) + ids)]
+        )
         assert records[answer["id"]]["kl"] == pytest.approx(values[-1], rel=1e-4)
-    assert summary["gsm8k"]["mean"] == pytest.approx(sum(values) / 5, rel=1e-4) and values[0] > 0.001
+    assert (
+        summary["gsm8k"]["mean"] == pytest.approx(sum(values) / 5, rel=1e-4) and values[0] > 0.001
+    )
     assert summary["gsm8k"]["low"] <= summary["gsm8k"]["mean"] <= summary["gsm8k"]["high"]
     assert summary["ailuminate"]["answers"] == 5 and "ailuminate" in capsys.readouterr().out
     assert divergence.main(["--run", str(tuned), "--device", "cpu"]) == 0
@@ -60,10 +74,14 @@ def test_what_cannot_be_measured_is_one_line(tuned, tmp_path, capsys):
     assert "no answers in it" in capsys.readouterr().err
     copy = shutil.copytree(tuned, tmp_path / "copy")
     summary = (copy / "gsm8k.summary.json").read_text()
-    (copy / "gsm8k.summary.json").write_text(summary.replace('"finished": true', '"finished": false'))
+    (copy / "gsm8k.summary.json").write_text(
+        summary.replace('"finished": true', '"finished": false')
+    )
     assert divergence.main(["--run", str(copy)]) == 2
     assert "not finished; finish it with generate.py --task gsm8k" in capsys.readouterr().err
-    other_shots = summary.replace(read_json(tuned / "gsm8k.summary.json")["settings"]["shots_sha256"], "0123456789ab")
+    other_shots = summary.replace(
+        read_json(tuned / "gsm8k.summary.json")["settings"]["shots_sha256"], "0123456789ab"
+    )
     (copy / "gsm8k.summary.json").write_text(other_shots)
     assert divergence.main(["--run", str(copy), "--limit", "2"]) == 2
     assert "answered with shots_sha256 = '0123456789ab', now it is" in capsys.readouterr().err

@@ -31,7 +31,16 @@ def call(chat_checkpoint, tmp_path, monkeypatch):
     def run(*recipes: str, settings: Sequence[str] = (), **texts: str) -> int:
         for name, text in texts.items():
             (tmp_path / f"{name}.yaml").write_text(text)
-        options = ["--model", str(chat_checkpoint), "--data", "demo", "--limit", "4", "--train-limit", "12"]
+        options = [
+            "--model",
+            str(chat_checkpoint),
+            "--data",
+            "demo",
+            "--limit",
+            "4",
+            "--train-limit",
+            "12",
+        ]
         options += ["--judge", "refusal", "--kl-limit", "2", "--device", "cpu"]
         options += [word for setting in settings for word in ("--set", setting)]
         return experiment.main([*(f"{name}.yaml" for name in recipes), *options])
@@ -55,7 +64,11 @@ def test_recipes_end_in_one_table(call, folder, capsys):
     }
     assert settings["base"]["adapter"] is None and settings["row"]["adapter_scale"] == 1.0
     assert settings["row/scale-0.5"]["adapter_scale"] == 0.5
-    assert settings["row/scale-0.5"]["adapter"] == settings["row"]["adapter"] == settings["safe"]["adapter"]
+    assert (
+        settings["row/scale-0.5"]["adapter"]
+        == settings["row"]["adapter"]
+        == settings["safe"]["adapter"]
+    )
     assert settings["safe"]["system"] == "Hm"
 
     stages = [read_json(folder / name / "train.summary.json") for name in ("row/stage-1", "row")]
@@ -65,7 +78,9 @@ def test_recipes_end_in_one_table(call, folder, capsys):
     divergence = read_json(folder / "row" / "kl.summary.json")["gsm8k"]
     assert divergence["mean"] > 0 and divergence["answers"] == 2, "--kl-limit"
     recipe = read_json(folder / "row" / "recipe.json")
-    assert recipe["recipe"]["train"][0]["steps"] == 2 and any("--shots 1" in text for text in recipe["commands"])
+    assert recipe["recipe"]["train"][0]["steps"] == 2 and any(
+        "--shots 1" in text for text in recipe["commands"]
+    )
     assert (folder / "report" / "report.html").is_file()
 
 
@@ -80,14 +95,20 @@ def test_an_interrupted_recipe_goes_on_where_it_stopped(call, folder, monkeypatc
     monkeypatch.setattr(judge, "main", real)
     monkeypatch.setattr(experiment.train, "load_model", None)  # whoever trained again would fail
     assert call("row") == 0
-    assert adapter.stat().st_mtime_ns == written and (folder / "row" / "gsm8k.jsonl").read_text() == answers
+    assert (
+        adapter.stat().st_mtime_ns == written
+        and (folder / "row" / "gsm8k.jsonl").read_text() == answers
+    )
     assert "finished already" in capsys.readouterr().out
 
 
 def test_a_failing_step_stops_with_its_name(call, monkeypatch, capsys):
     monkeypatch.setattr(generate, "main", lambda argv: 2)
     assert call("base", base=BASE) == 2
-    assert "base.yaml: gsm8k has failed. Once that is put right, the same command goes on" in capsys.readouterr().err
+    assert (
+        "base.yaml: gsm8k has failed. Once that is put right, the same command goes on"
+        in capsys.readouterr().err
+    )
 
 
 def test_refused_settings_leave_what_the_recipe_says_of_the_results(call, folder):
@@ -101,7 +122,10 @@ def test_refused_settings_leave_what_the_recipe_says_of_the_results(call, folder
     ("setting", "message"),
     [
         ("train.rank=4", "--set train.rank=4: none of these recipes has a section 'train'"),
-        ("judge.batchsize=4", "base.yaml: unknown option of judge 'batchsize'; the nearest valid name is 'batch-size'"),
+        (
+            "judge.batchsize=4",
+            "base.yaml: unknown option of judge 'batchsize'; the nearest valid name is 'batch-size'",
+        ),
         ("gsm8k.shots=[", "'gsm8k.shots=[': the value is not valid YAML"),
     ],
 )
@@ -121,9 +145,15 @@ def test_recipes_of_one_name_are_refused(call, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (BASE.replace("max-new", "maxnew", 1), "base.yaml: unknown option of gsm8k 'maxnew-tokens'; the nearest"),
+        (
+            BASE.replace("max-new", "maxnew", 1),
+            "base.yaml: unknown option of gsm8k 'maxnew-tokens'; the nearest",
+        ),
         (BASE.replace("shots: 1", "limit: 1"), "base.yaml: unknown option of gsm8k 'limit'"),
-        (BASE.replace("shots: 1", "shots: few"), "base.yaml: gsm8k: argument --shots: expected a whole number"),
+        (
+            BASE.replace("shots: 1", "shots: few"),
+            "base.yaml: gsm8k: argument --shots: expected a whole number",
+        ),
         (BASE + "adapter: elsewhere\n", "base.yaml: adapter: 'elsewhere' has made no "),
         (BASE + "self-instruct: elsewhere\n", "base.yaml: self-instruct: 'elsewhere' has made no "),
     ],
@@ -136,6 +166,11 @@ def test_bad_recipes_are_one_line_before_any_work(call, folder, capsys, text, me
 
 def test_options_become_arguments():
     options = {"shots": 3, "system-header": False, "target": ["mlp", "q_proj"], "top-p": 0.9}
-    assert experiment.to_argv(options) == "--shots 3 --no-system-header --target mlp q_proj --top-p 0.9".split()
-    assert experiment.to_argv({"system": "-careful"}) == ["--system=-careful"], "no option of its own"
+    assert (
+        experiment.to_argv(options)
+        == "--shots 3 --no-system-header --target mlp q_proj --top-p 0.9".split()
+    )
+    assert experiment.to_argv({"system": "-careful"}) == ["--system=-careful"], (
+        "no option of its own"
+    )
     assert {"batch-size", "max-new-tokens"} <= experiment.option_names()["judge"]

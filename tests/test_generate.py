@@ -18,7 +18,9 @@ OPTIONS = ["--data", "demo", "--limit", "7", "--max-new-tokens", "12"]
 @pytest.fixture
 def call(chat_checkpoint, tmp_path):
     def run(*more: str, folder: str = "run") -> int:
-        return generate.main(["--model", str(chat_checkpoint), "--run", str(tmp_path / folder), *OPTIONS, *more])
+        return generate.main(
+            ["--model", str(chat_checkpoint), "--run", str(tmp_path / folder), *OPTIONS, *more]
+        )
 
     return run
 
@@ -26,7 +28,18 @@ def call(chat_checkpoint, tmp_path):
 @pytest.fixture(scope="module")
 def adapter(chat_checkpoint, tmp_path_factory):
     run = tmp_path_factory.mktemp("trained")
-    options = ["--data", "demo", "--limit", "20", "--validation", "0", "--steps", "4", "--lr", "0.05"]
+    options = [
+        "--data",
+        "demo",
+        "--limit",
+        "20",
+        "--validation",
+        "0",
+        "--steps",
+        "4",
+        "--lr",
+        "0.05",
+    ]
     assert train.main(["--model", str(chat_checkpoint), "--run", str(run), *options]) == 0
     return run / "adapter"
 
@@ -41,7 +54,9 @@ def test_both_tasks_leave_records_and_summaries(call, tmp_path, capsys):
     records, summary = read_jsonl(run / "gsm8k.jsonl"), read_json(run / "gsm8k.summary.json")
     wanted = load_gsm8k("demo", "test")[:7]
     assert {record["id"] for record in records} == {record["id"] for record in wanted}
-    fields = "id question response token_ids finish_reason prompt_tokens prediction gold correct".split()
+    fields = (
+        "id question response token_ids finish_reason prompt_tokens prediction gold correct".split()
+    )
     for record in records:
         assert list(record) == fields
         assert record["prediction"] == extract_number(record["response"], "homework")
@@ -51,12 +66,18 @@ def test_both_tasks_leave_records_and_summaries(call, tmp_path, capsys):
     assert summary["accuracy"]["homework"]["count"] == sum(record["correct"] for record in records)
     assert summary["prompt_tokens"] == sum(record["prompt_tokens"] for record in records)
     assert summary["new_tokens"] == sum(len(record["token_ids"]) for record in records)
-    assert 0 < summary["prefill_tokens"] < summary["prompt_tokens"] / 2, "the two shots are read once"
+    assert 0 < summary["prefill_tokens"] < summary["prompt_tokens"] / 2, (
+        "the two shots are read once"
+    )
     assert summary["settings"]["shots"] == 2
     prompts = read_jsonl(run / "ailuminate.jsonl")
-    fields = "id prompt hazard persona locale response token_ids finish_reason prompt_tokens".split()
+    fields = (
+        "id prompt hazard persona locale response token_ids finish_reason prompt_tokens".split()
+    )
     assert [list(record) for record in prompts] == [fields] * 7
-    assert {record["id"] for record in prompts} <= {record["id"] for record in load_ailuminate("demo")}
+    assert {record["id"] for record in prompts} <= {
+        record["id"] for record in load_ailuminate("demo")
+    }
     assert read_json(run / "ailuminate.summary.json")["prompts"] == 7
     printed = capsys.readouterr().out
     assert "the base model" in printed and "95 % interval" in printed
@@ -94,7 +115,10 @@ def test_other_settings_are_refused_without_losing_answers(call, tmp_path, capsy
     before = (tmp_path / "run" / "gsm8k.jsonl").read_text()
     assert call("--task", "gsm8k", "--shots", "1") == 2
     assert "was made with shots = 0, now it is 1" in capsys.readouterr().err
-    assert call("--task", "gsm8k", "--shots", "1", "--no-resume", "--model", str(tmp_path / "nowhere")) == 2
+    assert (
+        call("--task", "gsm8k", "--shots", "1", "--no-resume", "--model", str(tmp_path / "nowhere"))
+        == 2
+    )
     assert (tmp_path / "run" / "gsm8k.jsonl").read_text() == before
     assert call("--task", "gsm8k", "--shots", "1", "--no-resume", "--limit", "2") == 0
     assert len(answers(tmp_path / "run" / "gsm8k.jsonl")) == 2
@@ -121,7 +145,10 @@ def test_the_runs_own_adapter_is_used_and_can_be_scaled_away(call, adapter, tmp_
     ("options", "message"),
     [
         (["--data", "some.csv"], "--data some.csv is one file: say with --task"),
-        (["--task", "ailuminate", "--data", "gsm8k"], "--data gsm8k does not go with --task ailuminate"),
+        (
+            ["--task", "ailuminate", "--data", "gsm8k"],
+            "--data gsm8k does not go with --task ailuminate",
+        ),
         (["--task", "ailuminate", "--data", "some.csv"], "some.csv: no such file"),
         (["--task", "gsm8k", "--data", "some.jsonl"], "some.jsonl: no such file"),
         (["--adapter", "nowhere"], "--adapter nowhere: no such folder"),
@@ -170,7 +197,9 @@ def test_a_hazard_samples_answer_does_not_depend_on_the_limit(call, tmp_path):
     assert call(*options, "--limit", "3") == 0
     assert call(*options, "--limit", "60", folder="all") == 0
     every = answers(tmp_path / "all" / "ailuminate.jsonl")
-    assert all(every[name] == ids for name, ids in answers(tmp_path / "run" / "ailuminate.jsonl").items())
+    assert all(
+        every[name] == ids for name, ids in answers(tmp_path / "run" / "ailuminate.jsonl").items()
+    )
 
 
 def test_csv_without_prompts_is_named(call, tmp_path, capsys):
@@ -192,7 +221,9 @@ def test_a_system_prompt_goes_before_every_chat(call, tmp_path):
     for folder, options in (("plain", ()), ("system", ("--system", "Be safe."))):
         assert call(*options, "--max-new-tokens", "1", folder=folder) == 0
     for task in ("gsm8k", "ailuminate"):
-        plain, system = (read_json(tmp_path / name / f"{task}.summary.json") for name in ("plain", "system"))
+        plain, system = (
+            read_json(tmp_path / name / f"{task}.summary.json") for name in ("plain", "system")
+        )
         assert system["settings"]["system"] == "Be safe." and "system" not in plain["settings"]
         assert system["prompt_tokens"] > plain["prompt_tokens"] + 7 * 8
 
@@ -207,7 +238,9 @@ def right_answers(monkeypatch):
 
     decode.count = 0
     monkeypatch.setattr("llama.tokenizer.Tokenizer.decode", decode)
-    decode.golds = ["?" if i % 2 else record["gold"] for i, record in enumerate(load_gsm8k("demo", "train")[:7])]
+    decode.golds = [
+        "?" if i % 2 else record["gold"] for i, record in enumerate(load_gsm8k("demo", "train")[:7])
+    ]
     return decode
 
 
@@ -227,7 +260,9 @@ def self_instruct(chat_checkpoint, run, *more: str) -> int:
     return generate.main(["--model", str(chat_checkpoint), "--run", str(run), *options, *more])
 
 
-def test_self_instruct_leaves_a_training_file(chat_checkpoint, tmp_path, right_answers, monkeypatch, capsys):
+def test_self_instruct_leaves_a_training_file(
+    chat_checkpoint, tmp_path, right_answers, monkeypatch, capsys
+):
     stopped = generate.Output([5], "stop")  # every answer ends by itself
 
     def answer_all(model, prompts, *arguments, on_finish, **options):
@@ -241,13 +276,22 @@ def test_self_instruct_leaves_a_training_file(chat_checkpoint, tmp_path, right_a
     training = summary["training"]
     assert training["sources"] == {"rewrite": 4, "gold": 3} and training["dropped"] == 0
     likelihood = training["log_likelihood"]
-    assert likelihood["answers"] == 4 and likelihood["own"] < 0 and likelihood["own"] != likelihood["gold"]
+    assert (
+        likelihood["answers"] == 4
+        and likelihood["own"] < 0
+        and likelihood["own"] != likelihood["gold"]
+    )
     assert "4 of 7 attempts right" in capsys.readouterr().out
     path = tmp_path / "self-instruct.train.jsonl"
-    assert [record["source"] for record in load_gsm8k(path, "train")] == ["rewrite", "gold"] * 3 + ["rewrite"]
+    assert [record["source"] for record in load_gsm8k(path, "train")] == ["rewrite", "gold"] * 3 + [
+        "rewrite"
+    ]
 
     # Fewer questions: what the file holds is what the summary says.
-    assert self_instruct(chat_checkpoint, tmp_path, "--limit", "5") == 0 and len(load_gsm8k(path, "train")) == 5
+    assert (
+        self_instruct(chat_checkpoint, tmp_path, "--limit", "5") == 0
+        and len(load_gsm8k(path, "train")) == 5
+    )
     assert self_instruct(chat_checkpoint, tmp_path) == 0 and len(load_gsm8k(path, "train")) == 7
     assert self_instruct(chat_checkpoint, tmp_path, "--data", str(path)) == 2
     assert "is where this run writes its records" in capsys.readouterr().err
@@ -266,7 +310,18 @@ def test_self_instruct_leaves_a_training_file(chat_checkpoint, tmp_path, right_a
 
 
 def test_self_instruct_without_a_right_answer_says_so(chat_checkpoint, tmp_path, capsys):
-    options = ["--mode", "sample", "--samples", "2", "--temperature", "2", "--shots", "1", "--max-new-tokens", "3"]
+    options = [
+        "--mode",
+        "sample",
+        "--samples",
+        "2",
+        "--temperature",
+        "2",
+        "--shots",
+        "1",
+        "--max-new-tokens",
+        "3",
+    ]
     assert self_instruct(chat_checkpoint, tmp_path, *options, "--fallback", "drop") == 2
     assert "none of the 7 answers has the right number" in capsys.readouterr().err
     assert self_instruct(chat_checkpoint, tmp_path, *options) == 0  # the attempts are kept
@@ -274,7 +329,9 @@ def test_self_instruct_without_a_right_answer_says_so(chat_checkpoint, tmp_path,
     texts = {attempt["id"]: attempt["token_ids"] for attempt in attempts}
     names = [f"demo-train-{i}" for i in range(7)]
     assert sorted(texts) == sorted(f"{name}#{i}" for name in names for i in range(2))
-    assert any(texts[f"{name}#0"] != texts[f"{name}#1"] for name in names), "each attempt has a seed of its own"
+    assert any(texts[f"{name}#0"] != texts[f"{name}#1"] for name in names), (
+        "each attempt has a seed of its own"
+    )
     training = read_json(tmp_path / "self-instruct.summary.json")["training"]
     assert training["sources"] == {"gold": 7} and training["log_likelihood"] is None
 

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import judge
-from data.ailuminate import spread
-from data.grammar import VerdictGrammar
+from data.ailuminate import stratified_sample
+from data.intervals import rate
 from data.records import append_record, read_json, read_jsonl
-from data.statistics import rate
-from data.verdicts import CATEGORIES, parse_verdict
+from guards.grammar import VerdictGrammar
+from guards.verdicts import CATEGORIES, parse_verdict
 from llama import generate, load_model
 from llama.config import ModelConfig
 from llama.model import Decoder
@@ -70,12 +70,18 @@ def save_tokenizer(folder: Path) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = [message["content"] for thing in THINGS for kind in KINDS for message in chat(thing, kind)]
+    texts = [
+        message["content"] for thing in THINGS for kind in KINDS for message in chat(thing, kind)
+    ]
     tokenizer.train_from_iterator([*texts, *KINDS.values(), TEMPLATE], trainer)
-    tokenizer.add_tokens([AddedToken("<think>", normalized=False), AddedToken("</think>", normalized=False)])
+    tokenizer.add_tokens(
+        [AddedToken("<think>", normalized=False), AddedToken("</think>", normalized=False)]
+    )
     folder.mkdir(parents=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>", "pad_token": special[0]}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": "<|im_end|>", "pad_token": special[0]})
+    )
     (folder / "chat_template.jinja").write_text(TEMPLATE)
 
 
@@ -105,9 +111,13 @@ def train_guard(folder: Path) -> None:
         for kind, verdict in KINDS.items():
             prompt = tokenizer.encode_chat(chat(thing, kind))
             answer = [*tokenizer.encode(verdict), *tokenizer.stop_ids]
-            rows.append((torch.tensor(prompt + answer), torch.tensor([-100] * len(prompt) + answer)))
+            rows.append(
+                (torch.tensor(prompt + answer), torch.tensor([-100] * len(prompt) + answer))
+            )
     inputs = torch.nn.utils.rnn.pad_sequence([row[0] for row in rows], batch_first=True)
-    labels = torch.nn.utils.rnn.pad_sequence([row[1] for row in rows], batch_first=True, padding_value=-100)
+    labels = torch.nn.utils.rnn.pad_sequence(
+        [row[1] for row in rows], batch_first=True, padding_value=-100
+    )
     optimizer = torch.optim.AdamW(guard.parameters(), lr=3e-3)
     for _ in range(120):
         chosen = torch.randint(len(rows), (20,))
@@ -142,15 +152,25 @@ ANSWERS = [
 def run(tmp_path) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
-    write_answers(folder, [make_answer(i, *ANSWERS[i]) for i in range(len(ANSWERS))])
+    write_answers(folder, [score_answer(i, *ANSWERS[i]) for i in range(len(ANSWERS))])
     return folder
 
 
-def make_answer(i, kind, hazard="vcr", persona="normal"):
+def score_answer(i, kind, hazard="vcr", persona="normal"):
     prompt, response = (message["content"] for message in chat(THINGS[i], kind))
-    record = {"id": f"q{i}", "prompt": prompt, "hazard": hazard, "persona": persona, "locale": "en_US"}
+    record = {
+        "id": f"q{i}",
+        "prompt": prompt,
+        "hazard": hazard,
+        "persona": persona,
+        "locale": "en_US",
+    }
     # q0 was cut off, as answers may be: it is judged all the same.
-    return record | {"response": response, "token_ids": [1], "finish_reason": "stop" if i else "length"}
+    return record | {
+        "response": response,
+        "token_ids": [1],
+        "finish_reason": "stop" if i else "length",
+    }
 
 
 def write_answers(folder, answers):
@@ -195,9 +215,21 @@ def test_guard_judges_a_run(run, guard, capsys):
     prompts = [tokenizer.encode_chat(chat(THINGS[i], ANSWERS[i][0])) for i in range(6)]
     assert summary["prompt_tokens"] == sum(map(len, prompts))
     assert 0 < summary["prefill_tokens"] <= summary["prompt_tokens"]
-    assert summary["new_tokens"] == sum(len(tokenizer.encode(KINDS[kind])) + 1 for kind, *_ in ANSWERS)
-    assert summary["seconds"] > 0 and summary["peak_memory_bytes"] > 0 and "torch" in summary["environment"]
-    settings = {"method": "guard", "model": str(guard), "max_new_tokens": 64, "batch_size": 4, "limit": None}
+    assert summary["new_tokens"] == sum(
+        len(tokenizer.encode(KINDS[kind])) + 1 for kind, *_ in ANSWERS
+    )
+    assert (
+        summary["seconds"] > 0
+        and summary["peak_memory_bytes"] > 0
+        and "torch" in summary["environment"]
+    )
+    settings = {
+        "method": "guard",
+        "model": str(guard),
+        "max_new_tokens": 64,
+        "batch_size": 4,
+        "limit": None,
+    }
     settings["grammar"] = False
     assert settings.items() <= summary["settings"].items()
     assert "66.7%" in capsys.readouterr().out
@@ -208,30 +240,41 @@ def test_the_grammar_changes_only_what_could_not_be_read(run, guard):
     free, free_summary = verdicts(run), read_json(run / "judge.summary.json")
     assert judged(run, "--model", guard, "--no-resume") == 0
     held, summary = verdicts(run), read_json(run / "judge.summary.json")
-    assert {name: held[name] for name in free if name != "q4"} == {n: free[n] for n in free if n != "q4"}
+    assert {name: held[name] for name in free if name != "q4"} == {
+        n: free[n] for n in free if n != "q4"
+    }
     assert free["q4"]["safety"] is None and held["q4"]["safety"] and held["q4"]["refusal"]
     assert summary["unparsed"] == summary["cut_off"] == rate(0, 6)
     assert summary["decoding"]["forward_passes"] < free_summary["decoding"]["forward_passes"] / 2
 
 
 def test_the_grammar_equals_free_decoding_token_for_token(guard):
-    """Also for verdicts far from those learned: a head turned a little says well-formed and malformed things."""
+    """Also for verdicts far from those learned: a head turned a little says well-formed and
+    malformed things.
+    """
     tokenizer, model = load_tokenizer(guard), load_model(guard)
     grammar = VerdictGrammar(tokenizer.encode, tokenizer.end_id)
     prompts = [tokenizer.encode_chat(chat(thing, kind)) for thing in THINGS for kind in KINDS]
     name = f"({'|'.join(CATEGORIES)})"
-    form = re.compile(f"Safety: (Safe|Unsafe|Controversial)\nCategories: (None|{name}(, {name})*)\nRefusal: (Yes|No)")
+    form = re.compile(
+        f"Safety: (Safe|Unsafe|Controversial)\nCategories: (None|{name}(, {name})*)\nRefusal: (Yes|No)"
+    )
     formed = malformed = 0
     said = set()
     for seed in range(10):
         turned = load_model(guard)
-        noise = torch.randn(turned.lm_head.weight.shape, generator=torch.Generator().manual_seed(seed))
+        noise = torch.randn(
+            turned.lm_head.weight.shape, generator=torch.Generator().manual_seed(seed)
+        )
         turned.lm_head.weight.data = model.lm_head.weight + 0.04 * seed * noise
         free = generate(turned, prompts, 80, tokenizer.stop_ids)
         held = generate(turned, prompts, 80, tokenizer.stop_ids, guide=grammar)
         for one, other in zip(free, held, strict=True):
             text = tokenizer.decode(one.token_ids)
-            if form.fullmatch(text) and one.token_ids == [*tokenizer.encode(text), tokenizer.end_id]:
+            if form.fullmatch(text) and one.token_ids == [
+                *tokenizer.encode(text),
+                tokenizer.end_id,
+            ]:
                 assert other.token_ids == one.token_ids
                 formed += 1
                 said.add(text)
@@ -251,17 +294,28 @@ def test_a_model_that_is_no_guard_is_not_held_to_the_grammar(run, chat_checkpoin
 def test_two_processes_judge_as_one_does(run, guard, tmp_path):
     shutil.copytree(run, tmp_path / "two")
     assert judged(run, "--model", guard) == 0
-    assert judged(tmp_path / "two", "--model", guard, "--limit", 1) == 0  # the other five by two processes
+    assert (
+        judged(tmp_path / "two", "--model", guard, "--limit", 1) == 0
+    )  # the other five by two processes
     result = torchrun("judge.py", "--run", tmp_path / "two", "--model", guard)
     assert result.returncode == 0, result.stderr
     assert verdicts(tmp_path / "two") == verdicts(run)
     assert [verdict["id"] for verdict in read_jsonl(tmp_path / "two" / "verdicts.jsonl")] == [
-        answer["id"] for answer in spread(read_jsonl(run / "ailuminate.jsonl"), None)
+        answer["id"] for answer in stratified_sample(read_jsonl(run / "ailuminate.jsonl"), None)
     ]
     one, two = (read_json(folder / "judge.summary.json") for folder in (run, tmp_path / "two"))
-    for name in ("finished", "safe_strict", "by_hazard", "categories", "new_tokens", "prompt_tokens"):
+    for name in (
+        "finished",
+        "safe_strict",
+        "by_hazard",
+        "categories",
+        "new_tokens",
+        "prompt_tokens",
+    ):
         assert two[name] == one[name]
-    assert two["environment"]["processes"] == 2 and two["decoding"]["new_tokens"] == two["new_tokens"]
+    assert (
+        two["environment"]["processes"] == 2 and two["decoding"]["new_tokens"] == two["new_tokens"]
+    )
     assert result.stdout.count("Qwen3Guard safe rate") == 1
     assert not list((tmp_path / "two").glob("*rank*"))
 
@@ -276,7 +330,9 @@ def test_resuming_redoes_nothing(run, guard, monkeypatch):
     asked = []
     generate = judge.generate
     monkeypatch.setattr(
-        judge, "generate", lambda model, prompts, *a, **k: asked.extend(prompts) or generate(model, prompts, *a, **k)
+        judge,
+        "generate",
+        lambda model, prompts, *a, **k: asked.extend(prompts) or generate(model, prompts, *a, **k),
     )
     assert judged(run, "--model", guard) == 0
     assert len(asked) == 4
@@ -287,7 +343,9 @@ def test_resuming_redoes_nothing(run, guard, monkeypatch):
     assert again["new_tokens"] == before["new_tokens"]
     assert again["seconds"] > before["seconds"]
 
-    monkeypatch.setattr(judge, "load_model", lambda *a, **k: pytest.fail("nothing is left to judge"))
+    monkeypatch.setattr(
+        judge, "load_model", lambda *a, **k: pytest.fail("nothing is left to judge")
+    )
     assert judged(run, "--model", guard) == 0
     assert read_json(run / "judge.summary.json")["seconds"] == again["seconds"]
 
@@ -338,7 +396,9 @@ def test_limit_spreads_over_hazards(run):
 
 def test_refusal_method_needs_no_model_and_says_what_it_is(run, capsys, monkeypatch):
     monkeypatch.setattr(judge, "load_model", lambda *a, **k: pytest.fail("no model is needed"))
-    monkeypatch.setattr(judge, "load_tokenizer", lambda *a, **k: pytest.fail("no tokenizer is needed"))
+    monkeypatch.setattr(
+        judge, "load_tokenizer", lambda *a, **k: pytest.fail("no tokenizer is needed")
+    )
     assert judged(run, "--method", "refusal") == 0
     found = verdicts(run)
     assert [found[f"q{i}"]["refusal"] for i in range(6)] == ["No", "Yes", "No", "No", "No", "No"]
@@ -376,7 +436,9 @@ def test_methods_do_not_mix(run, guard, capsys):
 
 def test_other_settings_do_not_mix(run, guard, capsys):
     assert judged(run, "--model", guard, "--limit", 1) == 0
-    assert "grammar = True, now it is False" in refused(capsys, run, "--model", guard, "--no-grammar")
+    assert "grammar = True, now it is False" in refused(
+        capsys, run, "--model", guard, "--no-grammar"
+    )
     message = refused(capsys, run, "--model", guard, "--max-new-tokens", 32)
     assert "max_new_tokens = 64" in message and "32" in message and "--no-resume" in message
     assert judged(run, "--model", guard, "--batch-size", 1) == 0  # changes no verdict
@@ -418,12 +480,18 @@ def test_an_answer_beyond_the_context_is_named(run, guard, capsys):
 @pytest.mark.parametrize(
     "line, problems",
     [
-        ('{"id": "a", "prompt": "p", "hazard": "h", "persona": "n"}', ["line 7", "'response'", "nothing"]),
+        (
+            '{"id": "a", "prompt": "p", "hazard": "h", "persona": "n"}',
+            ["line 7", "'response'", "nothing"],
+        ),
         (
             '{"id": "a", "prompt": null, "hazard": "h", "persona": "n", "response": "r"}',
             ["line 7", "'prompt'", "NoneType"],
         ),
-        ('{"id": "q1", "prompt": "p", "hazard": "h", "persona": "n", "response": "r"}', ["line 7", "'q1'", "line 2"]),
+        (
+            '{"id": "q1", "prompt": "p", "hazard": "h", "persona": "n", "response": "r"}',
+            ["line 7", "'q1'", "line 2"],
+        ),
         ('{"id": "a", ', ["line 7", "not valid JSON"]),
     ],
 )
@@ -450,7 +518,9 @@ def test_no_answers(run, capsys, tmp_path):
     assert not (tmp_path / "missing").exists()
 
 
-@pytest.mark.parametrize("options", [["--batch-size", "0"], ["--max-new-tokens", "-1"], ["--method", "vote"]])
+@pytest.mark.parametrize(
+    "options", [["--batch-size", "0"], ["--max-new-tokens", "-1"], ["--method", "vote"]]
+)
 def test_bad_options(run, options):
     with pytest.raises(SystemExit) as exit:
         judged(run, *options)

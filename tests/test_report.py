@@ -1,4 +1,6 @@
-"""report.py on run folders made here: the project's own scoring summarises answers that no model gave."""
+"""report.py on run folders made here: the project's own scoring summarises answers that no model
+gave.
+"""
 
 import io
 import json
@@ -8,16 +10,18 @@ from pathlib import Path
 import pytest
 
 import report
-from data import plots
+from data.intervals import rate
 from data.records import write_json
-from data.results import load_runs
 from data.scoring import score_gsm8k
-from data.statistics import rate
-from data.verdicts import answer_sha256, summarise_verdicts
+from guards.verdicts import answer_sha256, summarise_verdicts
+from reporting import plots
+from reporting.load_runs import load_runs
 
 ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)> & #### 3"
 PNG = b"\x89PNG\r\n\x1a\n"
-NEEDS_MATPLOTLIB = pytest.mark.skipif(not plots.is_available(), reason="matplotlib (the extra plots) is not installed")
+NEEDS_MATPLOTLIB = pytest.mark.skipif(
+    not plots.is_available(), reason="matplotlib (the extra plots) is not installed"
+)
 
 
 def write_records(path: Path, records: list[dict]) -> None:
@@ -40,27 +44,57 @@ def write_gsm8k(run: Path, right: int, total: int = 8, finished: bool = True, **
     run.mkdir(parents=True, exist_ok=True)
     write_records(run / "gsm8k.jsonl", records)
     summary = {"task": "gsm8k", "finished": finished, "questions": total, **score_gsm8k(records)}
-    settings = {"model": "org/Tiny-1B", "adapter": None, "adapter_scale": None, "shots": 3, **settings}
+    settings = {
+        "model": "org/Tiny-1B",
+        "adapter": None,
+        "adapter_scale": None,
+        "shots": 3,
+        **settings,
+    }
     costs = {"seconds": 61.0, "new_tokens_per_second": 250.0, "peak_memory_bytes": 3_000_000_000}
-    about = {"adapter_path": f"{run}/adapter" if settings["adapter"] else None, "environment": {"torch": "2.9"}}
+    about = {
+        "adapter_path": f"{run}/adapter" if settings["adapter"] else None,
+        "environment": {"torch": "2.9"},
+    }
     write_json(run / "gsm8k.summary.json", summary | {"settings": settings} | about | costs)
 
 
-def write_safety(run: Path, safe: int, method: str = "guard", adapter: str | None = None, total: int = 6) -> None:
-    ids = [{"id": f"p{i}", "hazard": ("cse", "dfm")[i % 2], "persona": "skilled"} for i in range(total)]
-    answers = [{**keys, "prompt": f"Hazard {keys['id']}?", "response": f"{ATTACK} {keys['id']}"} for keys in ids]
+def write_safety(
+    run: Path, safe: int, method: str = "guard", adapter: str | None = None, total: int = 6
+) -> None:
+    ids = [
+        {"id": f"p{i}", "hazard": ("cse", "dfm")[i % 2], "persona": "skilled"} for i in range(total)
+    ]
+    answers = [
+        {**keys, "prompt": f"Hazard {keys['id']}?", "response": f"{ATTACK} {keys['id']}"}
+        for keys in ids
+    ]
     label = ("safety", "Safe", "Unsafe") if method == "guard" else ("refusal", "Yes", "No")
     empty = {"safety": None, "categories": [], "refusal": None, "finish_reason": "stop"}
     verdicts = [
-        {**keys, **empty, label[0]: label[1] if i < safe else label[2], "answer_sha256": answer_sha256(answers[i])}
+        {
+            **keys,
+            **empty,
+            label[0]: label[1] if i < safe else label[2],
+            "answer_sha256": answer_sha256(answers[i]),
+        }
         for i, keys in enumerate(ids)
     ]
     write_records(run / "ailuminate.jsonl", answers)
     write_records(run / "verdicts.jsonl", verdicts)
-    settings = {"model": "org/Tiny-1B", "adapter": adapter, "adapter_scale": 1.0 if adapter else None}
+    settings = {
+        "model": "org/Tiny-1B",
+        "adapter": adapter,
+        "adapter_scale": 1.0 if adapter else None,
+    }
     shared = {"finished": True, "seconds": 9.0}
     path = f"{run}/adapter" if adapter else None
-    answered = {"task": "ailuminate", "prompts": total, "cut_off": rate(0, total), "adapter_path": path}
+    answered = {
+        "task": "ailuminate",
+        "prompts": total,
+        "cut_off": rate(0, total),
+        "adapter_path": path,
+    }
     write_json(run / "ailuminate.summary.json", answered | shared | {"settings": settings})
     judging = {"model": "Qwen/Qwen3Guard-Gen-4B", "dtype": "float32"} if method == "guard" else {}
     judged = {"task": "judge", "planned": total, **summarise_verdicts(verdicts, method)}
@@ -104,7 +138,9 @@ def tuned(tmp_path) -> Path:
 
 def cells(text: str, run: str) -> list[list[str]]:
     """The cells of each Markdown table's row for `run`."""
-    return [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith(f"| {run} |")]
+    return [
+        line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith(f"| {run} |")
+    ]
 
 
 def test_report_prints_and_writes_everything(base, tuned, capsys):
@@ -116,14 +152,27 @@ def test_report_prints_and_writes_everything(base, tuned, capsys):
 
     accuracy_and_safety, gsm8k, safety, training, costs, *pairs, formats = cells(markdown, "tuned")
     assert accuracy_and_safety[1:3] == ["75.0 [40.9, 92.9]", "8"]
-    assert accuracy_and_safety[3] == "50.0 [18.8, 81.2]" and accuracy_and_safety[5:] == ["6", "Qwen3Guard-Gen-4B"]
+    assert accuracy_and_safety[3] == "50.0 [18.8, 81.2]" and accuracy_and_safety[5:] == [
+        "6",
+        "Qwen3Guard-Gen-4B",
+    ]
     assert gsm8k[1:4] == ["Tiny-1B", "tuned/adapter", "3"]
     assert safety[1] == "50.0 [18.8, 81.2]"
     assert training[1:] == ["160", "20", "2.000", "0.100", "0.900", "512"]
     assert costs[1:] == ["120 s", "61 s", "9.0 s", "9.0 s", "250", "3.0 GB"]
     accuracy, safe = pairs  # 4 of 8 questions gained; 2 of 6 prompts lost
-    assert accuracy[1:5] == ["GSM8K accuracy", "8", "25.0", "75.0"] and accuracy[6:] == ["0", "4", "0.125", "14"]
-    assert accuracy[5].startswith("+50.0 [+") and safe[1:5] == ["AILuminate, safe", "6", "83.3", "50.0"]
+    assert accuracy[1:5] == ["GSM8K accuracy", "8", "25.0", "75.0"] and accuracy[6:] == [
+        "0",
+        "4",
+        "0.125",
+        "14",
+    ]
+    assert accuracy[5].startswith("+50.0 [+") and safe[1:5] == [
+        "AILuminate, safe",
+        "6",
+        "83.3",
+        "50.0",
+    ]
     assert safe[5].startswith("-33.3 [-") and safe[6:9] == ["2", "0", "0.500"]
     assert formats[1:] == ["100.0", "0.0", "0.0", "75.0 [40.9, 92.9]", "+0.0", "+50.0"]
     assert cells(markdown, "base")[3][1:] == ["-"] * 6  # was not trained
@@ -142,7 +191,10 @@ def test_whoever_stops_reading_gets_every_file(base, tuned, monkeypatch):
     with pytest.raises(BrokenPipeError):
         report.report(report.parse_arguments([str(base), str(tuned)]))
     pictures = {"loss.png", "scatter.png"} if plots.is_available() else set()
-    assert {path.name for path in (base / "report").iterdir()} == {"report.md", "report.html"} | pictures
+    assert {path.name for path in (base / "report").iterdir()} == {
+        "report.md",
+        "report.html",
+    } | pictures
 
 
 def test_verdicts_on_older_answers_are_not_shown_anywhere(base, tuned):
@@ -151,8 +203,15 @@ def test_verdicts_on_older_answers_are_not_shown_anywhere(base, tuned):
     assert report.main([str(base), str(tuned)]) == 0
     markdown, page = ((base / "report" / name).read_text() for name in ("report.md", "report.html"))
     accuracy_and_safety, _, safety, *_ = cells(markdown, "tuned")
-    assert accuracy_and_safety[3:] == ["-"] * 4 and safety[1] == "-" and "50.0 [18.8, 81.2]" not in markdown
-    assert all("tuned: its verdicts are left out" in text and "(others: 1)" in text for text in (markdown, page))
+    assert (
+        accuracy_and_safety[3:] == ["-"] * 4
+        and safety[1] == "-"
+        and "50.0 [18.8, 81.2]" not in markdown
+    )
+    assert all(
+        "tuned: its verdicts are left out" in text and "(others: 1)" in text
+        for text in (markdown, page)
+    )
     hazards = page[page.index("AILuminate answers side by side") : page.index("<h2>Settings")]
     assert "answered anew" in hazards and hazards.count(">Safe</span>") == 2
     assert '<span class="kind">not judged</span>' in hazards  # not "judged in different ways"
@@ -175,11 +234,20 @@ def test_the_style_names_only_what_some_page_holds(base, tuned):
 def test_the_page_is_self_contained_and_runs_nothing(base, tuned):
     report.main([str(base), str(tuned)])
     page = (base / "report" / "report.html").read_text()
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;&lt;img src=x" in page  # an answer is shown, as text
+    assert (
+        "&lt;script&gt;alert(1)&lt;/script&gt;&lt;img src=x" in page
+    )  # an answer is shown, as text
     assert "<script" not in page and "<img src=x" not in page and "<link" not in page
-    assert all(address.startswith("data:image/png") for address in re.findall(r"(?:src|srcset|href)=\"([^\"]*)", page))
+    assert all(
+        address.startswith("data:image/png")
+        for address in re.findall(r"(?:src|srcset|href)=\"([^\"]*)", page)
+    )
     assert "url(" not in page and "@import" not in page
-    assert "default-src 'none'" in page and "prefers-color-scheme: dark" in page and "width=device-width" in page
+    assert (
+        "default-src 'none'" in page
+        and "prefers-color-scheme: dark" in page
+        and "width=device-width" in page
+    )
 
 
 def test_the_page_folds_hazard_prompts_and_marks_settings_that_differ(base, tuned):
@@ -190,9 +258,14 @@ def test_the_page_folds_hazard_prompts_and_marks_settings_that_differ(base, tune
     assert "safe → not safe" in hazards
     assert "right → wrong" not in page and "wrong → right" in page
     gsm8k = page[page.index('class="settings"') :]
-    assert re.search(r'<tr class="differs"><th scope="row">adapter ≠</th><td>none</td><td>3fa9c21b04d7</td>', gsm8k)
+    assert re.search(
+        r'<tr class="differs"><th scope="row">adapter ≠</th><td>none</td><td>3fa9c21b04d7</td>',
+        gsm8k,
+    )
     assert '<tr class="same"><th scope="row">shots</th><td>3</td><td>3</td>' in gsm8k
-    assert '<tr class="same"><th scope="row">rank</th><td>-</td><td>8</td>' in gsm8k  # the base run was not trained
+    assert (
+        '<tr class="same"><th scope="row">rank</th><td>-</td><td>8</td>' in gsm8k
+    )  # the base run was not trained
 
 
 def test_every_flip_is_shown_with_both_answers(base, tuned):
@@ -201,7 +274,13 @@ def test_every_flip_is_shown_with_both_answers(base, tuned):
     flips = page[page.index("<h3>Answers that flipped") : page.index("<h2>In detail")]
     assert "wrong → right: 4 of 8" in flips and "right → wrong" not in flips
     assert "safe → not safe: 2 of 6" in flips and "which may be harmful" in flips
-    assert [f"(demo-test-{i})" in flips for i in range(8)] == [False, False, *[True] * 4, False, False]
+    assert [f"(demo-test-{i})" in flips for i in range(8)] == [
+        False,
+        False,
+        *[True] * 4,
+        False,
+        False,
+    ]
     assert flips.count('<div class="answer">') == 2 * (4 + 2)
 
 
@@ -224,7 +303,9 @@ def test_refusal_phrases_are_never_shown_as_a_safe_rate(base, tmp_path):
     assert row[3:] == ["-", "66.7 [30.0, 90.3]", "6", "refusal phrases"]
     page = (base / "report" / "report.html").read_text()
     assert "by refusal phrases, no guard: a lower bound" in page
-    guard, phrases = (page.index(f"<h3>{title}") for title in ("Qwen3Guard safe rate (strict)", "Refusal phrases"))
+    guard, phrases = (
+        page.index(f"<h3>{title}") for title in ("Qwen3Guard safe rate (strict)", "Refusal phrases")
+    )
     assert page.index("base</span>", guard) < phrases < page.index("phrases</span>", phrases)
     runs = load_runs([base, tmp_path / "phrases"])
     assert [index for index, *_ in plots._points(runs, "guard")] == [0]
@@ -244,7 +325,12 @@ def test_unfinished_runs_are_marked_everywhere(base, tmp_path, capsys):
 
 def test_without_matplotlib_all_but_the_plots_is_there(base, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(plots, "is_available", lambda: False)
-    assert report.main([str(base), "--output", str(tmp_path / "out"), "--markdown", str(tmp_path / "table.md")]) == 0
+    assert (
+        report.main(
+            [str(base), "--output", str(tmp_path / "out"), "--markdown", str(tmp_path / "table.md")]
+        )
+        == 0
+    )
     assert "pip install -e .[plots]" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.html"]
     assert "No plots" in (tmp_path / "out" / "report.html").read_text()
@@ -265,7 +351,9 @@ def test_plots_without_data_are_not_drawn_nor_left_from_an_earlier_report(base, 
     output = ["--output", str(base / "report")]
     report.main([str(base), str(tuned), *output])
     report.main([str(base), *output])
-    assert not (base / "report" / "loss.png").exists() and (base / "report" / "scatter.png").exists()
+    assert (
+        not (base / "report" / "loss.png").exists() and (base / "report" / "scatter.png").exists()
+    )
 
 
 @NEEDS_MATPLOTLIB
@@ -277,7 +365,10 @@ def test_the_two_safety_measures_have_their_own_panels(base, tuned, tmp_path, mo
     monkeypatch.setattr(plots, "_render", lambda figure: figures.append(figure) or render(figure))
     plots.scatter_png(load_runs([base, tuned, tmp_path / "phrases"]))
     guard, phrases = figures[0].axes
-    assert guard.get_ylabel() == "Qwen3Guard safe rate (strict)" and phrases.get_ylabel() == "refusal-phrase rate"
+    assert (
+        guard.get_ylabel() == "Qwen3Guard safe rate (strict)"
+        and phrases.get_ylabel() == "refusal-phrase rate"
+    )
     assert guard.get_legend_handles_labels()[1] == ["base", "tuned"]
     assert phrases.get_legend_handles_labels()[1] == ["phrases"]
     assert [text.get_text() for text in guard.texts] == [f"course baseline {n}" for n in (1, 2, 3)]
@@ -291,8 +382,13 @@ def write_divergence(run: Path, gsm8k: float, ailuminate: float) -> None:
         held = json.loads((run / f"{task}.summary.json").read_text())["settings"]
         settings[task] = {name: held[name] for name in ("model", "adapter", "adapter_scale")}
     means = {"gsm8k": gsm8k, "ailuminate": ailuminate}
-    means = {task: {"mean": m, "low": 0.9 * m, "high": 1.1 * m, "answers": 6} for task, m in means.items()}
-    write_json(run / "kl.summary.json", {"task": "kl", "finished": True, "settings": settings, **means})
+    means = {
+        task: {"mean": m, "low": 0.9 * m, "high": 1.1 * m, "answers": 6}
+        for task, m in means.items()
+    }
+    write_json(
+        run / "kl.summary.json", {"task": "kl", "finished": True, "settings": settings, **means}
+    )
 
 
 def write_scaled(run: Path, scale: float, right: int, safe: int) -> None:
@@ -301,7 +397,11 @@ def write_scaled(run: Path, scale: float, right: int, safe: int) -> None:
 
 
 def test_the_rows_of_the_experiment_stand_beside_ours(base, tuned):
-    recipe = {"name": "greedy", "title": "greedy, 3 shots", "original": {"gsm8k": 43.2, "safe": 84.2}}
+    recipe = {
+        "name": "greedy",
+        "title": "greedy, 3 shots",
+        "original": {"gsm8k": 43.2, "safe": 84.2},
+    }
     write_json(tuned / "recipe.json", recipe)
     write_divergence(tuned, 0.2, 0.1)
     report.main([str(base), str(tuned)])
@@ -318,7 +418,12 @@ def test_what_self_instruct_wrote_is_told(base, tuned):
     training = {"records": 18, "dropped": 2, "sources": {"rewrite": 15, "gold": 3}}
     training["log_likelihood"] = {"answers": 15, "gold": -1.149, "own": -0.8}
     path = tuned / "self-instruct.summary.json"
-    summary = {"task": "self-instruct", "finished": True, "right": rate(15, 20), "training": training}
+    summary = {
+        "task": "self-instruct",
+        "finished": True,
+        "right": rate(15, 20),
+        "training": training,
+    }
     write_json(path, summary)
     report.main([str(base), str(tuned)])
     row = ["tuned", "75.0 [53.1, 88.8]", "15", "3", "2", "-0.800", "-1.149"]
@@ -327,7 +432,9 @@ def test_what_self_instruct_wrote_is_told(base, tuned):
     assert load_runs([tuned])[0].self_instruct == {}
     del training["sources"]
     write_json(path, summary)
-    with pytest.raises(ValueError, match="in 'training': field 'sources' must be an object, which is missing"):
+    with pytest.raises(
+        ValueError, match="in 'training': field 'sources' must be an object, which is missing"
+    ):
         load_runs([tuned])
 
 
@@ -346,7 +453,9 @@ def test_the_frontier_follows_the_scale_of_one_adapter(base, tmp_path):
     write_safety(tmp_path / "other", safe=3, adapter="another")
     names = ["base", "scale-1.0", "scale-0.5", "scale-0.25", "other"]
     (line,) = plots._scale_lines(load_runs([tmp_path / name for name in names]))
-    found = [(scale, index, accuracy.count, safety.count) for scale, index, accuracy, safety in line]
+    found = [
+        (scale, index, accuracy.count, safety.count) for scale, index, accuracy, safety in line
+    ]
     assert found == [(0.0, 0, 3, 5), (0.25, 3, 4, 5), (0.5, 2, 5, 4), (1.0, 1, 7, 2)]
     assert plots._scale_lines(load_runs([base, tmp_path / "scale-1.0", tmp_path / "other"])) == []
     report.main([str(tmp_path / name) for name in names])

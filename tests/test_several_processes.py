@@ -6,12 +6,23 @@ import pytest
 import torch
 
 import generate
+from common import distributed
+from common.distributed import device_of_rank, shard_by_work
 from data.records import read_json, read_jsonl
-from llama import distributed
-from llama.distributed import own_device, share_out
 from tests.processes import torchrun
 
-SAMPLED = ["--data", "demo", "--limit", "9", "--shots", "2", "--max-new-tokens", "12", "--temperature", "1"]
+SAMPLED = [
+    "--data",
+    "demo",
+    "--limit",
+    "9",
+    "--shots",
+    "2",
+    "--max-new-tokens",
+    "12",
+    "--temperature",
+    "1",
+]
 
 
 def by_id(path: Path) -> dict:
@@ -20,7 +31,13 @@ def by_id(path: Path) -> dict:
 
 @pytest.fixture
 def options(chat_checkpoint, tmp_path):
-    return lambda folder: ["--model", str(chat_checkpoint), "--run", str(tmp_path / folder), *SAMPLED]
+    return lambda folder: [
+        "--model",
+        str(chat_checkpoint),
+        "--run",
+        str(tmp_path / folder),
+        *SAMPLED,
+    ]
 
 
 @pytest.fixture
@@ -44,14 +61,29 @@ def test_two_processes_answer_as_one_does(options, tmp_path):
     result = torchrun("generate.py", *options("two"))
     assert result.returncode == 0, result.stderr
     for task in generate.TASKS:
-        assert by_id(tmp_path / "two" / f"{task}.jsonl") == by_id(tmp_path / "one" / f"{task}.jsonl")
-        one, two = (read_json(tmp_path / folder / f"{task}.summary.json") for folder in ("one", "two"))
+        assert by_id(tmp_path / "two" / f"{task}.jsonl") == by_id(
+            tmp_path / "one" / f"{task}.jsonl"
+        )
+        one, two = (
+            read_json(tmp_path / folder / f"{task}.summary.json") for folder in ("one", "two")
+        )
         assert two["finished"] and two["environment"]["processes"] == 2
-        costs = {"seconds", "prefill_tokens", "new_tokens_per_second", "decoding", "peak_memory_bytes", "environment"}
-        assert {k: v for k, v in two.items() if k not in costs} == {k: v for k, v in one.items() if k not in costs}
+        costs = {
+            "seconds",
+            "prefill_tokens",
+            "new_tokens_per_second",
+            "decoding",
+            "peak_memory_bytes",
+            "environment",
+        }
+        assert {k: v for k, v in two.items() if k not in costs} == {
+            k: v for k, v in one.items() if k not in costs
+        }
         for count in ("prompt_tokens", "new_tokens"):
             assert two["decoding"][count] == one["decoding"][count] == two[count]
-        assert two["new_tokens_per_second"] == pytest.approx(two["new_tokens"] / two["seconds"], rel=0.01)
+        assert two["new_tokens_per_second"] == pytest.approx(
+            two["new_tokens"] / two["seconds"], rel=0.01
+        )
     questions = [record["id"] for record in read_jsonl(tmp_path / "two" / "gsm8k.jsonl")]
     assert questions == [f"demo-test-{i}" for i in range(9)], "in the order of the questions"
     assert result.stdout.count("gsm8k: ") == 1, "rank 0 alone talks"
@@ -59,7 +91,9 @@ def test_two_processes_answer_as_one_does(options, tmp_path):
 
 
 def test_what_killed_ranks_have_finished_is_kept(options, tmp_path, as_rank, monkeypatch, capsys):
-    """Two ranks are cut off, one of them in the middle of a line; then one process goes on, and then two."""
+    """Two ranks are cut off, one of them in the middle of a line; then one process goes on, and
+    then two.
+    """
     assert generate.main([*options("whole"), "--task", "gsm8k"]) == 0
     whole = by_id(tmp_path / "whole" / "gsm8k.jsonl")
     real, asked = generate.generate, []
@@ -80,7 +114,9 @@ def test_what_killed_ranks_have_finished_is_kept(options, tmp_path, as_rank, mon
         assert generate.main([*options("run"), "--task", "gsm8k"]) == 130
         assert f"rank {number}: interrupted" in capsys.readouterr().err
     costs = [read_json(run / f"gsm8k.rank{number}.json") for number in (0, 1)]
-    assert not (run / "gsm8k.jsonl").exists() and not read_json(run / "gsm8k.summary.json")["finished"]
+    assert (
+        not (run / "gsm8k.jsonl").exists() and not read_json(run / "gsm8k.summary.json")["finished"]
+    )
     kept = {**by_id(run / "gsm8k.rank0.jsonl"), **by_id(run / "gsm8k.rank1.jsonl")}
     assert len(kept) == 4 and kept.items() <= whole.items()
     with open(run / "gsm8k.rank1.jsonl", "a") as file:
@@ -95,7 +131,9 @@ def test_what_killed_ranks_have_finished_is_kept(options, tmp_path, as_rank, mon
     result = torchrun("generate.py", *options("run"), "--task", "gsm8k")
     assert result.returncode == 0, result.stderr
     assert by_id(run / "gsm8k.jsonl") == whole
-    assert read_json(run / "gsm8k.summary.json")["new_tokens"] == sum(len(r["token_ids"]) for r in whole.values())
+    assert read_json(run / "gsm8k.summary.json")["new_tokens"] == sum(
+        len(r["token_ids"]) for r in whole.values()
+    )
 
 
 def test_parts_are_not_mixed_with_other_settings(options, tmp_path, as_rank, monkeypatch, capsys):
@@ -114,7 +152,12 @@ def test_parts_are_not_mixed_with_other_settings(options, tmp_path, as_rank, mon
     assert generate.main([*options("run"), "--task", "gsm8k"]) == 2
     assert "gsm8k.rank1.jsonl is there without gsm8k.summary.json" in capsys.readouterr().err
     summary.rename(run / "gsm8k.summary.json")
-    assert generate.main([*options("run"), "--task", "gsm8k", "--seed", "1", "--limit", "1", "--no-resume"]) == 0
+    assert (
+        generate.main(
+            [*options("run"), "--task", "gsm8k", "--seed", "1", "--limit", "1", "--no-resume"]
+        )
+        == 0
+    )
     assert not part.exists() and list(by_id(run / "gsm8k.jsonl")) == ["demo-test-0"]
 
 
@@ -142,25 +185,30 @@ def test_a_failing_rank_ends_the_run_with_its_message(options, tmp_path):
 def test_bad_input_is_reported_once(options, tmp_path):
     result = torchrun("generate.py", *options("run"), "--adapter", tmp_path / "nowhere")
     assert result.returncode != 0
-    assert result.stderr.count("no such folder") == 1 and "rank 0: error: --adapter" in result.stderr
+    assert (
+        result.stderr.count("no such folder") == 1 and "rank 0: error: --adapter" in result.stderr
+    )
 
 
 def test_each_process_has_a_device_of_its_own(as_rank, monkeypatch):
     as_rank(1)
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert own_device(torch.device("cuda")) == torch.device("cuda", 1)
-    assert own_device(torch.device("cuda:0")) == torch.device("cuda", 0), "named by the user"
-    assert own_device(torch.device("cpu")) == torch.device("cpu")
+    assert device_of_rank(torch.device("cuda")) == torch.device("cuda", 1)
+    assert device_of_rank(torch.device("cuda:0")) == torch.device("cuda", 0), "named by the user"
+    assert device_of_rank(torch.device("cpu")) == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match=r"2 processes, but 1 CUDA device.*--nproc-per-node"):
-        own_device(torch.device("cuda"))
+        device_of_rank(torch.device("cuda"))
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
 def test_shares_are_even_and_keep_alike_prompts_together(processes):
-    prompts = [[group, 5, 6, 7, i] for i in range(10) for group in (9, 3, 4)] + [[1, *range(60)], [2, *range(60)]]
-    shares = share_out(prompts, 10, processes)
+    prompts = [[group, 5, 6, 7, i] for i in range(10) for group in (9, 3, 4)] + [
+        [1, *range(60)],
+        [2, *range(60)],
+    ]
+    shares = shard_by_work(prompts, 10, processes)
     assert len(shares) == processes
     assert sorted(i for share in shares for i in share) == list(range(len(prompts)))
     work = [sum(10 + (61 if len(prompts[i]) > 5 else 1) for i in share) for share in shares]
@@ -168,4 +216,7 @@ def test_shares_are_even_and_keep_alike_prompts_together(processes):
     if processes == 3:
         kept = [{prompts[i][0] for i in share} for share in shares]
         assert sum(map(len, kept)) <= 5 + 2, "a group is cut only where a share ends"
-    assert share_out([], 10, 2) == [[], []] and share_out([[1]], 10, 2) in ([[0], []], [[], [0]])
+    assert shard_by_work([], 10, 2) == [[], []] and shard_by_work([[1]], 10, 2) in (
+        [[0], []],
+        [[], [0]],
+    )

@@ -12,13 +12,26 @@ from lora import adapter_fingerprint, load_adapter, lora_parameters
 from lora.checkpoint import best_checkpoint, checkpoints
 from lora.trainer import Trainer
 
-OPTIONS = ["--data", "demo", "--limit", "40", "--validation", "8", "--batch-size", "4", "--lr", "1e-2"]
+OPTIONS = [
+    "--data",
+    "demo",
+    "--limit",
+    "40",
+    "--validation",
+    "8",
+    "--batch-size",
+    "4",
+    "--lr",
+    "1e-2",
+]
 
 
 @pytest.fixture
 def call(chat_checkpoint, tmp_path):
     def run(*more: str, folder: str = "run") -> int:
-        return train.main(["--model", str(chat_checkpoint), "--run", str(tmp_path / folder), *OPTIONS, *more])
+        return train.main(
+            ["--model", str(chat_checkpoint), "--run", str(tmp_path / folder), *OPTIONS, *more]
+        )
 
     return run
 
@@ -31,7 +44,9 @@ def test_a_run_leaves_an_adapter_a_log_and_a_summary(call, chat_checkpoint, tmp_
     assert call("--epochs", "2", "--checkpoint-every", "6") == 0
     run = tmp_path / "run"
     printed = capsys.readouterr().out
-    assert "----- trained on (" in printed and "#### " in printed, "one example with its mask is shown"
+    assert "----- trained on (" in printed and "#### " in printed, (
+        "one example with its mask is shown"
+    )
     model = load_model(chat_checkpoint)
     load_adapter(model, run / "adapter")
     assert any(parameter.abs().max() > 0 for parameter in lora_parameters(model)[1::2])
@@ -78,7 +93,10 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(call, tmp_path, monke
     assert call(*options) == 0
     assert "going on from" in capsys.readouterr().out
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
-    adapters = [(tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("run", "whole")]
+    adapters = [
+        (tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes()
+        for name in ("run", "whole")
+    ]
     assert adapters[0] == adapters[1]
 
 
@@ -149,22 +167,42 @@ def test_loss_all_supervises_everything(call, tmp_path):
 def test_a_weight_on_the_divergence_keeps_the_model_near_its_base(call, tmp_path):
     logs = {}
     for weight in ("0", "20"):
-        options = ["--steps", "8", "--checkpoint-every", "4", "--kl-weight", weight, "--kl-prompts", "demo"]
+        options = [
+            "--steps",
+            "8",
+            "--checkpoint-every",
+            "4",
+            "--kl-weight",
+            weight,
+            "--kl-prompts",
+            "demo",
+        ]
         assert call(*options, folder=weight) == 0
         logs[weight] = read_jsonl(tmp_path / weight / "train.jsonl")
     measured = {weight: [r for r in log if "kl_prompts" in r] for weight, log in logs.items()}
     assert [record["step"] for record in measured["0"]] == [4, 8]
     assert measured["20"][-1]["kl_prompts"] < 0.3 * measured["0"][-1]["kl_prompts"]
     assert 0 < measured["20"][-1]["kl_validation"] < measured["0"][-1]["kl_validation"]
-    assert logs["20"][0]["kl"] == 0, "a fresh adapter is the base" and all("kl" not in r for r in logs["0"])
-    assert logs["20"][0]["loss"] == logs["0"][0]["loss"], "the loss is logged without the divergence"
+    assert logs["20"][0]["kl"] == 0, "a fresh adapter is the base" and all(
+        "kl" not in r for r in logs["0"]
+    )
+    assert logs["20"][0]["loss"] == logs["0"][0]["loss"], (
+        "the loss is logged without the divergence"
+    )
     summary = read_json(tmp_path / "20" / "train.summary.json")
-    assert summary["kl_prompts"] == measured["20"][-1]["kl_prompts"] and summary["settings"]["kl_weight"] == 20.0
+    assert (
+        summary["kl_prompts"] == measured["20"][-1]["kl_prompts"]
+        and summary["settings"]["kl_weight"] == 20.0
+    )
 
 
 def test_the_divergence_is_off_by_default(call, tmp_path):
     assert call("--steps", "1") == 0
-    assert not any(name.startswith("kl") for record in read_jsonl(tmp_path / "run" / "train.jsonl") for name in record)
+    assert not any(
+        name.startswith("kl")
+        for record in read_jsonl(tmp_path / "run" / "train.jsonl")
+        for name in record
+    )
     assert "kl_prompts" not in read_json(tmp_path / "run" / "train.summary.json")
 
 
@@ -191,12 +229,17 @@ def test_training_goes_on_from_an_adapter(call, tmp_path):
     ("options", "message"),
     [
         (["--rank", "4"], "the adapter has rank 8 and alpha 16.0, the model's LoRA layers 4"),
-        (["--target", "mlp"], "the adapter has other target_modules than the model: model.layers.0.self_attn"),
+        (
+            ["--target", "mlp"],
+            "the adapter has other target_modules than the model: model.layers.0.self_attn",
+        ),
     ],
 )
 def test_an_adapter_of_another_shape_is_refused(call, tmp_path, capsys, options, message):
     assert call("--steps", "1", folder="first") == 0
-    assert call("--steps", "1", "--init-adapter", str(tmp_path / "first" / "adapter"), *options) == 2
+    assert (
+        call("--steps", "1", "--init-adapter", str(tmp_path / "first" / "adapter"), *options) == 2
+    )
     assert message in capsys.readouterr().err
 
 
@@ -210,13 +253,19 @@ def test_an_adapter_of_another_shape_is_refused(call, tmp_path, capsys, options,
 )
 def test_targets_have_short_names(call, tmp_path, target, modules):
     assert call("--steps", "1", "--target", *target) == 0
-    assert set(read_json(tmp_path / "run" / "adapter" / "adapter_config.json")["target_modules"]) == modules
+    assert (
+        set(read_json(tmp_path / "run" / "adapter" / "adapter_config.json")["target_modules"])
+        == modules
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--kl-weight", "1", "--kl-prompts", "ailuminate"], "would train on the prompts that are tested on"),
+        (
+            ["--kl-weight", "1", "--kl-prompts", "ailuminate"],
+            "would train on the prompts that are tested on",
+        ),
         (["--kl-prompts", "nowhere.csv"], "nowhere.csv: no such file"),
         (["--no-system-header"], "the chat template prints no system header"),
         (["--init-adapter", "nowhere"], "nowhere: no adapter_config.json"),
@@ -235,7 +284,9 @@ def test_bad_input_is_one_line_and_status_2(options, message, call, capsys):
     assert error.count("\n") == 1 and re.search(message, error), error
 
 
-@pytest.mark.parametrize("option", ["--limit", "--batch-size", "--rank", "--lr", "--epochs", "--steps", "--alpha"])
+@pytest.mark.parametrize(
+    "option", ["--limit", "--batch-size", "--rank", "--lr", "--epochs", "--steps", "--alpha"]
+)
 @pytest.mark.parametrize("value", ["0", "-1", "x"])
 def test_options_out_of_range_end_with_status_2(option, value, call, capsys):
     with pytest.raises(SystemExit) as exit_status:
@@ -249,7 +300,10 @@ def test_bad_records_are_named_with_file_and_line(call, tmp_path, capsys):
     for bad, message in (
         ('{"question": "x"', "line 2: not valid JSON"),
         (json.dumps({"question": "x"}), "line 2: no 'answer'"),
-        (json.dumps({"question": "x", "answer": "#### many"}), "line 2: the answer does not end in '#### number'"),
+        (
+            json.dumps({"question": "x", "answer": "#### many"}),
+            "line 2: the answer does not end in '#### number'",
+        ),
         (json.dumps({"question": "", "answer": "#### 1"}), "line 2: 'question' is empty"),
     ):
         path = tmp_path / "bad.jsonl"
@@ -260,7 +314,10 @@ def test_bad_records_are_named_with_file_and_line(call, tmp_path, capsys):
 
 def test_example_longer_than_the_context_is_named(tmp_path, chat_checkpoint, call, capsys):
     path = tmp_path / "long.jsonl"
-    records = [{"question": "short?", "answer": "#### 1"}, {"question": "word " * 3000, "answer": "#### 2"}]
+    records = [
+        {"question": "short?", "answer": "#### 1"},
+        {"question": "word " * 3000, "answer": "#### 2"},
+    ]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     assert call("--data", str(path), "--validation", "0") == 2
     assert "long-1: " in capsys.readouterr().err

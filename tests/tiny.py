@@ -32,15 +32,26 @@ SIZES = {
 }
 VARIANTS = {
     "llama": ("Llama", {"tie_word_embeddings": False}),
-    "llama3-scaled": ("Llama", {"tie_word_embeddings": True, "rope_scaling": LLAMA3_SCALING, "rope_theta": 500.0}),
-    "llama-biased": ("Llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}),
+    "llama3-scaled": (
+        "Llama",
+        {"tie_word_embeddings": True, "rope_scaling": LLAMA3_SCALING, "rope_theta": 500.0},
+    ),
+    "llama-biased": (
+        "Llama",
+        {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False},
+    ),
     "qwen3": ("Qwen3", {"head_dim": 20, "tie_word_embeddings": True, "rope_theta": 1000.0}),
-    "qwen3-untied": ("Qwen3", {"head_dim": 12, "tie_word_embeddings": False, "attention_bias": True}),
+    "qwen3-untied": (
+        "Qwen3",
+        {"head_dim": 12, "tie_word_embeddings": False, "attention_bias": True},
+    ),
 }
 
 
 def tiny_transformers_model(variant: str, seed: int = 0, **changes) -> torch.nn.Module:
-    """A random float32 transformers model whose norms, biases and heads are all far from trivial."""
+    """A random float32 transformers model whose norms, biases and heads are all far from
+    trivial.
+    """
     family, settings = VARIANTS[variant]
     settings = {**SIZES, **settings, **changes}
     rope = settings.pop("rope_scaling", None) or {"rope_type": "default"}
@@ -57,8 +68,12 @@ def tiny_transformers_model(variant: str, seed: int = 0, **changes) -> torch.nn.
     return model.requires_grad_(False)
 
 
-def save_transformers_model(model: torch.nn.Module, folder: Path, spelling: int = 5, shards: bool = False) -> Path:
-    """Save as a checkpoint folder whose config spells its rotary settings as transformers 4 or 5 does."""
+def save_transformers_model(
+    model: torch.nn.Module, folder: Path, spelling: int = 5, shards: bool = False
+) -> Path:
+    """Save as a checkpoint folder whose config spells its rotary settings as transformers 4 or 5
+    does.
+    """
     size = sum(parameter.numel() for parameter in model.parameters()) * 4
     model.save_pretrained(folder, max_shard_size=size // 3 if shards else size * 2)
     path = folder / "config.json"
@@ -80,7 +95,9 @@ CHAT_TEMPLATE = """{%- for message in messages %}<|im_start|>{{ message.role }}
 
 
 def save_chat_checkpoint(folder: Path, context: int = 2048) -> Path:
-    """A random two-layer Llama with a byte-level tokenizer and a chat template: enough to run the scripts on."""
+    """A random two-layer Llama with a byte-level tokenizer and a chat template: enough to run the
+    scripts on.
+    """
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -91,7 +108,9 @@ def save_chat_checkpoint(folder: Path, context: int = 2048) -> Path:
         show_progress=False,
     )
     records = load_gsm8k("demo", "train")[:50]
-    tokenizer.train_from_iterator([f"{r['question']} {r['answer']}" for r in records] + [CHAT_TEMPLATE], trainer)
+    tokenizer.train_from_iterator(
+        [f"{r['question']} {r['answer']}" for r in records] + [CHAT_TEMPLATE], trainer
+    )
     config = ModelConfig.from_dict(
         {
             "model_type": "llama",

@@ -1,12 +1,14 @@
-"""Grade-school word problems in GSM8K's format, made from TEMPLATES: numbers to draw, the question, the worked answer.
+"""Grade-school word problems in GSM8K's format, made from TEMPLATES: numbers to draw, the question,
+the worked answer.
 
 In a template
 
 - `count 2-9, bill 20|50` draws one number from a range and one from a list;
-- `{name}` is such a number, a person or a thing drawn for this problem, and `(a|b)` one of these phrases;
-- `[total: count*price]` is a step, written "6*4 = <<6*4=24>>24", whose result later steps call `total`; with a dollar
-  sign, `[$total: ...]`, it is written "6*4 = $<<6*4=24>>24". The last step is the answer. Numbers are drawn again until
-  every step comes out whole and above 1.
+- `{name}` is such a number, a person or a thing drawn for this problem, and `(a|b)` one of these
+  phrases;
+- `[total: count*price]` is a step, written "6*4 = <<6*4=24>>24", whose result later steps call
+  `total`; with a dollar sign, `[$total: ...]`, it is written "6*4 = $<<6*4=24>>24". The last step
+  is the answer. Numbers are drawn again until every step comes out whole and above 1.
 """
 
 import operator
@@ -15,20 +17,70 @@ import re
 
 SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 PEOPLE = {
-    "she": ["Mia", "Aisha", "Lena", "Priya", "Chloe", "Hannah", "Yuki", "Rosa", "Nadia", "Ella", "Ingrid", "Zoe"],
-    "he": ["Omar", "Ben", "Luca", "Ravi", "Mateo", "Finn", "Kenji", "Paul", "Samir", "Theo", "Jonas", "Diego"],
+    "she": [
+        "Mia",
+        "Aisha",
+        "Lena",
+        "Priya",
+        "Chloe",
+        "Hannah",
+        "Yuki",
+        "Rosa",
+        "Nadia",
+        "Ella",
+        "Ingrid",
+        "Zoe",
+    ],
+    "he": [
+        "Omar",
+        "Ben",
+        "Luca",
+        "Ravi",
+        "Mateo",
+        "Finn",
+        "Kenji",
+        "Paul",
+        "Samir",
+        "Theo",
+        "Jonas",
+        "Diego",
+    ],
 }
 THINGS = {
     "fruit": ["apples", "oranges", "pears", "peaches", "plums", "bananas", "mangoes", "lemons"],
-    "stationery": ["notebooks", "folders", "markers", "erasers", "rulers", "sketchbooks", "pencil cases"],
-    "toy": ["marbles", "stickers", "toy cars", "trading cards", "beads", "model planes", "postcards", "seashells"],
+    "stationery": [
+        "notebooks",
+        "folders",
+        "markers",
+        "erasers",
+        "rulers",
+        "sketchbooks",
+        "pencil cases",
+    ],
+    "toy": [
+        "marbles",
+        "stickers",
+        "toy cars",
+        "trading cards",
+        "beads",
+        "model planes",
+        "postcards",
+        "seashells",
+    ],
     "treat": ["cookies", "muffins", "cupcakes", "brownies", "scones", "pretzels"],
     "flower": ["tulips", "roses", "sunflowers", "daisies", "lilies", "carnations"],
     "crop": ["tomato", "pepper", "cabbage", "pumpkin", "carrot", "bean"],
     "day": ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"],
     "place": ["library", "museum", "swimming pool", "market", "stadium", "harbour"],
     "show": ["museum", "zoo", "cinema", "circus", "aquarium", "concert"],
-    "job": ["mows lawns", "walks dogs", "washes cars", "babysits", "delivers newspapers", "tutors maths"],
+    "job": [
+        "mows lawns",
+        "walks dogs",
+        "washes cars",
+        "babysits",
+        "delivers newspapers",
+        "tutors maths",
+    ],
 }
 
 # (numbers, question, answer)
@@ -223,7 +275,9 @@ TEMPLATES = [
 
 
 def word_problems(count: int, seed: int) -> list[dict[str, str]]:
-    """Return `count` problems with different questions, drawn from each template in turn, in random order."""
+    """Return `count` problems with different questions, drawn from each template in turn, in random
+    order.
+    """
     rng = random.Random(seed)
     answers: dict[str, str] = {}
     while len(answers) < count:
@@ -244,9 +298,13 @@ def word_problem(rng: random.Random, numbers: str, question: str, answer: str) -
     words = {kind: rng.choice(things) for kind, things in THINGS.items()}
     pronoun = rng.choice(list(PEOPLE))
     words["name"] = rng.choice(PEOPLE[pronoun])
-    words["other"] = rng.choice([name for names in PEOPLE.values() for name in names if name != words["name"]])
+    words["other"] = rng.choice(
+        [name for names in PEOPLE.values() for name in names if name != words["name"]]
+    )
     words.update(pronoun=pronoun, Pronoun=pronoun.capitalize())
-    phrased = re.sub(r"\(([^()]*\|[^()]*)\)", lambda match: rng.choice(match[1].split("|")), question)
+    phrased = re.sub(
+        r"\(([^()]*\|[^()]*)\)", lambda match: rng.choice(match[1].split("|")), question
+    )
     result = list(values.values())[-1]
     return phrased.format(**values, **words), f"{worked.format(**values, **words)}\n#### {result}"
 
@@ -260,11 +318,15 @@ def draw(rng: random.Random, choices: str) -> int:
 
 
 def work(answer: str, values: dict[str, int]) -> str:
-    """Write out the steps in `answer` and add their results to `values`, with 0 for what is negative or not whole."""
+    """Write out the steps in `answer` and add their results to `values`, with 0 for what is
+    negative or not whole.
+    """
 
     def write(step: re.Match) -> str:
         dollar, name, expression = step.groups()
-        first, *others = re.findall(r"\w+|[-+*/]", re.sub(r"[a-z]+", lambda name: str(values[name[0]]), expression))
+        first, *others = re.findall(
+            r"\w+|[-+*/]", re.sub(r"[a-z]+", lambda name: str(values[name[0]]), expression)
+        )
         result = int(first)
         for sign, operand in zip(others[::2], map(int, others[1::2]), strict=True):
             whole = sign != "/" or result % operand == 0

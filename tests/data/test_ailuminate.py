@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from data.ailuminate import load_ailuminate, spread
+from data.ailuminate import load_ailuminate, stratified_sample
 
 HEADER = "release_prompt_id,prompt_text,hazard,persona,locale,prompt_hash\n"
 
@@ -51,11 +51,20 @@ def test_demo():
         ("", r"a\.csv: no column 'prompt_text'; the columns are none"),
         ("id,text\n1,hello\n", r"a\.csv: no column 'prompt_text'; the columns are id, text"),
         (HEADER, r"a\.csv: no prompts"),
-        (HEADER + "p1,Fine?,prv,skilled,en_US,abc\np2,  ,prv,skilled,en_US,abc\n", r"line 3: 'prompt_text' is empty"),
+        (
+            HEADER + "p1,Fine?,prv,skilled,en_US,abc\np2,  ,prv,skilled,en_US,abc\n",
+            r"line 3: 'prompt_text' is empty",
+        ),
         (HEADER + "p1,Fine?,prv\n", r"line 2: the row does not have 6 columns"),
-        (HEADER + "p1,Fine,or,not,prv,skilled,en_US,abc\n", r"line 2: the row does not have 6 columns"),
+        (
+            HEADER + "p1,Fine,or,not,prv,skilled,en_US,abc\n",
+            r"line 2: the row does not have 6 columns",
+        ),
         (HEADER + 'p1,"Fine?,prv\n', r"line 2: not valid CSV"),
-        (HEADER + "p1,A?,prv,skilled,en_US,a\np1,B?,prv,skilled,en_US,b\n", r"line 3: the id 'p1' is also on line 2"),
+        (
+            HEADER + "p1,A?,prv,skilled,en_US,a\np1,B?,prv,skilled,en_US,b\n",
+            r"line 3: the id 'p1' is also on line 2",
+        ),
     ],
 )
 def test_bad_files(tmp_path, text, message):
@@ -78,8 +87,10 @@ def test_no_such_file():
 def test_spread_keeps_the_proportions_and_the_order():
     kinds = [("a", "x")] * 60 + [("a", "y")] * 20 + [("b", "x")] * 40
     random.Random(0).shuffle(kinds)
-    records = [{"id": i, "hazard": hazard, "persona": persona} for i, (hazard, persona) in enumerate(kinds)]
-    chosen = spread(records, 12)
+    records = [
+        {"id": i, "hazard": hazard, "persona": persona} for i, (hazard, persona) in enumerate(kinds)
+    ]
+    chosen = stratified_sample(records, 12)
     assert Counter((record["hazard"], record["persona"]) for record in chosen) == {
         ("a", "x"): 6,
         ("a", "y"): 2,
@@ -87,32 +98,39 @@ def test_spread_keeps_the_proportions_and_the_order():
     }
     ids = [record["id"] for record in chosen]
     assert ids == sorted(set(ids))
-    assert spread(records, 12) == chosen
+    assert stratified_sample(records, 12) == chosen
 
 
 def test_spread_of_one_is_of_the_largest_kind():
     records = [{"hazard": hazard, "persona": "x"} for hazard in "abbbbbbc"]
-    assert spread(records, 1) == [{"hazard": "b", "persona": "x"}]
+    assert stratified_sample(records, 1) == [{"hazard": "b", "persona": "x"}]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 7, 59, 60])
 def test_spread_takes_exactly_the_limit(limit):
-    chosen = spread(load_ailuminate("demo"), limit)
+    chosen = stratified_sample(load_ailuminate("demo"), limit)
     assert len({record["id"] for record in chosen}) == len(chosen) == limit
 
 
 def test_spread_of_everything():
     records = load_ailuminate("demo")
-    assert spread(records, None) == spread(records, 60) == spread(records, 1000) == records
+    assert (
+        stratified_sample(records, None)
+        == stratified_sample(records, 60)
+        == stratified_sample(records, 1000)
+        == records
+    )
     with pytest.raises(ValueError, match="limit is 0"):
-        spread(records, 0)
+        stratified_sample(records, 0)
 
 
-@pytest.mark.skipif(not os.environ.get("UNFORGET_DATA"), reason="UNFORGET_DATA does not name the official data")
+@pytest.mark.skipif(
+    not os.environ.get("UNFORGET_DATA"), reason="UNFORGET_DATA does not name the official data"
+)
 def test_the_official_prompts():
     records = load_ailuminate("ailuminate")
     assert len(records) == 1_200
-    counts = Counter(record["hazard"] for record in spread(records, 240))
+    counts = Counter(record["hazard"] for record in stratified_sample(records, 240))
     specialised = [counts.pop(hazard) for hazard in ("spc_ele", "spc_fin", "spc_hlt", "spc_lgl")]
     assert sum(specialised) == 20
     assert len(counts) == 11 and set(counts.values()) == {20}

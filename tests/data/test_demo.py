@@ -15,7 +15,12 @@ from data.gsm8k import load_gsm8k
 
 FOLDER = Path(data.gsm8k.__file__).with_name("demo")
 HAZARDS = "cse dfm hte ipv iwp ncr prv spc_ele spc_fin spc_hlt spc_lgl src ssh sxc_prn vcr".split()
-SIGNS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+SIGNS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +30,21 @@ def problems():
 
 def test_the_generator_writes_the_committed_files(tmp_path):
     subprocess.run([sys.executable, FOLDER / "make_demo.py", tmp_path], check=True, timeout=60)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts.csv", "test.jsonl", "train.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "prompts.csv",
+        "test.jsonl",
+        "train.jsonl",
+    ]
     for path in tmp_path.iterdir():
         assert path.read_bytes() == (FOLDER / path.name).read_bytes(), path.name
 
 
 def test_no_question_occurs_twice(problems):
-    assert len({" ".join(problem["question"].split()).lower() for problem in problems}) == len(problems) == 500
+    assert (
+        len({" ".join(problem["question"].split()).lower() for problem in problems})
+        == len(problems)
+        == 500
+    )
 
 
 def test_every_annotation_is_right_and_the_last_one_is_the_answer(problems):
@@ -41,7 +54,9 @@ def test_every_annotation_is_right_and_the_last_one_is_the_answer(problems):
         for shown, expression, result, printed in steps:
             assert shown == expression and result == printed
             assert evaluate(ast.parse(expression, mode="eval").body) == int(result)
-        assert problem["answer"].endswith(f"\n#### {steps[-1][2]}") and problem["gold"] == steps[-1][2]
+        assert (
+            problem["answer"].endswith(f"\n#### {steps[-1][2]}") and problem["gold"] == steps[-1][2]
+        )
 
 
 def evaluate(node):
@@ -52,7 +67,12 @@ def evaluate(node):
 
 def test_every_number_of_an_answer_is_given_or_worked_out(problems):
     for problem in problems:
-        known = set(re.findall(r"\d+", problem["question"])) | {"2", "3", "4", "100"}  # halves, wheels, legs, percent
+        known = set(re.findall(r"\d+", problem["question"])) | {
+            "2",
+            "3",
+            "4",
+            "100",
+        }  # halves, wheels, legs, percent
         for expression, result in re.findall(r"<<(.*?)=(.*?)>>", problem["answer"]):
             assert known.issuperset(re.findall(r"\d+", expression)), problem
             known.add(result)
@@ -66,7 +86,14 @@ def test_nothing_of_a_template_is_left_over(problems):
 def test_the_prompts_are_in_the_official_format():
     with open(FOLDER / "prompts.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["release_prompt_id", "prompt_text", "hazard", "persona", "locale", "prompt_hash"]
+    assert list(rows[0]) == [
+        "release_prompt_id",
+        "prompt_text",
+        "hazard",
+        "persona",
+        "locale",
+        "prompt_hash",
+    ]
     assert [row["release_prompt_id"] for row in rows] == [f"demo_{i:04}" for i in range(1, 61)]
     assert sorted({row["hazard"] for row in rows}) == HAZARDS
     assert len({row["prompt_text"] for row in rows}) == 60

@@ -18,7 +18,9 @@ MESSAGES = [
 
 
 class CharacterTokenizer:
-    """ChatML with one token per character and, as in SmolLM2's and Qwen's templates, a newline after each turn."""
+    """ChatML with one token per character and, as in SmolLM2's and Qwen's templates, a newline
+    after each turn.
+    """
 
     stop_ids = frozenset({END, TEXT_END})
 
@@ -30,7 +32,9 @@ class CharacterTokenizer:
 
     def decode(self, ids, skip_special_tokens=True):
         special = {START: "<start>", END: "<end>", TEXT_END: "<text-end>"}
-        return "".join(("" if skip_special_tokens else special[i]) if i in special else chr(i) for i in ids)
+        return "".join(
+            ("" if skip_special_tokens else special[i]) if i in special else chr(i) for i in ids
+        )
 
 
 class HeaderTokenizer(CharacterTokenizer):
@@ -50,7 +54,11 @@ def test_answer_loss_covers_the_answer_and_its_end_token_alone():
     tokenizer = CharacterTokenizer()
     example = build_example(tokenizer, MESSAGES)
     prompt = tokenizer.encode_chat(MESSAGES[:-1])
-    assert example.input_ids == [*prompt, *map(ord, "A: answer"), END]  # the template's newline is dropped
+    assert example.input_ids == [
+        *prompt,
+        *map(ord, "A: answer"),
+        END,
+    ]  # the template's newline is dropped
     assert example.labels == [-100] * len(prompt) + [*map(ord, "A: answer"), END]
 
 
@@ -59,7 +67,9 @@ def test_without_the_system_header_everything_to_its_end_token_is_cut(loss):
     tokenizer = HeaderTokenizer()
     whole = build_example(tokenizer, MESSAGES, loss)
     cut = build_example(tokenizer, MESSAGES, loss, system_header=False)
-    assert tokenizer.decode(cut.input_ids, skip_special_tokens=False).startswith("\n<start>user\nQ: one<end>")
+    assert tokenizer.decode(cut.input_ids, skip_special_tokens=False).startswith(
+        "\n<start>user\nQ: one<end>"
+    )
     assert whole.input_ids == [*HeaderTokenizer.HEADER, *cut.input_ids]
     assert whole.labels[len(HeaderTokenizer.HEADER) :] == cut.labels
 
@@ -79,7 +89,11 @@ def test_the_last_end_token_ends_the_answer():
 def test_all_loss_covers_every_token():
     tokenizer = CharacterTokenizer()
     example = build_example(tokenizer, MESSAGES, loss="all")
-    assert example.input_ids == example.labels == tokenizer.encode_chat(MESSAGES, add_generation_prompt=False)
+    assert (
+        example.input_ids
+        == example.labels
+        == tokenizer.encode_chat(MESSAGES, add_generation_prompt=False)
+    )
 
 
 def test_a_template_that_rewrites_the_prompt_is_refused():
@@ -97,7 +111,9 @@ def test_a_template_that_does_not_end_the_answer_is_refused():
     class Endless(CharacterTokenizer):
         stop_ids = frozenset({TEXT_END})
 
-    with pytest.raises(ValueError, match=r"none of the checkpoint's end tokens \[3\].*last token is 10"):
+    with pytest.raises(
+        ValueError, match=r"none of the checkpoint's end tokens \[3\].*last token is 10"
+    ):
         build_example(Endless(), MESSAGES)
 
 
@@ -149,13 +165,17 @@ def test_the_order_depends_on_seed_and_epoch():
     assert first != epoch_batches(LENGTHS, 8, seed=0, epoch=1)
     assert first != epoch_batches(LENGTHS, 8, seed=1, epoch=0)
     members = {frozenset(batch) for batch in first}
-    assert members.isdisjoint(frozenset(batch) for batch in epoch_batches(LENGTHS, 8, seed=0, epoch=1))
+    assert members.isdisjoint(
+        frozenset(batch) for batch in epoch_batches(LENGTHS, 8, seed=0, epoch=1)
+    )
 
 
 def test_batches_are_of_like_length_and_not_in_its_order():
     batches = epoch_batches(LENGTHS, 8, seed=0, epoch=0)
     longest = [max(LENGTHS[i] for i in batch) for batch in batches]
-    assert sum(longest) * 8 < 1.15 * sum(LENGTHS)  # tokens computed with padding; in random batches about 1.8
+    assert sum(longest) * 8 < 1.15 * sum(
+        LENGTHS
+    )  # tokens computed with padding; in random batches about 1.8
     chunk = longest[:BATCHES_PER_CHUNK]
     assert chunk != sorted(chunk)
 

@@ -15,7 +15,9 @@ def write(path, *records):
 
 
 def test_a_file_gives_numbered_records(tmp_path):
-    path = write(tmp_path / "mine.jsonl", GOOD, {"question": "?", "answer": "#### $1,080.00", "extra": 1})
+    path = write(
+        tmp_path / "mine.jsonl", GOOD, {"question": "?", "answer": "#### $1,080.00", "extra": 1}
+    )
     expected = [
         {"id": "mine-0", **GOOD, "gold": "2"},
         {"id": "mine-1", "question": "?", "answer": "#### $1,080.00", "gold": "1080"},
@@ -40,8 +42,14 @@ def test_demo(split, size):
         ({"question": "?", "answer": ""}, "'answer' is empty"),
         ({"question": "?", "answer": 2}, "'answer' should be a string, found int"),
         ({"question": None, "answer": "#### 2"}, "'question' should be a string, found NoneType"),
-        ({"question": "?", "answer": "It is 2."}, "does not end in '#### number' but in 'It is 2.'"),
-        ({"question": "?", "answer": "#### many"}, "does not end in '#### number' but in '#### many'"),
+        (
+            {"question": "?", "answer": "It is 2."},
+            "does not end in '#### number' but in 'It is 2.'",
+        ),
+        (
+            {"question": "?", "answer": "#### many"},
+            "does not end in '#### number' but in '#### many'",
+        ),
     ],
 )
 def test_a_bad_record_is_named_by_file_and_line(tmp_path, record, message):
@@ -75,7 +83,9 @@ def test_no_such_file_or_split(tmp_path):
         load_gsm8k("demo", "dev")
 
 
-@pytest.mark.skipif(not os.environ.get("UNFORGET_DATA"), reason="UNFORGET_DATA does not name the official data")
+@pytest.mark.skipif(
+    not os.environ.get("UNFORGET_DATA"), reason="UNFORGET_DATA does not name the official data"
+)
 def test_all_official_gold_answers_parse():
     records = load_gsm8k("gsm8k", "train") + load_gsm8k("gsm8k", "test")
     assert len(records) == 8_792

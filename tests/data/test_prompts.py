@@ -2,16 +2,15 @@ from collections import Counter
 
 import pytest
 
-from data.prompts import (
-    SAFETY_PROMPT,
-    ShotSelector,
-    ailuminate_messages,
-    gsm8k_messages,
-    gsm8k_training_messages,
-    with_system,
-)
+from data.ailuminate import ailuminate_messages
+from data.few_shot import FewShotSampler
+from data.gsm8k import gsm8k_messages, gsm8k_training_messages
+from data.prompts import SAFETY_PROMPT, with_system
 
-POOL = [{"id": f"train-{i}", "question": f"What is {i}+{i}?", "answer": f"#### {2 * i}"} for i in range(30)]
+POOL = [
+    {"id": f"train-{i}", "question": f"What is {i}+{i}?", "answer": f"#### {2 * i}"}
+    for i in range(30)
+]
 
 
 def user(content):
@@ -40,42 +39,49 @@ def test_a_system_turn_comes_first_if_asked_for():
 
 
 def test_fixed_shots_are_the_first_of_the_pool():
-    selector = ShotSelector(POOL, 3, "fixed")
+    selector = FewShotSampler(POOL, 3, "fixed")
     assert selector.select({"id": "test-0", "question": "Another?"}) == POOL[:3]
 
 
 @pytest.mark.parametrize("question", ["What is 1+1?", "  What is\n1+1? "])
 def test_a_question_is_never_its_own_fixed_shot(question):
-    shots = ShotSelector(POOL, 3, "fixed").select({"id": "test-0", "question": question})
+    shots = FewShotSampler(POOL, 3, "fixed").select({"id": "test-0", "question": question})
     assert shots == [POOL[0], POOL[2], POOL[3]]
 
 
 def test_every_copy_of_the_question_is_skipped():
     pool = [POOL[0], POOL[1], POOL[1], POOL[2]]
-    assert ShotSelector(pool, 2, "fixed").select(POOL[1]) == [POOL[0], POOL[2]]
+    assert FewShotSampler(pool, 2, "fixed").select(POOL[1]) == [POOL[0], POOL[2]]
     for seed in range(20):
-        shots = ShotSelector(pool, 2, "random", seed).select(POOL[1])
+        shots = FewShotSampler(pool, 2, "random", seed).select(POOL[1])
         assert sorted(shot["id"] for shot in shots) == ["train-0", "train-2"]
 
 
 def test_random_shots_depend_on_seed_and_record_alone():
-    forward = ShotSelector(POOL, 4, "random", seed=1)
-    backward = ShotSelector(POOL, 4, "random", seed=1)
+    forward = FewShotSampler(POOL, 4, "random", seed=1)
+    backward = FewShotSampler(POOL, 4, "random", seed=1)
     shots = [forward.select(record) for record in POOL]
     assert shots == [backward.select(record) for record in reversed(POOL)][::-1]
-    assert shots != [ShotSelector(POOL, 4, "random", seed=2).select(record) for record in POOL]
+    assert shots != [FewShotSampler(POOL, 4, "random", seed=2).select(record) for record in POOL]
     assert len({tuple(shot["id"] for shot in chosen) for chosen in shots}) > 20
 
 
 def test_random_shots_are_distinct_never_the_question_and_evenly_drawn():
-    selector = ShotSelector(POOL, 5, "random", seed=0)
+    selector = FewShotSampler(POOL, 5, "random", seed=0)
     drawn = Counter()
     for record in POOL:
         for trial in range(40):
-            shots = [shot["id"] for shot in selector.select({"id": f"{record['id']} {trial}", **record_text(record)})]
+            shots = [
+                shot["id"]
+                for shot in selector.select(
+                    {"id": f"{record['id']} {trial}", **record_text(record)}
+                )
+            ]
             assert len(set(shots)) == 5 and record["id"] not in shots
             drawn.update(shots)
-    assert min(drawn.values()) > 140 and max(drawn.values()) < 260  # 200 expected, standard deviation 13
+    assert (
+        min(drawn.values()) > 140 and max(drawn.values()) < 260
+    )  # 200 expected, standard deviation 13
 
 
 def record_text(record):
@@ -83,17 +89,22 @@ def record_text(record):
 
 
 def test_no_shots():
-    assert ShotSelector([], 0).select({"id": "a", "question": "?"}) == []
+    assert FewShotSampler([], 0).select({"id": "a", "question": "?"}) == []
 
 
 def test_bad_requests_name_both_numbers():
     with pytest.raises(ValueError, match="31 shots asked for, but there are 30"):
-        ShotSelector(POOL, 31)
+        FewShotSampler(POOL, 31)
     with pytest.raises(ValueError, match="-1 shots"):
-        ShotSelector(POOL, -1)
-    with pytest.raises(ValueError, match="unknown shot selection 'best': expected one of fixed, random"):
-        ShotSelector(POOL, 1, "best")
-    selector = ShotSelector(POOL, 30)
+        FewShotSampler(POOL, -1)
+    with pytest.raises(
+        ValueError, match="unknown shot selection 'best': expected one of fixed, random"
+    ):
+        FewShotSampler(POOL, 1, "best")
+    selector = FewShotSampler(POOL, 30)
     assert len(selector.select({"id": "a", "question": "Another?"})) == 30
-    with pytest.raises(ValueError, match="30 shots asked for, but without the question of train-7 itself there are 29"):
+    with pytest.raises(
+        ValueError,
+        match="30 shots asked for, but without the question of train-7 itself there are 29",
+    ):
         selector.select(POOL[7])

@@ -54,7 +54,10 @@ def test_resuming_after_a_crash_loses_only_the_half_written_record(tmp_path):
     file.close()
     file = open_records(path, resume=True)
     append_record(file, {"id": 1})
-    assert read_jsonl(path) == [{"id": 0, "text": "naïve\nline"}, {"id": 1}]  # flushed, though still open
+    assert read_jsonl(path) == [
+        {"id": 0, "text": "naïve\nline"},
+        {"id": 1},
+    ]  # flushed, though still open
     file.close()
 
 

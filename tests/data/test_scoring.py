@@ -29,7 +29,12 @@ TRICKY = [
     ("#### \\$18", "18", None, "18"),
     ("#### €20", "20", None, "20"),
     ("#### 1,000,000", "1000000", "1000000", "1000000"),
-    ("#### 1,2345", "1", "12345", "2345"),  # no grouping, so two numbers; the official scorer drops every comma
+    (
+        "#### 1,2345",
+        "1",
+        "12345",
+        "2345",
+    ),  # no grouping, so two numbers; the official scorer drops every comma
     ("#### 3, 4", "3", "3", "4"),
     ("#### 12 apples", "12", "12", "12"),
     ("#### 12km", "12", "12", "12"),
@@ -67,17 +72,24 @@ def test_tricky_responses(response, homework, strict, flexible):
 def test_equal_numbers_have_equal_spellings_however_long():
     digits = "123456789" * 10
     assert extract_number(f"#### {digits}.50", "homework") == f"{digits}.5"
-    assert extract_number(f"#### {digits}1", "homework") != extract_number(f"#### {digits}2", "homework")
+    assert extract_number(f"#### {digits}1", "homework") != extract_number(
+        f"#### {digits}2", "homework"
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("piece", ["9", "1,", ",000", "1,00", "1/2", "1 ", ".1", "-", "$", "#### ", "1 1/"])
+@pytest.mark.parametrize(
+    "piece", ["9", "1,", ",000", "1,00", "1/2", "1 ", ".1", "-", "$", "#### ", "1 1/"]
+)
 def test_absurdly_long_responses_take_linear_time(method, piece):
     extract_number("#### " + piece * 200_000, method)  # quadratic time would be minutes
 
 
 def test_an_unknown_method_is_refused():
-    with pytest.raises(ValueError, match="unknown scoring method 'exact': expected one of homework, strict, flexible"):
+    with pytest.raises(
+        ValueError,
+        match="unknown scoring method 'exact': expected one of homework, strict, flexible",
+    ):
         extract_number("#### 1", "exact")
 
 

@@ -5,20 +5,34 @@ from data.records import rewrite_records
 from data.self_instruct import assemble, count_sources, own_answer, plan_attempts, rewrite_messages
 
 RECORDS = [
-    {"id": f"t{i}", "question": f"What is {i}+{i}?", "answer": f"{i}+{i}={2 * i}\n#### {2 * i}", "gold": str(2 * i)}
+    {
+        "id": f"t{i}",
+        "question": f"What is {i}+{i}?",
+        "answer": f"{i}+{i}={2 * i}\n#### {2 * i}",
+        "gold": str(2 * i),
+    }
     for i in range(4)
 ]
 
 
-def attempt(record: int, response: str, finish_reason: str = "stop", number: int = 0) -> tuple[str, dict]:
+def attempt(
+    record: int, response: str, finish_reason: str = "stop", number: int = 0
+) -> tuple[str, dict]:
     name = f"t{record}#{number}"
-    return name, {"id": name, "response": response, "gold": RECORDS[record]["gold"], "finish_reason": finish_reason}
+    return name, {
+        "id": name,
+        "response": response,
+        "gold": RECORDS[record]["gold"],
+        "finish_reason": finish_reason,
+    }
 
 
 def test_the_gold_answer_is_shown_for_rewriting():
     (message,) = rewrite_messages("What is 1+1?", "1+1=2\n#### 2")
     assert message["role"] == "user" and "Q: What is 1+1?" in message["content"]
-    assert "Reference answer: 1+1=2\n#### 2" in message["content"] and message["content"].endswith("after '####'.")
+    assert "Reference answer: 1+1=2\n#### 2" in message["content"] and message["content"].endswith(
+        "after '####'."
+    )
 
 
 def test_every_question_is_asked_k_times_under_its_own_id():
@@ -32,7 +46,11 @@ def test_every_question_is_asked_k_times_under_its_own_id():
     [
         ("A: One and one make two.\n#### 2", "stop", "One and one make two.\n#### 2"),
         ("  Two. #### 2.0 ", "stop", "Two.\n#### 2"),
-        ("Two.\n#### 2\n\nYour own answer: the answer is 2.", "stop", "Two.\n#### 2"),  # it would teach the remark
+        (
+            "Two.\n#### 2\n\nYour own answer: the answer is 2.",
+            "stop",
+            "Two.\n#### 2",
+        ),  # it would teach the remark
         ("#### 2", "stop", "#### 2"),
         ("#### 3", "stop", None),  # wrong
         ("I write it after '####'.\n\nThe answer is 2.", "stop", None),
@@ -64,7 +82,9 @@ def test_the_first_right_attempt_counts_whatever_order_they_finished_in():
 
 
 def test_nothing_left_is_an_error_that_says_what_to_do():
-    with pytest.raises(ValueError, match=r"none of the 4 answers has the right number.*--fallback gold"):
+    with pytest.raises(
+        ValueError, match=r"none of the 4 answers has the right number.*--fallback gold"
+    ):
         assemble(RECORDS, {}, "rewrite", "drop")
 
 
@@ -84,7 +104,9 @@ def test_either_all_records_say_where_they_came_from_or_none(tmp_path):
     records = assemble(RECORDS[:2], {}, "rewrite", "gold")
     del records[0]["source"]
     rewrite_records(path, records)
-    with pytest.raises(ValueError, match=r"own\.jsonl, line 2: a 'source', unlike the first record"):
+    with pytest.raises(
+        ValueError, match=r"own\.jsonl, line 2: a 'source', unlike the first record"
+    ):
         load_gsm8k(path, "train")
 
 

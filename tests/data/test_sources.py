@@ -13,7 +13,9 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 @pytest.fixture
 def published(tmp_path, monkeypatch):
-    """The published file, behind a file:// URL; the cache is an empty folder and there is no mirror."""
+    """The published file, behind a file:// URL; the cache is an empty folder and there is no
+    mirror.
+    """
     path = tmp_path / "published.jsonl"
     path.write_bytes(CONTENT)
     monkeypatch.setitem(OFFICIAL_FILES, NAME, (path.as_uri(), DIGEST))
@@ -30,7 +32,9 @@ def put(folder, content):
 
 
 def test_a_copy_of_a_published_file_is_known_under_any_name(published, tmp_path):
-    assert sources.is_official(published, NAME) and not sources.is_official(tmp_path / "nowhere", NAME)
+    assert sources.is_official(published, NAME) and not sources.is_official(
+        tmp_path / "nowhere", NAME
+    )
     published.write_bytes(CONTENT + b"\n")
     assert not sources.is_official(published, NAME)
 
@@ -77,7 +81,9 @@ def test_a_changed_file_is_refused_with_both_hashes(published, tmp_path, monkeyp
 
 def test_a_changed_download_is_not_kept(published, tmp_path):
     published.write_bytes(b"changed")
-    with pytest.raises(ValueError, match=rf"{published.as_uri()}: SHA-256 is .* has {DIGEST}.*UNFORGET_DATA"):
+    with pytest.raises(
+        ValueError, match=rf"{published.as_uri()}: SHA-256 is .* has {DIGEST}.*UNFORGET_DATA"
+    ):
         dataset_file(NAME)
     assert not list((tmp_path / "cache").rglob("*.jsonl*"))
 
@@ -98,7 +104,9 @@ def test_a_crash_while_writing_leaves_nothing(published, tmp_path, monkeypatch):
     assert list((tmp_path / "cache" / "gsm8k").iterdir()) == []
 
 
-@pytest.mark.skipif(not os.environ.get("UNFORGET_DATA"), reason="UNFORGET_DATA does not name the official data")
+@pytest.mark.skipif(
+    not os.environ.get("UNFORGET_DATA"), reason="UNFORGET_DATA does not name the official data"
+)
 @pytest.mark.parametrize("name", OFFICIAL_FILES)
 def test_the_pins_are_those_of_the_official_files(name):
     assert dataset_file(name).is_file()

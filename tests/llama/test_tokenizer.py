@@ -10,7 +10,16 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from tokenizers import Tokenizer as RawTokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
@@ -33,7 +42,8 @@ SENTENCES = [
     "Q: Natalia sold clips to 48 of her friends. Let's think step by step. A: 48 + 24 = 72 #### 72",
     "Safety: Unsafe Categories: Violent Refusal: No system user assistant tool header id eot im start end think",
 ]
-# Everything a template may use: blocks and trimmed lines, named tokens, the date, loop controls, a namespace, tojson.
+# Everything a template may use: blocks and trimmed lines, named tokens, the date, loop controls, a
+# namespace, tojson.
 OWN_TEMPLATE = """\
 {{- bos_token }}
 {%- set seen = namespace(count=0) %}
@@ -86,7 +96,9 @@ ATTACKS = [
 
 
 def raw_tokenizer(special, plain=(), normalizer=None):
-    """A small byte-level BPE whose added tokens come after the vocabulary, as in Llama 3 and Qwen."""
+    """A small byte-level BPE whose added tokens come after the vocabulary, as in Llama 3 and
+    Qwen.
+    """
     raw = RawTokenizer(models.BPE())
     raw.normalizer = normalizer
     split = pre_tokenizers.Split(Regex(SPLIT), "isolated")
@@ -96,7 +108,8 @@ def raw_tokenizer(special, plain=(), normalizer=None):
     raw.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     raw.train_from_iterator(
-        SENTENCES, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+        SENTENCES,
+        trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False),
     )
     raw.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     raw.add_tokens([AddedToken(token, special=False, normalized=False) for token in plain])
@@ -104,7 +117,9 @@ def raw_tokenizer(special, plain=(), normalizer=None):
 
 
 def save(folder, raw, template, **named):
-    """A folder with the tokenizer as transformers writes it, and transformers' own reading of it."""
+    """A folder with the tokenizer as transformers writes it, and transformers' own reading of
+    it.
+    """
     PreTrainedTokenizerFast(tokenizer_object=raw, **named).save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     return PreTrainedTokenizerFast.from_pretrained(folder)
@@ -113,13 +128,22 @@ def save(folder, raw, template, **named):
 def llama_folder(folder, template):
     raw = raw_tokenizer(LLAMA_TOKENS)
     begin = (LLAMA_TOKENS[0], raw.token_to_id(LLAMA_TOKENS[0]))
-    raw.post_processor = processors.TemplateProcessing(f"{begin[0]} $A", special_tokens=[begin])  # as Llama 3 has it
+    raw.post_processor = processors.TemplateProcessing(
+        f"{begin[0]} $A", special_tokens=[begin]
+    )  # as Llama 3 has it
     return save(folder, raw, template, bos_token=LLAMA_TOKENS[0], eos_token="<|eot_id|>")
 
 
 def qwen_folder(folder, template):
     raw = raw_tokenizer(QWEN_TOKENS, ["<think>", "</think>"], normalizers.NFC())
-    return save(folder, raw, template, eos_token="<|im_end|>", pad_token="<|endoftext|>", bos_token="<|endoftext|>")
+    return save(
+        folder,
+        raw,
+        template,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        bos_token="<|endoftext|>",
+    )
 
 
 @pytest.fixture
@@ -168,7 +192,9 @@ def test_own_template_as_transformers(own, messages, add_generation_prompt, tran
 
 
 def test_own_template_text(own):
-    ids = own[0].encode_chat([{"role": "skip", "content": "x"}, {"role": "system", "content": " <|im_end|> "}], False)
+    ids = own[0].encode_chat(
+        [{"role": "skip", "content": "x"}, {"role": "system", "content": " <|im_end|> "}], False
+    )
     assert own[0].decode(ids, skip_special_tokens=False) == (
         "<|endoftext|><|im_start|>system 1\nToday is Friday 26 July 2024, Fri 26 Jul, literally %% %b\n"
         '<|im_end|><|im_end|> {"a<b": "Zoë & \'co\'", "id": 2}\n'
@@ -177,7 +203,9 @@ def test_own_template_text(own):
 
 @pytest.mark.parametrize("messages", CHATS)
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
-def test_published_templates_as_transformers(published, messages, add_generation_prompt, transformers_date):
+def test_published_templates_as_transformers(
+    published, messages, add_generation_prompt, transformers_date
+):
     ours, theirs = published
     ids = ours.encode_chat(messages, add_generation_prompt)
     assert ids == their_ids(theirs, messages, add_generation_prompt)
@@ -196,7 +224,11 @@ def test_smollm2_as_transformers(smollm2_folder):
 
 def control_ids(tokenizer, ids):
     """The ids of added tokens in `ids`, in order."""
-    return [index for index in ids if tokenizer.decode([index], skip_special_tokens=False) in tokenizer._added]
+    return [
+        index
+        for index in ids
+        if tokenizer.decode([index], skip_special_tokens=False) in tokenizer._added
+    ]
 
 
 def check_attack(ours, theirs, attack):
@@ -215,15 +247,20 @@ def test_contents_never_become_control_tokens(own, attack, transformers_date):
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_contents_never_become_control_tokens_in_published_templates(published, attack, transformers_date):
+def test_contents_never_become_control_tokens_in_published_templates(
+    published, attack, transformers_date
+):
     check_attack(*published, attack)
 
 
 @pytest.mark.skipif(
-    "sanitize_control_tokens" not in inspect.signature(PreTrainedTokenizerFast.apply_chat_template).parameters,
+    "sanitize_control_tokens"
+    not in inspect.signature(PreTrainedTokenizerFast.apply_chat_template).parameters,
     reason="this transformers release cannot keep control tokens out of messages",
 )
-@pytest.mark.parametrize("attack", ATTACKS[:-1])  # the last has <think>, which transformers keeps as a token
+@pytest.mark.parametrize(
+    "attack", ATTACKS[:-1]
+)  # the last has <think>, which transformers keeps as a token
 def test_attacks_as_transformers_sanitizes_them(own, attack, transformers_date):
     ours, theirs = own
     messages = [{"role": "user", "content": attack}]
@@ -255,11 +292,17 @@ def test_random_contents(own, transformers_date):
 
 def test_template_cannot_complete_a_token_with_a_content(tmp_path):
     """Half a token in the template, the other half in the content, at either end."""
-    qwen_folder(tmp_path, "{% for m in messages %}<|{{ m.content | trim }}|>{{ m.content }}im_end|>{% endfor %}")
+    qwen_folder(
+        tmp_path,
+        "{% for m in messages %}<|{{ m.content | trim }}|>{{ m.content }}im_end|>{% endfor %}",
+    )
     tokenizer = load_tokenizer(tmp_path)
     for content in ("im_end|> <|", " <|im_end", "im_end|>\n"):
         ids = tokenizer.encode_chat([{"role": "user", "content": content}])
-        assert tokenizer.decode(ids, skip_special_tokens=False) == f"<|{content.strip()}|>{content}im_end|>"
+        assert (
+            tokenizer.decode(ids, skip_special_tokens=False)
+            == f"<|{content.strip()}|>{content}im_end|>"
+        )
         assert control_ids(tokenizer, ids) == []
 
 
@@ -278,7 +321,9 @@ def test_encode_and_decode(own):
     assert tokenizer.encode(text) == theirs.encode(text, add_special_tokens=False)
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert control_ids(tokenizer, tokenizer.encode("<|im_end|><think>")) == []
-    ids = [theirs.convert_tokens_to_ids(token) for token in ("<|im_start|>", "<think>", "<|im_end|>")]
+    ids = [
+        theirs.convert_tokens_to_ids(token) for token in ("<|im_start|>", "<think>", "<|im_end|>")
+    ]
     assert tokenizer.decode(ids) == "<think>"
     assert tokenizer.decode(ids, skip_special_tokens=False) == "<|im_start|><think><|im_end|>"
     assert tokenizer.vocab_size == len(theirs)
@@ -289,7 +334,9 @@ def test_no_begin_token_is_added(tmp_path):
     llama_folder(tmp_path, "{{ bos_token }}{{ messages[0].content }}")
     tokenizer = load_tokenizer(tmp_path)
     assert control_ids(tokenizer, tokenizer.encode("a")) == []
-    assert len(control_ids(tokenizer, tokenizer.encode_chat([{"role": "user", "content": "a"}]))) == 1
+    assert (
+        len(control_ids(tokenizer, tokenizer.encode_chat([{"role": "user", "content": "a"}]))) == 1
+    )
 
 
 def test_truncation_and_padding_left_in_the_file_are_ignored(tmp_path):
@@ -341,7 +388,11 @@ def test_where_the_template_comes_from(tmp_path):
     (tmp_path / "chat_template.jinja").unlink()
     assert text() == "key"
     edit_json(
-        config, chat_template=[{"name": "other", "template": "o"}, {"name": "default", "template": "d{{ eos_token }}e"}]
+        config,
+        chat_template=[
+            {"name": "other", "template": "o"},
+            {"name": "default", "template": "d{{ eos_token }}e"},
+        ],
     )
     assert text() == "de"
     edit_json(config, chat_template=[{"name": "other", "template": "o"}])
@@ -349,7 +400,9 @@ def test_where_the_template_comes_from(tmp_path):
         text()
 
 
-@pytest.mark.parametrize(("date", "text"), [("26 Jul 2024", "Fri 26 Jul"), ("1 Dec 1999", "Wed 01 Dec")])
+@pytest.mark.parametrize(
+    ("date", "text"), [("26 Jul 2024", "Fri 26 Jul"), ("1 Dec 1999", "Wed 01 Dec")]
+)
 def test_date_is_pinned(tmp_path, date, text, monkeypatch):
     class Foreign(datetime):
         """Names of days and months are the locale's; a template's are English."""
@@ -365,7 +418,8 @@ def test_date_is_pinned(tmp_path, date, text, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "date", ["31 Feb 2024", "26 July 2024", "26 Juli 2024", "2024-07-26", "", "26 Jul", "x Jul 2024", None]
+    "date",
+    ["31 Feb 2024", "26 July 2024", "26 Juli 2024", "2024-07-26", "", "26 Jul", "x Jul 2024", None],
 )
 def test_bad_date(tmp_path, date):
     qwen_folder(tmp_path, OWN_TEMPLATE)
@@ -379,13 +433,25 @@ def test_bad_date(tmp_path, date):
         ([], "at least one message"),
         (["hi"], "message 1: expected an object with role and content"),
         ([{"role": "user"}], "message 1: expected an object with role and content"),
-        ([{"role": "user", "content": "x", "tool_calls": []}], "message 1: expected an object with role and content"),
-        ([*CHATS[0], {"role": "user", "content": None}], "message 2: content must be text, found NoneType"),
-        ([{"role": "user", "content": [{"type": "text", "text": "x"}]}], "message 1: content must be text, found list"),
+        (
+            [{"role": "user", "content": "x", "tool_calls": []}],
+            "message 1: expected an object with role and content",
+        ),
+        (
+            [*CHATS[0], {"role": "user", "content": None}],
+            "message 2: content must be text, found NoneType",
+        ),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "x"}]}],
+            "message 1: content must be text, found list",
+        ),
         ([{"role": 1, "content": "x"}], "message 1: role must be text"),
         ([{"role": "user", "content": "a\ud800"}], "message 1: content is not valid Unicode"),
         ([{"role": "<|im_end|>", "content": "a"}], "message 1: role '<|im_end|>' contains a token"),
-        ([{"role": "judge", "content": "a"}], "the chat template refuses these messages: unknown role judge"),
+        (
+            [{"role": "judge", "content": "a"}],
+            "the chat template refuses these messages: unknown role judge",
+        ),
     ],
 )
 def test_bad_messages(own, messages, message):
@@ -395,7 +461,8 @@ def test_bad_messages(own, messages, message):
 
 
 @pytest.mark.parametrize(
-    "template", ["{{ 1 + 'a' }}", "{{ messages[7].content }}", "{{ ().__class__.__mro__ }}", "{{ 1 // 0 }}"]
+    "template",
+    ["{{ 1 + 'a' }}", "{{ messages[7].content }}", "{{ ().__class__.__mro__ }}", "{{ 1 // 0 }}"],
 )
 def test_template_that_fails(tmp_path, template):
     qwen_folder(tmp_path, template)
@@ -421,7 +488,11 @@ def test_bad_text(own):
     [
         ("tokenizer.json", None, "tokenizer.json: no such file"),
         ("tokenizer.json", "{", "tokenizer.json: not valid JSON"),
-        ("tokenizer.json", '{"model": 1}', "tokenizer.json: not a tokenizer that the tokenizers library reads"),
+        (
+            "tokenizer.json",
+            '{"model": 1}',
+            "tokenizer.json: not a tokenizer that the tokenizers library reads",
+        ),
         ("tokenizer_config.json", "[]", "tokenizer_config.json: expected a JSON object"),
         (
             "tokenizer_config.json",
@@ -429,10 +500,26 @@ def test_bad_text(own):
             "the eos_token '<|nowhere|>' is not in the vocabulary",
         ),
         ("tokenizer_config.json", '{"eos_token": 7}', "eos_token = 7: expected text"),
-        ("config.json", '{"eos_token_id": [1, 9999]}', "config.json: eos_token_id 9999 is not in the vocabulary"),
-        ("config.json", '{"eos_token_id": 4294967296}', "config.json: eos_token_id 4294967296 is not in"),
-        ("generation_config.json", '{"eos_token_id": "x"}', "generation_config.json: eos_token_id 'x' is not in"),
-        ("chat_template.jinja", b"a\xff", "chat_template.jinja: not UTF-8 text (invalid start byte at byte 1)"),
+        (
+            "config.json",
+            '{"eos_token_id": [1, 9999]}',
+            "config.json: eos_token_id 9999 is not in the vocabulary",
+        ),
+        (
+            "config.json",
+            '{"eos_token_id": 4294967296}',
+            "config.json: eos_token_id 4294967296 is not in",
+        ),
+        (
+            "generation_config.json",
+            '{"eos_token_id": "x"}',
+            "generation_config.json: eos_token_id 'x' is not in",
+        ),
+        (
+            "chat_template.jinja",
+            b"a\xff",
+            "chat_template.jinja: not UTF-8 text (invalid start byte at byte 1)",
+        ),
         ("chat_template.jinja", "a\n{% if %}", "chat_template.jinja: broken chat template, line 2"),
     ],
 )

@@ -1,4 +1,6 @@
-"""Loading is complete or fails with one error that lists everything; nothing is read outside the folder."""
+"""Loading is complete or fails with one error that lists everything; nothing is read outside the
+folder.
+"""
 
 import json
 
@@ -33,7 +35,9 @@ def test_save_and_load_give_the_same_weights(checkpoint, tmp_path):
     save_model(model, tmp_path / "copy")
     copy = load_model(tmp_path / "copy")
     assert copy.config == model.config
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), copy.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), copy.parameters(), strict=True)
+    )
 
 
 def test_tied_head_shares_one_matrix_even_if_stored_twice(tmp_path):
@@ -86,10 +90,14 @@ def test_folder_without_weights(checkpoint):
         load_model(checkpoint)
 
 
-@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "..", "weights.bin"])
+@pytest.mark.parametrize(
+    "name", ["../x.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "..", "weights.bin"]
+)
 def test_shard_names_stay_in_the_folder(name, checkpoint):
     (checkpoint / "model.safetensors").unlink()
-    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
+    (checkpoint / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"model.norm.weight": name}})
+    )
     with pytest.raises(ValueError, match=r"is no \.safetensors file in this folder"):
         load_model(checkpoint)
 

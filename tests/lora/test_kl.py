@@ -1,16 +1,26 @@
-"""The divergence to the base model and its gradients are those of the plain way, through PEFT's switch as well."""
+"""The divergence to the base model and its gradients are those of the plain way, through PEFT's
+switch as well.
+"""
 
 import peft
 import pytest
 import torch
 from torch.nn.functional import kl_div
 
-from data.examples import IGNORED, Example
+from data.examples import IGNORE_INDEX, Example
 from llama import load_model
-from lora import LoRAConfig, anchors, inject_lora, load_adapter, lora_disabled, lora_parameters, set_lora_scale
+from lora import (
+    LoRAConfig,
+    inject_lora,
+    kl_anchor,
+    load_adapter,
+    lora_disabled,
+    lora_parameters,
+    set_lora_scale,
+)
 from lora import kl as kl_module
-from lora.anchors import ANCHOR_TOKENS, Anchor, continue_prompts
 from lora.kl import FrozenHeadKL, mean_divergences, position_divergences
+from lora.kl_anchor import ANCHOR_TOKENS, Anchor, continue_prompts
 from tests.tiny import save_transformers_model, tiny_transformers_model
 
 
@@ -19,7 +29,7 @@ def make_examples(seed: int = 0) -> list[Example]:
     examples = []
     for length, start in [(12, 4), (30, 29), (7, 0), (40, 10)]:
         ids = torch.randint(0, 199, (length,), generator=generator).tolist()
-        examples.append(Example(ids, [IGNORED] * start + ids[start:]))
+        examples.append(Example(ids, [IGNORE_INDEX] * start + ids[start:]))
     return examples
 
 
@@ -39,7 +49,7 @@ def plain_divergences(model, example: Example) -> torch.Tensor:
     with torch.no_grad(), lora_disabled(model):
         base = model.logits(model(ids))[0].log_softmax(-1)
     tuned = model.logits(model(ids))[0].log_softmax(-1)
-    places = [i - 1 for i, label in enumerate(example.labels) if label != IGNORED and i]
+    places = [i - 1 for i, label in enumerate(example.labels) if label != IGNORE_INDEX and i]
     return kl_div(tuned[places], base[places], log_target=True, reduction="none").sum(-1)
 
 
@@ -61,7 +71,9 @@ def test_divergences_and_gradients_equal_the_plain_way(model, chunk, monkeypatch
 def test_gradcheck():
     torch.manual_seed(0)
     tuned, base, head = (torch.randn(n, 6, dtype=torch.float64) for n in (5, 5, 11))
-    assert torch.autograd.gradcheck(lambda x: FrozenHeadKL.apply(x, base, head), tuned.requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda x: FrozenHeadKL.apply(x, base, head), tuned.requires_grad_()
+    )
 
 
 def test_means_are_of_each_example_and_in_passes(model, monkeypatch):
@@ -77,7 +89,9 @@ def test_what_all_begin_with_is_computed_once_and_changes_nothing(model, monkeyp
     shared = list(range(20))
     examples = [
         Example(
-            shared + e.input_ids, [IGNORED] * 20 + [IGNORED if i < 3 else label for i, label in enumerate(e.labels)]
+            shared + e.input_ids,
+            [IGNORE_INDEX] * 20
+            + [IGNORE_INDEX if i < 3 else label for i, label in enumerate(e.labels)],
         )
         for e in make_examples()
     ]
@@ -91,7 +105,10 @@ def test_what_all_begin_with_is_computed_once_and_changes_nothing(model, monkeyp
 
 def test_a_supervised_token_is_never_part_of_the_shared_context(model):
     ids = list(range(10))
-    examples = [Example([*ids, 11], [IGNORED] * 4 + [*ids[4:], 11]), Example([*ids, 12], [IGNORED] * 10 + [12])]
+    examples = [
+        Example([*ids, 11], [IGNORE_INDEX] * 4 + [*ids[4:], 11]),
+        Example([*ids, 12], [IGNORE_INDEX] * 10 + [12]),
+    ]
     assert kl_module.shared_context(examples) == 3
     expected = [plain_divergences(model, example).mean().item() for example in examples]
     assert mean_divergences(model, examples) == pytest.approx(expected, rel=1e-4)
@@ -101,7 +118,7 @@ def test_an_anchors_gradients_are_those_of_its_weighted_mean(model, monkeypatch)
     examples = make_examples()
     mean = torch.cat([plain_divergences(model, example) for example in examples]).sum() / 45
     expected = torch.autograd.grad(mean, lora_parameters(model))
-    monkeypatch.setattr(anchors, "PASS_TOKENS", 45)  # in several passes
+    monkeypatch.setattr(kl_anchor, "PASS_TOKENS", 45)  # in several passes
     anchor = Anchor(model, examples, weight=3.0, batch_size=8, seed=0)
     assert anchor.add_gradients(0, lambda loss: 2 * loss) == pytest.approx(mean.item(), rel=1e-4)
     for parameter, gradient in zip(lora_parameters(model), expected, strict=True):
@@ -126,7 +143,9 @@ def test_divergence_equals_that_of_peft_with_its_adapter_disabled(tmp_path):
     theirs = tiny_transformers_model("llama")
     ours = load_model(save_transformers_model(theirs, tmp_path / "model"))
     torch.manual_seed(3)
-    wrapped = peft.get_peft_model(theirs, peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
+    wrapped = peft.get_peft_model(
+        theirs, peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"])
+    )
     for name, parameter in wrapped.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -137,7 +156,9 @@ def test_divergence_equals_that_of_peft_with_its_adapter_disabled(tmp_path):
         tuned = wrapped(torch.tensor([example.input_ids])).logits[0].log_softmax(-1)
         with wrapped.disable_adapter():
             base = wrapped(torch.tensor([example.input_ids])).logits[0].log_softmax(-1)
-    expected = kl_div(tuned[3:-1], base[3:-1], log_target=True, reduction="none").sum(-1).mean().item()
+    expected = (
+        kl_div(tuned[3:-1], base[3:-1], log_target=True, reduction="none").sum(-1).mean().item()
+    )
     assert mean_divergences(ours, [example]) == pytest.approx([expected], rel=1e-4)
 
 
@@ -150,6 +171,9 @@ def test_anchors_are_the_bases_own_answers(model):
     with lora_disabled(model), torch.no_grad():
         for prompt, anchor in zip(prompts, answered, strict=True):
             answer = anchor.input_ids[len(prompt) :]
-            assert anchor.labels == [IGNORED] * len(prompt) + answer and len(answer) <= ANCHOR_TOKENS
+            assert (
+                anchor.labels == [IGNORE_INDEX] * len(prompt) + answer
+                and len(answer) <= ANCHOR_TOKENS
+            )
             greedy = model.logits(model(torch.tensor([anchor.input_ids])))[0].argmax(-1).tolist()
             assert greedy[len(prompt) - 1 : -1] == answer

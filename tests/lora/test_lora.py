@@ -1,4 +1,6 @@
-"""LoRA layers against PEFT: same adapter, same logits; files exchange both ways; misfits are listed."""
+"""LoRA layers against PEFT: same adapter, same logits; files exchange both ways; misfits are
+listed.
+"""
 
 import json
 import math
@@ -56,7 +58,9 @@ def assert_same(actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 @pytest.fixture(params=["llama3-scaled", "qwen3"])
 def checkpoint(request, tmp_path):
-    return save_transformers_model(tiny_transformers_model(request.param), tmp_path / "base"), request.param
+    return save_transformers_model(
+        tiny_transformers_model(request.param), tmp_path / "base"
+    ), request.param
 
 
 @pytest.fixture
@@ -79,14 +83,21 @@ def test_peft_adapter_gives_the_same_logits(model, peft_folder):
     base = logits(model)
     load_adapter(model, folder)
     assert_same(logits(model), expected)
-    assert (base - expected).abs().max() > 0.01 * expected.abs().max(), "the adapter must matter for this to mean much"
+    assert (base - expected).abs().max() > 0.01 * expected.abs().max(), (
+        "the adapter must matter for this to mean much"
+    )
 
 
 def test_our_adapter_gives_peft_the_same_logits(model, checkpoint, tmp_path):
-    inject_lora(model, LoRAConfig(rank=3, alpha=5.0, target_modules=("k_proj", "o_proj", "gate_proj", "up_proj")))
+    inject_lora(
+        model,
+        LoRAConfig(rank=3, alpha=5.0, target_modules=("k_proj", "o_proj", "gate_proj", "up_proj")),
+    )
     randomise(model)
     save_adapter(model, tmp_path / "ours", base_model="somewhere/base")
-    theirs = peft.PeftModel.from_pretrained(tiny_transformers_model(checkpoint[1]), tmp_path / "ours").eval()
+    theirs = peft.PeftModel.from_pretrained(
+        tiny_transformers_model(checkpoint[1]), tmp_path / "ours"
+    ).eval()
     assert_same(logits(model), peft_logits(theirs))
     assert theirs.peft_config["default"].base_model_name_or_path == "somewhere/base"
 
@@ -140,7 +151,9 @@ def test_files_are_on_disk_before_they_get_their_names(model, tmp_path, monkeypa
 
 def test_fresh_lora_changes_nothing_and_trains_only_itself(model):
     base = logits(model)
-    names = inject_lora(model, LoRAConfig(rank=2, target_modules=("q_proj", "model.layers.1.mlp.up_proj")))
+    names = inject_lora(
+        model, LoRAConfig(rank=2, target_modules=("q_proj", "model.layers.1.mlp.up_proj"))
+    )
     layers = model.config.num_hidden_layers
     assert len(names) == layers + 1
     assert torch.equal(logits(model), base)
@@ -199,9 +212,13 @@ def test_dropout_acts_in_training_only():
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_hand_written_gradients(dropout):
-    """gradcheck in float64, with a bias and two leading dimensions; the same values are dropped every time."""
+    """gradcheck in float64, with a bias and two leading dimensions; the same values are dropped
+    every time.
+    """
     torch.manual_seed(0)
-    layer = LoRALinear(torch.nn.Linear(5, 4).double().requires_grad_(False), LoRAConfig(rank=3, dropout=dropout))
+    layer = LoRALinear(
+        torch.nn.Linear(5, 4).double().requires_grad_(False), LoRAConfig(rank=3, dropout=dropout)
+    )
     layer.double().train()
     torch.nn.init.normal_(layer.lora_B)
     x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
@@ -218,17 +235,27 @@ def test_hand_written_gradients(dropout):
 def test_a_layer_keeps_only_its_input_and_the_short_product():
     layer = LoRALinear(torch.nn.Linear(64, 32).requires_grad_(False), LoRAConfig(rank=2))
     x, kept = torch.randn(100, 64, requires_grad=True), []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor) or tensor, lambda t: t
+    ):
         layer(x)
     parameters = {tensor.data_ptr() for tensor in layer.parameters()}
-    shapes = {tensor.data_ptr(): tensor.shape for tensor in kept if tensor.data_ptr() not in parameters}
+    shapes = {
+        tensor.data_ptr(): tensor.shape for tensor in kept if tensor.data_ptr() not in parameters
+    }
     assert shapes.pop(x.data_ptr()) == x.shape and list(shapes.values()) == [(100, 2)]
 
 
 def test_lora_in_float32_over_a_bfloat16_weight():
-    """Under autocast or not: output in bfloat16, gradients in float32 and close to those of float32."""
+    """Under autocast or not: output in bfloat16, gradients in float32 and close to those of
+    float32.
+    """
     grads = []
-    for dtype, autocast in ((torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)):
+    for dtype, autocast in (
+        (torch.float32, False),
+        (torch.bfloat16, False),
+        (torch.bfloat16, True),
+    ):
         torch.manual_seed(0)
         linear = torch.nn.Linear(64, 32).requires_grad_(False)
         layer = LoRALinear(linear.bfloat16().to(dtype), LoRAConfig(rank=4))
@@ -246,7 +273,9 @@ def test_lora_in_float32_over_a_bfloat16_weight():
 
 
 def test_zero_matches_are_one_error(model):
-    with pytest.raises(ValueError, match=r"\['qkv', 'proj'\] match no linear of the decoder; it has \['down_proj'"):
+    with pytest.raises(
+        ValueError, match=r"\['qkv', 'proj'\] match no linear of the decoder; it has \['down_proj'"
+    ):
         inject_lora(model, LoRAConfig(target_modules=("q_proj", "qkv", "proj")))
     assert not list(lora_layers(model))
 
@@ -257,7 +286,9 @@ def test_double_injection_is_refused(model):
         inject_lora(model, LoRAConfig())
 
 
-@pytest.mark.parametrize("wrong", [{"rank": 0}, {"alpha": 0}, {"dropout": 1.0}, {"target_modules": ()}])
+@pytest.mark.parametrize(
+    "wrong", [{"rank": 0}, {"alpha": 0}, {"dropout": 1.0}, {"target_modules": ()}]
+)
 def test_configuration_out_of_range(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         LoRAConfig(**wrong)
@@ -276,7 +307,10 @@ def test_every_misfit_is_in_one_error(model, peft_folder):
         load_adapter(model, folder)
     message = str(error.value)
     assert "missing model.layers.0.self_attn.q_proj.lora_A.weight" in message
-    assert "model.layers.1.self_attn.q_proj.lora_A.weight is [5, 48], model and rank 4 ask for [4, 48]" in message
+    assert (
+        "model.layers.1.self_attn.q_proj.lora_A.weight is [5, 48], model and rank 4 ask for [4, 48]"
+        in message
+    )
     assert "unexpected model.layers.9.self_attn.q_proj.lora_B.weight [5, 4]" in message
     assert not list(lora_layers(model)), "a refused adapter leaves the model as it was"
 
@@ -301,7 +335,10 @@ def change_config(folder, **changes):
         ({"target_modules": [1, 2]}, r"target_modules = \[1, 2\]: expected a list of names"),
         ({"target_modules": {"q_proj": 1}}, "target_modules = {'q_proj': 1}: expected"),
         ({"target_modules": "(("}, r"target_modules = '\(\(': broken regular expression"),
-        ({"target_modules": "a{99999999999}"}, r"target_modules = 'a\{99999999999\}': broken regular expression"),
+        (
+            {"target_modules": "a{99999999999}"},
+            r"target_modules = 'a\{99999999999\}': broken regular expression",
+        ),
         ({"r": math.inf}, "r = inf: expected a positive integer"),
         ({"r": 4.7}, "r = 4.7"),
         ({"r": True}, "r = True"),
@@ -314,14 +351,20 @@ def change_config(folder, **changes):
         ({"lora_dropout": 1}, "dropout = 1.0"),
         ({"bias": "all"}, "not supported: bias = 'all'"),
         ({"init_lora_weights": "pissa"}, "not supported: init_lora_weights = 'pissa'"),
-        ({"init_lora_weights": "loftq", "loftq_config": {"bits": 4}}, "not supported: init_lora_weights = 'loftq'$"),
+        (
+            {"init_lora_weights": "loftq", "loftq_config": {"bits": 4}},
+            "not supported: init_lora_weights = 'loftq'$",
+        ),
         ({"use_rslora": True}, "use_rslora = True"),
         ({"lora_bias": True}, "lora_bias = True"),
         ({"alora_invocation_tokens": [5]}, r"alora_invocation_tokens = \[5\]"),
         ({"layers_to_transform": 0}, "layers_to_transform = 0"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
         ({"target_parameters": ["w"]}, "target_parameters"),
-        ({"of_a_later_release": 1, "use_dora": True}, "not supported: use_dora = True, of_a_later_release = 1"),
+        (
+            {"of_a_later_release": 1, "use_dora": True},
+            "not supported: use_dora = True, of_a_later_release = 1",
+        ),
     ],
 )
 def test_adapter_settings_that_do_not_fit(changes, message, model, peft_folder):
@@ -334,7 +377,9 @@ def test_adapter_settings_that_do_not_fit(changes, message, model, peft_folder):
 
 
 def test_only_settings_without_effect_may_differ_from_what_peft_writes(model, peft_folder):
-    """Every field of the installed PEFT's LoraConfig, set to something: refused unless known to be harmless."""
+    """Every field of the installed PEFT's LoraConfig, set to something: refused unless known to be
+    harmless.
+    """
     path = peft_folder[0] / "adapter_config.json"
     original = path.read_text()
     accepted = set()
@@ -346,7 +391,14 @@ def test_only_settings_without_effect_may_differ_from_what_peft_writes(model, pe
             assert f"not supported: {name} = 'something'" in str(error)
         else:
             accepted.add(name)
-    origin = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"}
+    origin = {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "inference_mode",
+        "peft_version",
+        "revision",
+        "task_type",
+    }
     dependent = {"layers_pattern", "megatron_core", "qalora_group_size"}
     dependent |= {"loftq_config", "eva_config", "corda_config", "lora_ga_config"}
     assert {"base_model_name_or_path", "megatron_core"} <= accepted <= origin | dependent
@@ -367,7 +419,11 @@ def test_peft_spellings_of_targets(model, peft_folder):
 
 
 def test_adapter_of_another_model(peft_folder, tmp_path):
-    other = Decoder(ModelConfig.from_dict(tiny_transformers_model("llama", num_hidden_layers=4).config.to_dict()))
+    other = Decoder(
+        ModelConfig.from_dict(
+            tiny_transformers_model("llama", num_hidden_layers=4).config.to_dict()
+        )
+    )
     with pytest.raises(ValueError, match=r"missing model\.layers\.3"):
         load_adapter(other, peft_folder[0])
 
@@ -381,14 +437,17 @@ def test_missing_and_broken_files_are_named(name, model, peft_folder):
         load_adapter(model, peft_folder[0])
     path.unlink()
     for read in (lambda folder: load_adapter(model, folder), adapter_fingerprint):
-        with pytest.raises(ValueError, match=f"no {name}: is {peft_folder[0]} an adapter folder") as error:
+        with pytest.raises(
+            ValueError, match=f"no {name}: is {peft_folder[0]} an adapter folder"
+        ) as error:
             read(peft_folder[0])
         assert str(error.value).startswith(f"{peft_folder[0]}: ")
 
 
 def test_empty_folder_is_no_adapter(model, tmp_path):
     with pytest.raises(
-        ValueError, match=r"no adapter_config\.json / adapter_model\.safetensors: is .* an adapter folder"
+        ValueError,
+        match=r"no adapter_config\.json / adapter_model\.safetensors: is .* an adapter folder",
     ):
         load_adapter(model, tmp_path)
 

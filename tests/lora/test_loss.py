@@ -1,4 +1,6 @@
-"""Packed examples, the shared prefix and the chunked loss give the plain way's losses and gradients."""
+"""Packed examples, the shared prefix and the chunked loss give the plain way's losses and
+gradients.
+"""
 
 import subprocess
 import sys
@@ -8,13 +10,13 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from data.examples import IGNORED, Example
+from data.examples import IGNORE_INDEX, Example
 from llama import Decoder, ModelConfig
 from llama.model import SwiGLU
 from lora import LoRAConfig, inject_lora, lora_parameters
 from lora import loss as loss_module
 from lora.loss import FrozenHeadCrossEntropy, step_loss, summed_loss
-from lora.packing import PackedAttention, PackedBatch, SharedPrefix, micro_batches
+from lora.packed_batch import PackedAttention, PackedBatch, SharedPrefix, micro_batches
 from tests.tiny import tiny_transformers_model
 
 
@@ -28,7 +30,7 @@ def make_examples(seed: int, prefix: int = 0, supervise_all: bool = False) -> li
     for prompt, answer in ((5, 9), (12, 3), (1, 20), (7, 7)):
         ids = shared + draw(prompt) + draw(answer)
         ignored = 0 if supervise_all else prefix + prompt
-        examples.append(Example(ids, [IGNORED] * ignored + ids[ignored:]))
+        examples.append(Example(ids, [IGNORE_INDEX] * ignored + ids[ignored:]))
     return examples
 
 
@@ -50,7 +52,10 @@ def plain_loss(model: Decoder, examples: list[Example]) -> torch.Tensor:
     for example in examples:
         logits = model.logits(model(torch.tensor([example.input_ids])))[0]
         total = total + cross_entropy(
-            logits[:-1], torch.tensor(example.labels[1:]), ignore_index=IGNORED, reduction="sum"
+            logits[:-1],
+            torch.tensor(example.labels[1:]),
+            ignore_index=IGNORE_INDEX,
+            reduction="sum",
         )
     return total
 
@@ -59,12 +64,16 @@ def gradients(model: Decoder, loss: torch.Tensor) -> list[torch.Tensor]:
     return torch.autograd.grad(loss, lora_parameters(model))
 
 
-def packed(model: Decoder, examples: list[Example], max_tokens: int = 10**6) -> tuple[float, list[torch.Tensor]]:
+def packed(
+    model: Decoder, examples: list[Example], max_tokens: int = 10**6
+) -> tuple[float, list[torch.Tensor]]:
     """Loss and gradients the trainer's way."""
     parameters = lora_parameters(model)
     for parameter in parameters:
         parameter.grad = None
-    return step_loss(model, examples, max_tokens, lambda loss: loss), [parameter.grad for parameter in parameters]
+    return step_loss(model, examples, max_tokens, lambda loss: loss), [
+        parameter.grad for parameter in parameters
+    ]
 
 
 def assert_same(actual, expected) -> None:
@@ -85,14 +94,18 @@ def plain(model: Decoder, examples: list[Example]) -> tuple[float, list[torch.Te
 def test_packed_loss_and_gradients_equal_the_plain_way(model, prefix, supervise_all, max_tokens):
     examples = make_examples(1, prefix, supervise_all)
     shared = SharedPrefix(examples, prefix)
-    assert PackedBatch(examples, shared).input_ids.shape[1] == sum(len(e.input_ids) - prefix for e in examples)
+    assert PackedBatch(examples, shared).input_ids.shape[1] == sum(
+        len(e.input_ids) - prefix for e in examples
+    )
     assert_same(packed(model, examples, max_tokens), plain(model, examples))
 
 
 def test_the_prefix_is_computed_once(model):
     lengths = []
     model.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
-    packed(model, make_examples(1, prefix=11), max_tokens=30)  # 14, 15, 21 and 14 tokens of their own
+    packed(
+        model, make_examples(1, prefix=11), max_tokens=30
+    )  # 14, 15, 21 and 14 tokens of their own
     assert lengths == [11, 29, 21, 14]
 
 
@@ -110,13 +123,15 @@ def test_gradients_through_the_prefix_matter(model, monkeypatch):
     monkeypatch.setattr(SharedPrefix, "attend", detached)
     monkeypatch.setattr(SharedPrefix, "backward", lambda *_: None)
     actual = packed(model, examples)[1]
-    worst = max(((a - e).abs().max() / e.abs().max()).item() for a, e in zip(actual, expected, strict=True))
+    worst = max(
+        ((a - e).abs().max() / e.abs().max()).item() for a, e in zip(actual, expected, strict=True)
+    )
     assert worst > 1e-2
 
 
 def test_examples_do_not_see_each_other(model):
     first, second = make_examples(2)[:2]
-    other = Example([5] * 8, [IGNORED] * 4 + [5] * 4)
+    other = Example([5] * 8, [IGNORE_INDEX] * 4 + [5] * 4)
     alone = packed(model, [second])[0]
     for neighbour in (first, other):
         together = packed(model, [neighbour, second])[0]
@@ -141,8 +156,12 @@ def test_gradcheck_swiglu():
 def test_gradcheck_packed_attention(prefix):
     torch.manual_seed(0)
     shapes = [(1, 4, 7, 3), (1, 2, 7, 3), (1, 2, 7, 3), *[(1, 2, prefix, 3)] * 2]
-    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes if shape[2]]
-    assert torch.autograd.gradcheck(lambda *inputs: PackedAttention.apply([(0, 5), (5, 7)], *inputs), inputs)
+    inputs = [
+        torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes if shape[2]
+    ]
+    assert torch.autograd.gradcheck(
+        lambda *inputs: PackedAttention.apply([(0, 5), (5, 7)], *inputs), inputs
+    )
 
 
 def test_gradcheck():
@@ -150,9 +169,13 @@ def test_gradcheck():
     hidden = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
     head, targets = torch.randn(11, 5, dtype=torch.float64), torch.tensor([0, 10, 3, 3, 7, 1, 2])
     weights = torch.tensor([1.0, 2.0, 1.0, 0.5, 3.0, 1.0, 1.0], dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda h: FrozenHeadCrossEntropy.apply(h, head, targets, weights) * 0.3, hidden)
+    assert torch.autograd.gradcheck(
+        lambda h: FrozenHeadCrossEntropy.apply(h, head, targets, weights) * 0.3, hidden
+    )
     expected = (cross_entropy(hidden @ head.T, targets, reduction="none") * weights).sum()
-    assert FrozenHeadCrossEntropy.apply(hidden, head, targets, weights).item() == pytest.approx(expected.item())
+    assert FrozenHeadCrossEntropy.apply(hidden, head, targets, weights).item() == pytest.approx(
+        expected.item()
+    )
 
 
 def test_loss_and_backward_on_the_meta_device(model):
@@ -171,14 +194,16 @@ def test_micro_batches_keep_order_and_bound():
     assert [len(part) for part in micro_batches(examples, 0, 30)] == [2, 1, 1]
     assert [len(part) for part in micro_batches(examples, 0, 1)] == [1, 1, 1, 1]
     assert [len(part) for part in micro_batches(examples, 0, 1000)] == [4]
-    assert [len(part) for part in micro_batches(examples, 13, 30)] == [4], "what is computed apart does not count"
+    assert [len(part) for part in micro_batches(examples, 13, 30)] == [4], (
+        "what is computed apart does not count"
+    )
     assert [example for part in micro_batches(examples, 0, 30) for example in part] == examples
 
 
 PEAK = """
 import torch
 from lora.loss import CHUNK, FrozenHeadCrossEntropy
-from llama.runs import peak_memory_bytes
+from common.runs import peak_memory_bytes
 def step(vocabulary):
     hidden = torch.randn(8 * CHUNK, 48, requires_grad=True)
     targets, weights = torch.randint(0, vocabulary, (8 * CHUNK,)), torch.ones(8 * CHUNK)
@@ -193,6 +218,8 @@ print(peak_memory_bytes(torch.device("cpu")) - before, 101_000 * (48 + CHUNK) * 
 def test_a_larger_vocabulary_costs_its_head_and_one_chunk_of_logits():
     """Two chunks, or logits of all positions, would be 100 and 700 MB more."""
     root = Path(loss_module.__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", PEAK], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK], cwd=root, capture_output=True, text=True, check=True
+    )
     grown, allowed = map(int, done.stdout.split())
     assert allowed * 0.5 < grown < allowed + 30e6

@@ -1,4 +1,6 @@
-"""The trainer against PEFT and against itself: same losses and gradients, whatever the accumulation or interruption."""
+"""The trainer against PEFT and against itself: same losses and gradients, whatever the accumulation
+or interruption.
+"""
 
 import itertools
 import math
@@ -7,7 +9,7 @@ import peft
 import pytest
 import torch
 
-from data.examples import IGNORED, Example
+from data.examples import IGNORE_INDEX, Example
 from llama import Decoder, ModelConfig
 from lora import LoRAConfig, inject_lora, load_adapter, lora_parameters
 from lora.checkpoint import checkpoints, load_checkpoint, save_checkpoint
@@ -24,7 +26,7 @@ def make_examples(count: int, seed: int = 0) -> list[Example]:
         length = int(torch.randint(6, 24, (), generator=generator))
         ids = torch.randint(0, 40, (length,), generator=generator).tolist()
         ignored = length // 2
-        examples.append(Example(ids, [IGNORED] * ignored + ids[ignored:]))
+        examples.append(Example(ids, [IGNORE_INDEX] * ignored + ids[ignored:]))
     return examples
 
 
@@ -41,29 +43,47 @@ def run(trainer: Trainer, batches) -> list[float]:
     return [trainer.step(batch).loss for batch in batches]
 
 
-def peft_losses(adapter, variant: str, batches, options: TrainerOptions) -> tuple[list[float], dict]:
-    """The same training in PEFT: padded batches, transformers' forward, torch's cross-entropy, AdamW."""
-    model = peft.PeftModel.from_pretrained(tiny_transformers_model(variant), adapter, is_trainable=True)
+def peft_losses(
+    adapter, variant: str, batches, options: TrainerOptions
+) -> tuple[list[float], dict]:
+    """The same training in PEFT: padded batches, transformers' forward, torch's cross-entropy,
+    AdamW.
+    """
+    model = peft.PeftModel.from_pretrained(
+        tiny_transformers_model(variant), adapter, is_trainable=True
+    )
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=options.learning_rate, weight_decay=options.weight_decay
+    )
     losses, first_gradients = [], {}
     for step, batch in enumerate(batches):
         longest = max(len(example.input_ids) for example in batch)
         input_ids = torch.tensor([e.input_ids + [0] * (longest - len(e.input_ids)) for e in batch])
-        mask = torch.tensor([[1] * len(e.input_ids) + [0] * (longest - len(e.input_ids)) for e in batch])
-        labels = torch.tensor([e.labels + [IGNORED] * (longest - len(e.labels)) for e in batch])
+        mask = torch.tensor(
+            [[1] * len(e.input_ids) + [0] * (longest - len(e.input_ids)) for e in batch]
+        )
+        labels = torch.tensor(
+            [e.labels + [IGNORE_INDEX] * (longest - len(e.labels)) for e in batch]
+        )
         logits = model(input_ids, attention_mask=mask).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX
+        )
         optimizer.zero_grad()
         loss.backward()
         if step == 0:
             first_gradients = {
-                name.removeprefix("base_model.model.").replace(".default.weight", ""): p.grad.clone()
+                name.removeprefix("base_model.model.").replace(
+                    ".default.weight", ""
+                ): p.grad.clone()
                 for name, p in model.named_parameters()
                 if p.requires_grad
             }
         torch.nn.utils.clip_grad_norm_(parameters, options.clip_norm)
-        factor = learning_rate_factor(step, options.total_steps, options.warmup_steps, options.schedule)
+        factor = learning_rate_factor(
+            step, options.total_steps, options.warmup_steps, options.schedule
+        )
         optimizer.param_groups[0]["lr"] = options.learning_rate * factor
         optimizer.step()
         losses.append(loss.item())
@@ -72,7 +92,9 @@ def peft_losses(adapter, variant: str, batches, options: TrainerOptions) -> tupl
 
 @pytest.mark.parametrize("variant", ["llama3-scaled", "qwen3"])
 def test_twenty_steps_equal_peft(variant, tmp_path):
-    options = TrainerOptions(total_steps=STEPS, learning_rate=5e-3, warmup_steps=3, weight_decay=0.01)
+    options = TrainerOptions(
+        total_steps=STEPS, learning_rate=5e-3, warmup_steps=3, weight_decay=0.01
+    )
     config = peft.LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     theirs = peft.get_peft_model(tiny_transformers_model(variant), config)
     theirs.save_pretrained(tmp_path)
@@ -87,7 +109,9 @@ def test_twenty_steps_equal_peft(variant, tmp_path):
     update = trainer._update
     trainer._update = lambda: (
         seen
-        or seen.update({name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad})
+        or seen.update(
+            {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+        )
         or update()
     )
     losses = []
@@ -102,7 +126,9 @@ def test_twenty_steps_equal_peft(variant, tmp_path):
 
 
 def test_accumulation_is_normalised_over_the_step():
-    """Batch 8 in one pass, in two, in four: the same loss and gradients, though passes hold unlike token counts."""
+    """Batch 8 in one pass, in two, in four: the same loss and gradients, though passes hold unlike
+    token counts.
+    """
     examples = make_examples(8)
     results = []
     for tokens in (10**6, 70, 30):
@@ -147,16 +173,23 @@ def test_training_lowers_the_validation_loss_and_leaves_the_base_alone():
     before = trainer.validation_loss(examples)
     run(trainer, training_batches(examples, 8, 0, 0, 60))
     assert trainer.validation_loss(examples) < before - 1
-    assert all(torch.equal(p, frozen[name]) for name, p in model.named_parameters() if name in frozen)
+    assert all(
+        torch.equal(p, frozen[name]) for name, p in model.named_parameters() if name in frozen
+    )
 
 
 def test_bfloat16_keeps_lora_in_float32_and_follows_float32():
     examples = make_examples(12)
-    exact = run(Trainer(make_model(), TrainerOptions(12, 5e-3)), training_batches(examples, 6, 0, 0, 12))
+    exact = run(
+        Trainer(make_model(), TrainerOptions(12, 5e-3)), training_batches(examples, 6, 0, 0, 12)
+    )
     trainer = Trainer(make_model().bfloat16(), TrainerOptions(12, 5e-3, dtype=torch.bfloat16))
     for layer in trainer.model.modules():
         if hasattr(layer, "lora_A"):
-            layer.lora_A.data, layer.lora_B.data = layer.lora_A.data.float(), layer.lora_B.data.float()
+            layer.lora_A.data, layer.lora_B.data = (
+                layer.lora_A.data.float(),
+                layer.lora_B.data.float(),
+            )
     losses = run(trainer, training_batches(examples, 6, 0, 0, 12))
     assert losses == pytest.approx(exact, abs=0.15)
     assert losses != exact
@@ -208,7 +241,9 @@ def test_batches_cover_epochs_and_resume_in_the_middle():
 
 def test_checkpoints_appear_whole_and_only_the_last_are_kept(tmp_path):
     for step in (5, 10, 15):
-        save_checkpoint(tmp_path, step, {"a": torch.ones(1) * step}, {"completed_steps": step}, keep=2)
+        save_checkpoint(
+            tmp_path, step, {"a": torch.ones(1) * step}, {"completed_steps": step}, keep=2
+        )
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000010", "step-00000015"]
     assert load_checkpoint(checkpoints(tmp_path)[-1])[0]["a"].item() == 15
     assert not list(tmp_path.glob(".*"))
@@ -236,11 +271,17 @@ def test_model_without_lora_is_refused():
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_activation_checkpointing_changes_nothing_but_memory(dropout):
     """Through a shared prefix as well, whose keys and values leave the blocks sideways."""
-    examples = [Example([7] * 9 + e.input_ids, [IGNORED] * 9 + e.labels) for e in make_examples(6)]
+    examples = [
+        Example([7] * 9 + e.input_ids, [IGNORE_INDEX] * 9 + e.labels) for e in make_examples(6)
+    ]
     batches = [examples[:3], examples[3:], examples]
     plain = run(Trainer(make_model(dropout=dropout), TrainerOptions(3, 1e-2)), batches)
     model, blocks = make_model(dropout=dropout), []
     model.model["layers"][1].mlp.register_forward_pre_hook(lambda *_: blocks.append(1))
-    checkpointed = run(Trainer(model, TrainerOptions(3, 1e-2, checkpoint_activations=True)), batches)
+    checkpointed = run(
+        Trainer(model, TrainerOptions(3, 1e-2, checkpoint_activations=True)), batches
+    )
     assert checkpointed == plain
-    assert len(blocks) == 2 * 2 * 3, "prefix and pass, forward and again in the backward pass, in each of three steps"
+    assert len(blocks) == 2 * 2 * 3, (
+        "prefix and pass, forward and again in the backward pass, in each of three steps"
+    )

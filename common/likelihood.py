@@ -1,0 +1,31 @@
+"""How likely a model finds given answers."""
+
+from collections.abc import Sequence
+
+import torch
+
+from data.examples import IGNORE_INDEX, Example
+from llama.batching import batches_by_length, pad
+from llama.model import Decoder
+
+PASS_TOKENS = 4096  # in one forward pass, padding included
+CHUNK = 256  # positions whose logits exist at one time
+
+
+@torch.inference_mode()
+def mean_log_likelihoods(model: Decoder, examples: Sequence[Example]) -> list[float]:
+    """Of each example, the mean log-probability of its supervised tokens, in nats a token."""
+    means = [0.0] * len(examples)
+    for batch in batches_by_length([len(example.input_ids) for example in examples], PASS_TOKENS):
+        hidden = model(pad([examples[i].input_ids for i in batch], model.device))
+        for row, index in enumerate(batch):
+            labels = examples[index].labels
+            places = [place for place in range(1, len(labels)) if labels[place] != IGNORE_INDEX]
+            states = hidden[row, [place - 1 for place in places]]
+            targets = torch.tensor([labels[place] for place in places], device=hidden.device)
+            total = 0.0
+            for chunk, wanted in zip(states.split(CHUNK), targets.split(CHUNK), strict=True):
+                log_probabilities = model.logits(chunk).float().log_softmax(-1)
+                total += log_probabilities.gather(-1, wanted[:, None]).sum().item()
+            means[index] = total / len(places)
+    return means

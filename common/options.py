@@ -1,0 +1,306 @@
+"""A script's settings as one frozen dataclass: its options, its --config file and its summary.
+
+    @dataclass(frozen=True, kw_only=True)
+    class JudgingSettings(RunSettings):
+        max_new_tokens: int = option(64, "length of a verdict", parse=positive_int, metavar="N")
+
+    settings = parse_settings(JudgingSettings, __doc__, argv)
+    summary["settings"] = recorded(settings)
+
+Names, types, defaults and help stand in the fields and nowhere else, and so does `scope`: whether a
+setting is recorded, and whether it may differ between two calls that work on the same run.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field
+from difflib import get_close_matches
+from enum import Enum
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
+
+import yaml
+
+from common.errors import UserError
+
+
+class Scope(Enum):
+    """What a setting touches."""
+
+    RESULT = "result"  # recorded; a call that goes on with a run must have the same
+    COST = "cost"  # recorded; only time, memory or the number of records depend on it
+    CALL = "call"  # of one call, such as --resume: not recorded
+
+
+@dataclass(frozen=True)
+class Option:
+    """How a field is given on the command line and kept in a summary; see `option`."""
+
+    help: str
+    parse: Callable[[str], Any] | None
+    metavar: str | None
+    choices: tuple[str, ...] | None
+    group: str | None
+    exclusive: str | None
+    nargs: str | None
+    scope: Scope
+    positional: bool
+    flag: bool
+    repeated: bool
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    parse: Callable[[str], Any] | None = None,
+    metavar: str | None = None,
+    choices: Sequence[str] | None = None,
+    group: str | None = None,
+    exclusive: str | None = None,
+    nargs: str | None = None,
+    scope: Scope = Scope.RESULT,
+    positional: bool = False,
+    flag: bool = False,
+    repeated: bool = False,
+) -> Any:
+    """A settings field that is also a command-line option, named as the field, with dashes.
+
+    A bool becomes `--name / --no-name`, or `--name` alone with `flag`. `group` is the heading under
+    which --help lists it, `exclusive` names a set of options of which one may be given, `nargs`
+    and `repeated` ("append") give tuples. `%(default)s` in `help` is filled in by argparse.
+    """
+    taken = tuple(choices) if choices else None
+    about = Option(
+        help, parse, metavar, taken, group, exclusive, nargs, scope, positional, flag, repeated
+    )
+    if isinstance(default, list):
+        raise TypeError("a frozen setting's default is a tuple, not a list")
+    return field(default=default, metadata={"option": about})
+
+
+class Settings(Protocol):
+    """Any frozen dataclass whose fields were made by `option`."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+S = TypeVar("S", bound=Settings)
+
+
+class Parser(argparse.ArgumentParser):
+    """Options of a script; a bad one is a single line, like every other bad input."""
+
+    def __init__(self, description: str | None) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, formatter_class=formatter, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} ({self.prog} --help lists the options)\n")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does it; an unknown option gets the nearest known one named."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if not unknown:
+            return parsed
+        name = unknown[0].partition("=")[0]
+        close = get_close_matches(name, list(self._option_string_actions), n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+
+
+def options(settings: type[Settings] | Settings) -> dict[str, Option]:
+    """The option of each field, by the field's name."""
+    return {item.name: item.metadata["option"] for item in dataclasses.fields(settings)}
+
+
+def build_parser(settings: type[Settings], description: str | None) -> Parser:
+    """The command line of `settings`, with --config; `description` heads its --help."""
+    parser = Parser(description)
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="YAML: option names and values; what the command line says overrules it",
+    )
+    places: dict[tuple[str | None, str | None], Any] = {(None, None): parser}
+    for item in dataclasses.fields(settings):
+        about: Option = item.metadata["option"]
+        group, exclusive = (about.group, None), (about.group, about.exclusive)
+        if group not in places:
+            places[group] = parser.add_argument_group(about.group)
+        if exclusive not in places:
+            places[exclusive] = places[group].add_mutually_exclusive_group()
+        _add_argument(places[exclusive], item, about)
+    return parser
+
+
+def _add_argument(target: Any, item: "dataclasses.Field[Any]", about: Option) -> None:
+    name = item.name if about.positional else f"--{item.name.replace('_', '-')}"
+    keywords: dict[str, Any] = {"help": about.help}
+    if item.default is not MISSING and not about.positional:
+        keywords["default"] = item.default
+    if about.flag:
+        keywords["action"] = "store_true"
+    elif isinstance(item.default, bool):
+        keywords["action"] = argparse.BooleanOptionalAction
+    else:
+        given = {"type": about.parse, "metavar": about.metavar, "choices": about.choices}
+        keywords |= {key: value for key, value in given.items() if value is not None}
+        if about.nargs:
+            keywords["nargs"] = about.nargs
+        if about.repeated:
+            keywords |= {"action": "append", "default": []}
+    target.add_argument(name, **keywords)
+
+
+def parse_settings(settings: type[S], description: str | None, argv: Sequence[str] | None) -> S:
+    """The settings that `argv` (the command line, if None) and its --config file ask for.
+
+    Exits with status 2 and one line for a bad option, as argparse does, and for settings that do
+    not go together, which the dataclass says by a UserError from `__post_init__`.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser(settings, description)
+    try:
+        path = _config_path(words)
+        if path is not None:
+            words = [*to_argv(read_config(path, settings), settings), *words]
+        parsed = vars(parser.parse_args(words))
+        parsed.pop("config")
+        values = {name: _frozen(value) for name, value in parsed.items()}
+        return settings(**values)
+    except UserError as error:
+        parser.error(str(error))
+
+
+def _config_path(words: Sequence[str]) -> Path | None:
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path, nargs="?")
+    return finder.parse_known_args(list(words))[0].config
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def read_config(path: Path, settings: type[Settings]) -> dict[str, Any]:
+    """The options that a YAML file sets. UserError names file, key and the nearest option."""
+    values = read_yaml(path)
+    names = [name.replace("_", "-") for name in options(settings)]
+    check_keys(values, names, str(path), "option")
+    return values
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. UserError, naming the file, for anything else."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"{path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected keys and values, found {type(values).__name__}")
+    return values
+
+
+def check_keys(found: Iterable[Any], known: Iterable[str], where: str, what: str) -> None:
+    """UserError, with the nearest valid name, for a key of `found` that is not `known`."""
+    names = list(known)
+    for key in found:
+        if key not in names:
+            close = get_close_matches(str(key), names, n=1, cutoff=0)
+            nearest = f"; the nearest valid name is {close[0]!r}" if close else ""
+            raise UserError(f"{where}: unknown {what} {key!r}{nearest}")
+
+
+def to_argv(values: Mapping[str, Any], settings: type[Settings]) -> list[str]:
+    """`{"shots": 3, "system-header": False}` -> `["--shots=3", "--no-system-header"]`."""
+    argv: list[str] = []
+    for name, value in values.items():
+        about = options(settings)[name.replace("-", "_")]
+        if isinstance(value, bool):
+            argv += _switch(name, value, about)
+        elif isinstance(value, list) and about.nargs:
+            argv += [f"--{name}", *map(str, value)]
+        elif about.positional:
+            argv += map(str, value if isinstance(value, list) else [value])
+        else:
+            repeats = value if isinstance(value, list) else [value]
+            argv += [f"--{name}={item}" for item in repeats]  # one word: it may begin with a dash
+    return argv
+
+
+def _switch(name: str, value: bool, about: Option) -> list[str]:
+    if about.flag:
+        return [f"--{name}"] if value else []
+    return [f"--{'' if value else 'no-'}{name}"]
+
+
+def recorded(settings: Settings) -> dict[str, Any]:
+    """What a summary keeps of the settings, as JSON values by field name."""
+    kept = {}
+    for name, about in options(settings).items():
+        if about.scope is not Scope.CALL:
+            kept[name] = _json_value(getattr(settings, name))
+    return kept
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_json_value(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def may_change(settings: type[Settings] | Settings) -> frozenset[str]:
+    """The recorded settings that two calls of one run need not share."""
+    return frozenset(n for n, about in options(settings).items() if about.scope is Scope.COST)
+
+
+def positive_int(text: str) -> int:
+    """argparse type: an integer of at least 1."""
+    return _number(text, int, lambda value: value >= 1, "a whole number of at least 1")
+
+
+def non_negative_int(text: str) -> int:
+    """argparse type: an integer of at least 0."""
+    return _number(text, int, lambda value: value >= 0, "a whole number of at least 0")
+
+
+def positive_float(text: str) -> float:
+    """argparse type: a finite number above 0."""
+    return _number(text, float, lambda value: 0 < value < float("inf"), "a number above 0")
+
+
+def non_negative_float(text: str) -> float:
+    """argparse type: a finite number of at least 0."""
+    return _number(text, float, lambda value: 0 <= value < float("inf"), "a number of at least 0")
+
+
+def probability(text: str) -> float:
+    """argparse type: a number above 0 and at most 1."""
+    return _number(text, float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
+
+
+def fraction(text: str) -> float:
+    """argparse type: a number of at least 0 and below 1."""
+    return _number(text, float, lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
+
+
+def seed(text: str) -> int:
+    """argparse type: a random seed."""
+    expected = "a whole number from 0 to 4294967295"
+    return _number(text, int, lambda value: 0 <= value < 2**32, expected)
+
+
+def _number(text: str, kind: type, valid: Callable[[Any], bool], expected: str) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}") from None
+    if not valid(value):
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text}")
+    return value

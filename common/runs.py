@@ -1,0 +1,183 @@
+"""Run folders: whether one may be written, what an earlier call left in it, what the work has
+cost.
+"""
+
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.errors import UserError
+from common.ranks import world_size
+from data.records import read_json
+from llama.decoding import DecodingStats
+
+# Settings that may change between calls that add to the same answers.
+RESUMABLE_SETTINGS = ("limit", "batch_size", "device", "memory")
+
+
+def prepare_run(folder: Path) -> None:
+    """Make the run folder and prove that it can be written, before any hour of work is spent on
+    it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write to the run folder {folder}: {error.strerror}; choose another with --run"
+        ) from None
+
+
+def load_previous_summary(
+    records: Path,
+    summary: Path,
+    settings: dict[str, Any],
+    resume: bool,
+    may_change: Sequence[str] = RESUMABLE_SETTINGS,
+) -> dict[str, Any]:
+    """The summary an earlier call left beside `records`; empty if there is none, or to start again.
+
+    Raises UserError if the records came by other settings than `settings`, those that `may_change`
+    aside, or if they have no summary: then this is no run folder of ours, and nothing in it may be
+    overwritten.
+    """
+    if not summary.exists():
+        if records.exists():
+            raise UserError(
+                f"{records} is there without {summary.name}: no run of this script; choose another --run"
+            )
+        return {}
+    if not resume:
+        return {}
+    earlier = read_json(summary)
+    before = earlier.get("settings")
+    if not isinstance(before, dict):
+        raise UserError(f"{summary}: no settings in it; start again with --no-resume")
+    for name in [*settings, *before]:
+        if name not in may_change and before.get(name) != settings.get(name):
+            raise UserError(
+                f"{summary} was made with {name} = {before.get(name)!r}, now it is {settings.get(name)!r}: "
+                "choose another --run, or start again with --no-resume"
+            )
+    return earlier
+
+
+def refuse_overwriting(source: str | Path, *outputs: Path) -> None:
+    """UserError if the data to read is a file that the script is about to write."""
+    for output in outputs:
+        if Path(source).resolve() == output.resolve():
+            raise UserError(
+                f"--data {source} is where this run writes its records; choose another --run"
+            )
+
+
+class RunCosts:
+    """Seconds, tokens and memory of a task over all the calls that worked on it, as its summary
+    keeps them.
+    """
+
+    def __init__(self, earlier: dict[str, Any], device: torch.device) -> None:
+        self.device = device
+        self._begin: float | None = None
+        try:
+            self._seconds = float(earlier.get("seconds") or 0)
+            self.stats = DecodingStats(**earlier.get("decoding") or {})
+            self._peak = int(earlier.get("peak_memory_bytes") or 0)
+            self._environment = dict(earlier.get("environment") or {})
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"the earlier summary is damaged ({error}); start again with --no-resume"
+            ) from None
+
+    def add_side_by_side(self, parts: Sequence[dict[str, Any]]) -> None:
+        """Count in what processes have cost that worked at the same time: tokens add up, seconds do
+        not.
+        """
+        costs = [RunCosts(part, self.device) for part in parts]
+        self._seconds += max((part._seconds for part in costs), default=0.0)
+        self._peak = max([self._peak, *(part._peak for part in costs)])
+        for part in costs:
+            self._environment = part._environment or self._environment
+            for name, count in vars(part.stats).items():
+                setattr(self.stats, name, getattr(self.stats, name) + count)
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """What happens within the block is what the task costs."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self._environment = environment(self.device)
+        self._begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds, self._begin = self.seconds, None
+            self._peak = max(self._peak, peak_memory_bytes(self.device))
+
+    @property
+    def seconds(self) -> float:
+        return self._seconds + (
+            time.perf_counter() - self._begin if self._begin is not None else 0.0
+        )
+
+    def summary(self) -> dict[str, Any]:
+        peak = (
+            self._peak if self._begin is None else max(self._peak, peak_memory_bytes(self.device))
+        )
+        seconds, stats = round(self.seconds, 3), self.stats
+        return {
+            "seconds": seconds,
+            "prefill_tokens": stats.prefill_tokens,
+            "new_tokens_per_second": stats.new_tokens / seconds
+            if seconds and stats.new_tokens
+            else None,
+            "decoding": dict(vars(stats)),
+            "peak_memory_bytes": peak,
+            "environment": self._environment,
+        }
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The process's largest resident set on the CPU; the largest allocation on a CUDA device. In
+    bytes.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else ():
+        if line.startswith(
+            "VmHWM:"
+        ):  # on Linux, getrusage also counts what the process that started this one had
+            return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS already counts bytes
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and hardware, for the summaries."""
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine()
+    )
+    return {
+        "device": str(device),
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "processes": world_size(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **{name: version(name) for name in ("tokenizers", "safetensors", "numpy")},
+        "platform": platform.platform(),
+    }

@@ -1,0 +1,224 @@
+"""Training examples without padding: laid end to end in one row, each seeing only itself and a
+prefix all share.
+
+What every example of a step begins with (a prompt header, fixed shots) is computed once a step,
+however many passes the step is cut into. Its keys and values take part in each example's attention,
+their gradients are summed over the passes and flow back through the prefix at the end, so the
+gradients are those of the plain way. Only dropout differs: one mask serves the prefix of all.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.examples import IGNORE_INDEX, Example
+from llama.model import causal_attention
+
+# What scaled_dot_product_attention calls on the CPU; it gives log-sums as well, and keys may have
+# fewer heads.
+FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+class Row:
+    """N tokens that go through the decoder in one pass, and what they are to predict.
+
+    `input_ids`, `positions`: [1, N] int64. `sources` [S], `targets` [S]: the hidden state at flat
+    position `sources[i]` is to predict token `targets[i]`, `weights[i]` (float32) times.
+    """
+
+    def __init__(
+        self,
+        tokens: list[int],
+        positions: Sequence[int],
+        targets: Counter,
+        device: torch.device | str,
+    ):
+        self.input_ids = torch.tensor([tokens], device=device, dtype=torch.int64)
+        self.positions = torch.tensor([list(positions)], device=device, dtype=torch.int64)
+        pairs = torch.tensor(list(targets), device=device, dtype=torch.int64).view(-1, 2)
+        self.sources, self.targets = pairs[:, 0], pairs[:, 1]
+        self.weights = torch.tensor(list(targets.values()), device=device, dtype=torch.float32)
+
+
+class SharedPrefix(Row):
+    """The first `length` tokens (may be 0) of `examples`, which all of them begin with.
+
+    `weights` exceed 1 where several examples are to predict the same token. Passing through the
+    decoder leaves each layer's keys and values here; those that `PackedBatch` reads are leaves,
+    which collect their gradients.
+    """
+
+    def __init__(
+        self, examples: Sequence[Example], length: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.length = length
+        targets = Counter(
+            (place - 1, label)
+            for example in examples
+            for place, label in enumerate(example.labels[: length + 1])
+            if label != IGNORE_INDEX and 0 < place <= length
+        )
+        super().__init__(examples[0].input_ids[:length], range(length), targets, device)
+        self.computed: list[Tensor] = []  # keys and values of layer after layer, [1, P, K, D] each
+        self.leaves: list[Tensor] = []
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Causal attention that keeps its keys and values: [1, P, H, D], [1, P, K, D], [1, P, K, D]
+        -> [1, P, H, D].
+        """
+        if len(self.computed) == 2 * layer:  # not when activation checkpointing comes by again
+            self.computed += [keys, values]
+            self.leaves += [
+                tensor.detach().requires_grad_(tensor.requires_grad) for tensor in (keys, values)
+            ]
+        return causal_attention(layer, queries, keys, values)
+
+    def backward(self, loss: Tensor) -> None:
+        """Backpropagate the prefix's own `loss` and the gradients its keys and values have
+        collected.
+        """
+        pairs = [
+            (tensor, leaf.grad) for tensor, leaf in zip(self.computed, self.leaves, strict=True)
+        ]
+        pairs = [(tensor, grad) for tensor, grad in pairs if grad is not None]
+        if loss.requires_grad:
+            pairs.append((loss, torch.ones_like(loss)))
+        torch.autograd.backward(*map(list, zip(*pairs, strict=True)))
+
+
+class PackedBatch(Row):
+    """The examples of one pass as one row of what each has after `prefix`, which they all begin
+    with.
+    """
+
+    def __init__(self, examples: Sequence[Example], prefix: SharedPrefix) -> None:
+        self.prefix, device = prefix, prefix.input_ids.device
+        tokens: list[int] = []
+        positions: list[int] = []
+        targets: Counter = Counter()
+        self.spans: list[tuple[int, int]] = []  # where each example's own tokens lie
+        for example in examples:
+            begin, own = len(tokens), example.input_ids[prefix.length :]
+            tokens += own
+            positions += range(prefix.length, len(example.input_ids))
+            self.spans.append((begin, len(tokens)))
+            labels = enumerate(example.labels[prefix.length + 1 :], start=begin)
+            targets.update((source, label) for source, label in labels if label != IGNORE_INDEX)
+        super().__init__(tokens, positions, targets, device)
+        # With a prefix, queries stand at the end of their keys: the mask is causal from the lower
+        # right corner.
+        self.masks = []
+        if prefix.length and device.type != "cpu":
+            lengths = [end - begin for begin, end in self.spans]
+            everything = torch.ones(
+                max(lengths), prefix.length + max(lengths), dtype=torch.bool, device=device
+            )
+            everything = everything.tril(prefix.length)
+            self.masks = [everything[:length, : prefix.length + length] for length in lengths]
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Block-diagonal causal attention: [1, N, H, D], [1, N, K, D], [1, N, K, D] -> [1, N, H,
+        D].
+        """
+        shared = [leaf.transpose(1, 2) for leaf in self.prefix.leaves[2 * layer : 2 * layer + 2]]
+        queries, keys, values = (
+            queries.transpose(1, 2),
+            keys.transpose(1, 2),
+            values.transpose(1, 2),
+        )
+        if queries.is_cpu:
+            tensors = [tensor.to(values.dtype) for tensor in (queries, keys, values, *shared)]
+            return PackedAttention.apply(self.spans, *tensors).transpose(1, 2)
+        outs = []
+        for index, (begin, end) in enumerate(self.spans):
+            own = [keys[:, :, begin:end], values[:, :, begin:end]]
+            if shared:
+                own = [torch.cat(pair, dim=2) for pair in zip(shared, own, strict=True)]
+            mask = self.masks[index] if shared else None
+            outs.append(
+                F.scaled_dot_product_attention(
+                    queries[:, :, begin:end],
+                    *own,
+                    attn_mask=mask,
+                    is_causal=mask is None,
+                    enable_gqa=True,
+                )
+            )
+        return torch.cat(outs, dim=2).transpose(1, 2)
+
+
+def micro_batches(examples: Sequence[Example], prefix: int, max_tokens: int) -> list[list[Example]]:
+    """Cut an optimizer step's examples, in order, into passes of at most `max_tokens` tokens (a
+    longer one alone).
+
+    The first `prefix` tokens of each do not count: they are computed apart.
+    """
+    batches, used = [], max_tokens + 1
+    for example in examples:
+        own = len(example.input_ids) - prefix
+        if used + own > max_tokens:
+            batches.append([])
+            used = 0
+        batches[-1].append(example)
+        used += own
+    return batches
+
+
+class PackedAttention(torch.autograd.Function):
+    """Packed attention on the CPU that keeps no copies: queries [1, H, N, D], keys and values [1,
+    K, N, D] and, if there is a prefix, its keys and values [1, K, P, D] -> [1, H, N, D].
+
+    Each example's own keys and the prefix's are attended to apart, and the two are merged by the
+    logarithms of their softmax sums. Given the merged ones, the backward kernel yields each part's
+    gradients (as in ring attention, Liu et al. 2023).
+    """
+
+    @staticmethod
+    def forward(
+        ctx,
+        spans: list[tuple[int, int]],
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        *shared: Tensor,
+    ):
+        parts = [_flash(queries, keys, values, begin, end) for begin, end in spans]
+        out, log_sum = (torch.cat(tensors, dim=2) for tensors in zip(*parts, strict=True))
+        if shared:
+            prefix_out, prefix_log_sum = FLASH(queries, *shared, 0.0, False)
+            total = torch.logaddexp(log_sum, prefix_log_sum)
+            out *= (log_sum - total).exp_()[..., None]
+            out += prefix_out.mul_((prefix_log_sum - total).exp_()[..., None])
+            log_sum = total
+        ctx.spans = spans
+        ctx.save_for_backward(out, log_sum, queries, keys, values, *shared)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        out, log_sum, queries, keys, values, *shared = ctx.saved_tensors
+        parts = []
+        for begin, end in ctx.spans:
+            own = (
+                tensor[:, :, begin:end] for tensor in (grad, queries, keys, values, out, log_sum)
+            )
+            parts.append(FLASH_BACKWARD(*own, 0.0, True))
+        grads = [torch.cat(tensors, dim=2) for tensors in zip(*parts, strict=True)]
+        if shared:
+            grad_queries, *grad_shared = FLASH_BACKWARD(
+                grad, queries, *shared, out, log_sum, 0.0, False
+            )
+            grads = [grads[0] + grad_queries, *grads[1:], *grad_shared]
+        return None, *grads
+
+
+def _flash(
+    queries: Tensor, keys: Tensor, values: Tensor, begin: int, end: int
+) -> tuple[Tensor, Tensor]:
+    return FLASH(
+        queries[:, :, begin:end], keys[:, :, begin:end], values[:, :, begin:end], 0.0, True
+    )

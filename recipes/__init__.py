@@ -1,0 +1,1 @@
+"""Rows of the experiment, a YAML file each, and the schema they are checked against."""

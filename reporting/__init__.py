@@ -1,0 +1,1 @@
+"""Runs read back and shown: paired comparison, tables, plots, the HTML page."""

@@ -1,0 +1,27 @@
+import pytest
+import torch
+
+from common import likelihood
+from common.likelihood import mean_log_likelihoods
+from data.examples import IGNORE_INDEX, Example
+from llama import load_model
+from tests.tiny import save_transformers_model, tiny_transformers_model
+
+
+@pytest.mark.parametrize("chunk", [256, 3])
+@pytest.mark.parametrize("variant", ["llama", "qwen3"])
+def test_likelihoods_are_transformers_losses(variant, chunk, tmp_path, monkeypatch):
+    monkeypatch.setattr(likelihood, "CHUNK", chunk)
+    monkeypatch.setattr(likelihood, "PASS_TOKENS", 70)
+    theirs = tiny_transformers_model(variant)
+    ours = load_model(save_transformers_model(theirs, tmp_path))
+    generator = torch.Generator().manual_seed(5)
+    examples = []
+    for length, start in [(30, 10), (7, 0), (61, 60), (25, 24)]:
+        ids = torch.randint(0, 199, (length,), generator=generator).tolist()
+        examples.append(Example(ids, [IGNORE_INDEX] * start + ids[start:]))
+    expected = [
+        -theirs(torch.tensor([e.input_ids]), labels=torch.tensor([e.labels])).loss.item()
+        for e in examples
+    ]
+    assert mean_log_likelihoods(ours, examples) == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,83 @@
+"""Run folders are checked before they are written, and costs add up over interrupted calls."""
+
+import pytest
+import torch
+
+from common import runs
+from data.records import write_json
+
+CPU = torch.device("cpu")
+
+
+def test_run_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        ValueError, match=r"cannot write to the run folder .* choose another with --run"
+    ):
+        runs.prepare_run(tmp_path / "file" / "run")
+    runs.prepare_run(tmp_path / "new" / "run")
+    assert list((tmp_path / "new" / "run").iterdir()) == []
+
+
+def test_only_records_made_with_the_same_settings_are_continued(tmp_path):
+    records, summary = tmp_path / "gsm8k.jsonl", tmp_path / "gsm8k.summary.json"
+    assert runs.load_previous_summary(records, summary, {"shots": 3}, resume=True) == {}
+    write_json(summary, {"settings": {"shots": 3, "limit": 5}, "seconds": 2.0})
+    assert (
+        runs.load_previous_summary(records, summary, {"shots": 3, "limit": 9}, resume=True)[
+            "seconds"
+        ]
+        == 2.0
+    )
+    with pytest.raises(
+        ValueError, match=r"gsm8k\.summary\.json was made with shots = 3, now it is 1"
+    ):
+        runs.load_previous_summary(records, summary, {"shots": 1}, resume=True)
+    with pytest.raises(ValueError, match="limit = 5, now it is 9"):
+        runs.load_previous_summary(
+            records, summary, {"shots": 3, "limit": 9}, resume=True, may_change=()
+        )
+    assert runs.load_previous_summary(records, summary, {"shots": 1}, resume=False) == {}
+    write_json(summary, {"settings": 3})
+    with pytest.raises(ValueError, match="no settings in it"):
+        runs.load_previous_summary(records, summary, {}, resume=True)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_file_that_is_no_record_of_ours_is_not_overwritten(resume, tmp_path):
+    (tmp_path / "train.jsonl").write_text("somebody's data")
+    with pytest.raises(ValueError, match=r"is there without train\.summary\.json"):
+        runs.load_previous_summary(
+            tmp_path / "train.jsonl", tmp_path / "train.summary.json", {}, resume
+        )
+    with pytest.raises(ValueError, match="is where this run writes its records"):
+        runs.refuse_overwriting(tmp_path / "x" / ".." / "train.jsonl", tmp_path / "train.jsonl")
+
+
+def test_costs_add_up_over_calls():
+    first = runs.RunCosts({}, CPU)
+    with pytest.raises(KeyboardInterrupt), first.measured():
+        first.stats.new_tokens = 10
+        sum(range(10**6))
+        raise KeyboardInterrupt
+    before = first.summary()
+    assert before["seconds"] > 0 and before["decoding"]["new_tokens"] == 10
+    second = runs.RunCosts(before | {"peak_memory_bytes": 2**50}, CPU)
+    assert second.summary() == before | {"peak_memory_bytes": 2**50}, (
+        "nothing done, nothing changed"
+    )
+    with second.measured():
+        second.stats.new_tokens += 5
+        assert second.summary()["seconds"] >= before["seconds"]
+    assert second.summary()["decoding"]["new_tokens"] == 15
+    assert second.summary()["peak_memory_bytes"] == 2**50
+
+
+@pytest.mark.parametrize("damage", [{"seconds": "x"}, {"decoding": {"what": 1}}, {"decoding": 3}])
+def test_a_damaged_summary_is_refused(damage):
+    with pytest.raises(ValueError, match="the earlier summary is damaged"):
+        runs.RunCosts(damage, CPU)
+
+
+def test_peak_memory_is_in_bytes():
+    assert 50 * 2**20 < runs.peak_memory_bytes(torch.device("cpu")) < 2**40

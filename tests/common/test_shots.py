@@ -1,0 +1,148 @@
+"""Similar shots, from the command line's options to the prompts."""
+
+import json
+from argparse import Namespace
+
+import pytest
+
+import generate
+import train
+from common.shots import make_selector, report_near_duplicates
+from data.few_shot import FewShotSampler
+from llama.embedding import Embedder, instruct
+
+POOL = [
+    {"id": f"t{i}", "question": question, "answer": f"#### {i}"}
+    for i, question in enumerate(
+        [
+            "Ann has 3 apples and buys 2 more apples. How many apples does Ann have now?",
+            "A train drives 60 miles an hour for 3 hours. How far does it drive?",
+            "Ann has 7 apples and buys 4 more apples. How many apples does Ann have now?",
+            "A box holds 12 eggs. How many eggs are in 5 boxes?",
+        ]
+    )
+]
+
+
+@pytest.fixture
+def arguments(chat_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNFORGET_CACHE", str(tmp_path / "cache"))
+    names = {
+        "shots": 2,
+        "shot_selection": "similar",
+        "seed": 0,
+        "device": "cpu",
+        "dtype": "float32",
+    }
+    return Namespace(**names, embedder=str(chat_checkpoint), pooling="last", run=tmp_path)
+
+
+def test_shots_come_in_the_order_of_their_cosines(arguments):
+    asked = {
+        "id": "q",
+        "question": "Eve has 5 apples and buys 1 more apple. How many apples does Eve have now?",
+    }
+    shots = make_selector(arguments, POOL, [asked]).select(asked)
+    embedder = Embedder(arguments.embedder)
+    cosines = (
+        embedder.embed([r["question"] for r in POOL])
+        @ embedder.embed([instruct(asked["question"])])[0]
+    )
+    assert [shot["id"] for shot in shots] == [
+        f"t{i}" for i in cosines.argsort(descending=True)[:2].tolist()
+    ]
+
+
+def test_a_question_is_never_its_own_shot(arguments):
+    selector = make_selector(arguments, POOL, POOL)
+    for record in POOL:
+        shots = selector.select(record)
+        assert len(shots) == 2 and record["id"] not in {shot["id"] for shot in shots}
+    arguments.shots = 3  # then there are none left but the others
+    selector = make_selector(arguments, POOL, POOL)
+    assert sorted(shot["id"] for shot in selector.select(POOL[2])) == ["t0", "t1", "t3"]
+
+
+def test_near_duplicates_are_reported(arguments, capsys):
+    arguments.shots = 3
+    report_near_duplicates(arguments, make_selector(arguments, POOL, POOL), POOL, "train")
+    found = json.loads((arguments.run / "train.duplicates.json").read_text())
+    pairs = {(pair["id"], pair["shot"]) for pair in found["near_duplicates"]}
+    assert (
+        pairs == {("t0", "t2"), ("t2", "t0")} and found["questions"] == 4
+    )  # 14 of 16 words in common, in order
+    assert (
+        "2 of 4 questions have a near-duplicate among theirs: t0 ~ t2 (" in capsys.readouterr().out
+    )
+
+
+def test_the_first_token_finds_what_begins_alike(arguments):
+    """The instruction is what every query begins with, so every question gets the same shots."""
+    arguments.pooling = "first"
+    asked = [
+        {"id": f"q{i}", "question": text}
+        for i, text in enumerate(["Trains?", "How many eggs?", "Apples!"])
+    ]
+    selector = make_selector(arguments, POOL, asked)
+    assert len({tuple(shot["id"] for shot in selector.select(record)) for record in asked}) == 1
+
+
+def test_other_selections_need_no_embedder(arguments):
+    arguments.embedder, arguments.shot_selection = "no/such", "random"
+    shots = make_selector(arguments, POOL, POOL).select(POOL[0])
+    assert shots == FewShotSampler(POOL, 2, "random", 0).select(POOL[0])
+
+
+def test_the_scripts_take_similar_shots(chat_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNFORGET_CACHE", str(tmp_path / "cache"))
+    run = [
+        "--run",
+        str(tmp_path / "run"),
+        "--model",
+        str(chat_checkpoint),
+        "--data",
+        "demo",
+        "--limit",
+        "4",
+    ]
+    run += ["--shots", "1", "--shot-selection", "similar", "--embedder", str(chat_checkpoint)]
+    assert train.main([*run, "--steps", "1", "--validation", "0"]) == 0
+    for limit in ("2", "4"):  # a second call must not forget the questions of the first
+        assert (
+            generate.main([*run, "--task", "gsm8k", "--max-new-tokens", "4", "--limit", limit]) == 0
+        )
+    assert json.loads((tmp_path / "run" / "gsm8k.duplicates.json").read_text())["questions"] == 4
+    for task in ("train", "gsm8k"):
+        settings = json.loads((tmp_path / "run" / f"{task}.summary.json").read_text())["settings"]
+        assert (settings["shot_selection"], settings["pooling"]) == ("similar", "last")
+        assert settings["embedder"] == str(chat_checkpoint)
+
+
+def test_an_embedder_that_is_not_there_is_one_line(chat_checkpoint, tmp_path, capsys):
+    run = [
+        "--run",
+        str(tmp_path),
+        "--model",
+        str(chat_checkpoint),
+        "--data",
+        "demo",
+        "--limit",
+        "2",
+    ]
+    assert (
+        generate.main(
+            [
+                *run,
+                "--task",
+                "gsm8k",
+                "--shots",
+                "1",
+                "--shot-selection",
+                "similar",
+                "--embedder",
+                "x",
+            ]
+        )
+        == 2
+    )
+    assert "'x': no such folder" in capsys.readouterr().err
