@@ -33,13 +33,14 @@ from common.self_instruct_file import (
     write_training_file,
 )
 from common.shots import make_selector, report_near_duplicates, shot_settings
-from data.ailuminate import ailuminate_messages, load_ailuminate, stratified_sample
+from data.ailuminate import ailuminate_messages, load_ailuminate
 from data.answers import read_answers, score_answer, summarise_answers
 from data.few_shot import FewShotSampler
-from data.gsm8k import SPLITS, gsm8k_messages, load_gsm8k
+from data.gsm8k import gsm8k_messages, load_gsm8k
 from data.prompts import with_system
 from data.records import read_json
 from data.self_instruct import plan_attempts, rewrite_messages
+from data.task import SPLITS, stratified_sample
 from llama.config import ModelConfig
 from llama.decoding import Output, check_prompts, generate
 from llama.hub import resolve
@@ -139,7 +140,7 @@ def load_records(task: str, arguments: argparse.Namespace) -> tuple[list[Record]
         return records, list(range(len(records)))
     every = load_ailuminate(source)
     places = {record["id"]: place for place, record in enumerate(every)}
-    records = stratified_sample(every, arguments.limit)
+    records = stratified_sample(every, ("hazard", "persona"), arguments.limit)
     return records, [places[record["id"]] for record in records]
 
 

@@ -22,8 +22,8 @@ from common.distributed import device_of_rank, inference_group, rank_zero_first,
 from common.errors import UserError
 from common.ranks import rank, world_size
 from common.resumable import Task
-from data.ailuminate import stratified_sample
 from data.records import numbered_jsonl, read_json, repair_jsonl
+from data.task import stratified_sample
 from guards.grammar import VerdictGrammar
 from guards.verdicts import (
     METHODS,
@@ -245,7 +245,7 @@ class JudgeTask(Task):
             "judge",
             path,
             summary_path,
-            stratified_sample(answers, settings["limit"]),
+            stratified_sample(answers, ("hazard", "persona"), settings["limit"]),
             settings,
             resume,
             device,

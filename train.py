@@ -24,10 +24,11 @@ from common import cli, distributed, runs
 from common.errors import UserError
 from common.ranks import rank, world_size
 from common.shots import make_selector, report_near_duplicates
+from data.ailuminate import AILuminate
 from data.examples import LOSSES, Example, build_example, describe_example, split_validation
 from data.gsm8k import gsm8k_training_messages, load_gsm8k
 from data.records import write_json
-from data.sources import AILUMINATE, is_official
+from data.sources import is_official
 from llama.config import ModelConfig
 from llama.decoding import check_prompts
 from llama.hub import resolve
@@ -348,7 +349,7 @@ def complete(arguments: argparse.Namespace, examples: int) -> None:
     if arguments.kl_weight and arguments.kl_prompts is None:
         arguments.kl_prompts = "demo"
     tested_on = arguments.kl_prompts == "ailuminate" or is_official(
-        arguments.kl_prompts or "", AILUMINATE
+        arguments.kl_prompts or "", AILuminate.official["test"]
     )
     if arguments.kl_weight and tested_on:
         raise UserError(

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from data.gsm8k import GSM8K
 from data.intervals import rate
 from data.records import numbered_jsonl, repair_jsonl
-from data.scoring import extract_number, score_gsm8k
+from data.scoring import extract_number
 
 Record = dict[str, Any]
 
@@ -60,7 +61,7 @@ def summarise_answers(task: str, answers: Sequence[Record]) -> Record:
     cut off.
     """
     if task == "gsm8k":
-        return {"questions": len(answers), **score_gsm8k(answers)}
+        return GSM8K().summarise(answers)
     if task == "self-instruct":
         return {
             "attempts": len(answers),

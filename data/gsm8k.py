@@ -1,79 +1,137 @@
-"""GSM8K (Cobbe et al. 2021, https://arxiv.org/abs/2110.14168): grade-school word problems with
-worked answers.
+"""GSM8K (Cobbe et al. 2021, https://arxiv.org/abs/2110.14168): grade-school word problems.
 
-One JSON object a line: {"question": "Natalia sold clips to ...", "answer": "Natalia sold 48/2 =
-...\\n#### 72"}.
+One JSON object a line: {"question": "Natalia sold clips to ...", "answer": "Natalia sold 48/2 = ...\\n#### 72"}.
+The scorer's expression is the official one's; see `data.scoring`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from data.intervals import rate
 from data.prompts import Message
-from data.records import numbered_jsonl
-from data.scoring import extract_number
-from data.sources import dataset_file
+from data.records import Record, numbered_jsonl
+from data.scoring import MARKER, METHODS, extract_number
+from data.sources import OfficialFile
+from data.task import Measure, Split, Task
 
-DEMO_FOLDER = Path(__file__).with_name("demo")
-SPLITS = ("train", "test")
 INSTRUCTION = (
     "Let's think step by step. At the end, you MUST write the answer as an integer after '####'."
 )
+_URL = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data"
 
 
-def load_gsm8k(source: str | Path, split: str) -> list[dict[str, Any]]:
-    """Load "gsm8k" (the official set), "demo" (the embedded one) or a JSONL file in the same
-    format.
+def gsm8k_messages(question: str, shots: Sequence[Mapping[str, Any]] = ()) -> list[Message]:
+    """The chat up to the question: a user and an assistant turn for each shot, then the user turn to be answered."""
+    messages = []
+    for shot in shots:
+        messages.append({"role": "user", "content": f"Q: {shot['question']}"})
+        messages.append({"role": "assistant", "content": f"A: {shot['answer']}"})
+    messages.append({"role": "user", "content": f"Q: {question} {INSTRUCTION}"})
+    return messages
 
-    A file has no splits: both names give all of it. Returns records with the strings `id`,
-    `question`, `answer` (worked, ending in `#### number`) and `gold` (that number, as
-    `extract_number` writes it), and, in a file that self-instruct made, `source`. UserError, naming
-    file and line, for anything that is not such a record, and for a missing or empty file.
+
+def gsm8k_training_messages(
+    question: str, answer: str, shots: Sequence[Mapping[str, Any]] = ()
+) -> list[Message]:
+    """The same chat closed by the assistant turn with the worked answer."""
+    return [*gsm8k_messages(question, shots), {"role": "assistant", "content": f"A: {answer}"}]
+
+
+class GSM8K(Task):
+    """A record has `question`, `answer` (worked, ending in `#### number`) and `gold`, that number.
+
+    `gold` is spelled as `extract_number` writes it. A file that self-instruct made also has
+    `source`: where the answer comes from.
     """
-    if split not in SPLITS:
-        raise UserError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
-    path, prefix = _locate(source, split)
-    records = []
-    for line, record in numbered_jsonl(path):
-        where = f"{path}, line {line}"
-        question, answer = _text(record, "question", where), _text(record, "answer", where)
-        gold = extract_number(answer, "homework")
-        if gold is None:
-            raise UserError(
-                f"{where}: the answer does not end in '#### number' but in {answer[-30:]!r}"
-            )
-        source = {"source": _text(record, "source", where)} if "source" in record else {}
-        if records and ("source" in records[0]) != bool(source):
-            raise UserError(
-                f"{where}: {'a' if source else 'no'} 'source', unlike the first record; all have it or none"
-            )
-        records.append(
-            {
-                "id": f"{prefix}-{len(records)}",
-                "question": question,
-                "answer": answer,
-                "gold": gold,
-                **source,
-            }
+
+    name = "gsm8k"
+    title = "GSM8K"
+    kind = "skill"
+    official = {
+        "train": OfficialFile(
+            "gsm8k/train.jsonl",
+            f"{_URL}/train.jsonl",
+            "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465",
+        ),
+        "test": OfficialFile(
+            "gsm8k/test.jsonl",
+            f"{_URL}/test.jsonl",
+            "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14",
+        ),
+    }
+    demo = {"train": "train.jsonl", "test": "test.jsonl"}
+    file_format = "a JSONL file in GSM8K's format"
+    unit = "questions"
+    prompt_field = "question"
+    fields = ("question",)
+    score_fields = {"gold": str, "correct": bool}
+    measures = (
+        Measure(
+            path=("accuracy", "homework"),
+            title="accuracy",
+            counted="right",
+            other="wrong",
+            counts=lambda answer: answer["correct"],
+        ),
+    )
+    shots_from = "gsm8k"
+
+    def read(self, path: Path, prefix: str) -> list[Record]:
+        records: list[Record] = []
+        for line, raw in numbered_jsonl(path):
+            where = f"{path}, line {line}"
+            question, answer = _text(raw, "question", where), _text(raw, "answer", where)
+            gold = extract_number(answer, "homework")
+            if gold is None:
+                raise UserError(
+                    f"{where}: the answer does not end in '#### number' but in {answer[-30:]!r}"
+                )
+            source = {"source": _text(raw, "source", where)} if "source" in raw else {}
+            if records and ("source" in records[0]) != bool(source):
+                found = "a" if source else "no"
+                raise UserError(
+                    f"{where}: {found} 'source', unlike the first record; all have it or none"
+                )
+            record = {"id": f"{prefix}-{len(records)}", "question": question, "answer": answer}
+            records.append({**record, "gold": gold, **source})
+        return records
+
+    def messages(self, record: Mapping[str, Any], shots: Sequence[Record] = ()) -> list[Message]:
+        return gsm8k_messages(record["question"], shots)
+
+    def score(self, record: Mapping[str, Any], response: str) -> dict[str, Any]:
+        prediction, gold = extract_number(response, "homework"), record["gold"]
+        return {"prediction": prediction, "gold": gold, "correct": prediction == gold}
+
+    def summarise(self, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The accuracy by every scoring method, and the shares with a '####' and cut off."""
+        accuracy = {}
+        for method in METHODS:
+            right = sum(extract_number(a["response"], method) == a["gold"] for a in answers)
+            accuracy[method] = rate(right, len(answers))
+        marked = sum(MARKER in answer["response"] for answer in answers)
+        summary = super().summarise(answers)
+        summary["accuracy"] = accuracy
+        summary["has_marker"] = rate(marked, len(answers))
+        return summary
+
+    def describe(self, summary: Mapping[str, Any]) -> str:
+        accuracy = summary["accuracy"]["homework"]
+        return (
+            f"{accuracy['count']} of {accuracy['total']} right, {accuracy['rate']:.1%} "
+            f"(95 % interval {accuracy['low']:.1%} to {accuracy['high']:.1%}), "
+            f"{summary['cut_off']['count']} cut off"
         )
-    if not records:
-        raise UserError(f"{path}: no records in this file")
-    return records
+
+    def detail(self, record: Mapping[str, Any]) -> str:
+        return f"gold answer {record['gold']}"
 
 
-def _locate(source: str | Path, split: str) -> tuple[Path, str]:
-    """The file to read and what its records' ids begin with."""
-    if source == "gsm8k":
-        return dataset_file(f"gsm8k/{split}.jsonl"), f"gsm8k-{split}"
-    if source == "demo":
-        return DEMO_FOLDER / f"{split}.jsonl", f"demo-{split}"
-    path = Path(source)
-    if not path.is_file():
-        raise UserError(
-            f"{path}: no such file; the data is 'gsm8k', 'demo' or a JSONL file in GSM8K's format"
-        )
-    return path, path.stem
+def load_gsm8k(source: str | Path, split: Split) -> list[Record]:
+    """The records of GSM8K or of a file in its format; see `Task.load`."""
+    return GSM8K().load(source, split)
 
 
 def _text(record: dict[str, Any], field: str, where: str) -> str:
@@ -87,22 +145,3 @@ def _text(record: dict[str, Any], field: str, where: str) -> str:
     if not value.strip():
         raise UserError(f"{where}: {field!r} is empty")
     return value
-
-
-def gsm8k_messages(question: str, shots: Sequence[dict[str, Any]] = ()) -> list[Message]:
-    """The chat up to the question: a user and an assistant turn for each shot, then the user turn
-    to be answered.
-    """
-    messages = []
-    for shot in shots:
-        messages.append({"role": "user", "content": f"Q: {shot['question']}"})
-        messages.append({"role": "assistant", "content": f"A: {shot['answer']}"})
-    messages.append({"role": "user", "content": f"Q: {question} {INSTRUCTION}"})
-    return messages
-
-
-def gsm8k_training_messages(
-    question: str, answer: str, shots: Sequence[dict[str, Any]] = ()
-) -> list[Message]:
-    """The same chat closed by the assistant turn with the worked answer."""
-    return [*gsm8k_messages(question, shots), {"role": "assistant", "content": f"A: {answer}"}]

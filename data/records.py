@@ -4,13 +4,16 @@ A crash may cut the last JSONL line short. `open_records` drops such a line befo
 file that is resumed holds exactly one finished record per line.
 """
 
+import csv
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from common.errors import UserError
+
+Record = dict[str, Any]  # of JSON values by field name; `data.task` says which fields a task's has
 
 
 def numbered_jsonl(
@@ -41,6 +44,39 @@ def numbered_jsonl(
                     f"{path}, line {number}: expected a JSON object, found {type(record).__name__}"
                 )
             yield number, record
+
+
+def numbered_csv(
+    path: str | os.PathLike, required: Sequence[str]
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the rows of a CSV file with a header, each with the number of the line it ends on.
+
+    UserError, naming file and line, if a required column is missing (all of them are named), a row
+    is longer or shorter than the header, or the file is no CSV in UTF-8.
+    """
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            columns = list(reader.fieldnames or [])
+            if missing := [name for name in required if name not in columns]:
+                raise UserError(
+                    f"{path}: no column {', '.join(map(repr, missing))}; "
+                    f"the columns are {', '.join(columns) or 'none'}"
+                )
+            for row in reader:
+                # None is how DictReader marks a row that is too long or too short.
+                if None in row or None in row.values():
+                    raise UserError(
+                        f"{path}, line {reader.line_num}: the row does not have "
+                        f"{len(columns)} columns"
+                    )
+                yield reader.line_num, row
+        except csv.Error as error:
+            line = reader.reader.line_num  # DictReader's own stands at the last good row
+            raise UserError(f"{path}, line {line}: not valid CSV ({error})") from None
+        except UnicodeDecodeError as error:
+            # The file is decoded in blocks, so the line is not known.
+            raise UserError(f"{path}: not UTF-8 text ({error})") from None
 
 
 def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:

@@ -8,11 +8,8 @@ model writes.
 """
 
 import re
-from collections.abc import Sequence
-from typing import Any
 
 from common.errors import UserError
-from data.intervals import rate
 
 METHODS = ("homework", "strict", "flexible")
 MARKER = "####"
@@ -76,29 +73,3 @@ def _canonical(number: str) -> str | None:
     whole, fraction = match[2].lstrip("0") or "0", match[3].rstrip("0")
     value = f"{whole}.{fraction}" if fraction else whole
     return value if value == "0" else match[1] + value
-
-
-def score_gsm8k(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Score records by their `response`, `gold` (canonical, as `load_gsm8k` gives it) and
-    `finish_reason`.
-
-    Returns {"accuracy": {method: rate}, "has_marker": rate, "cut_off": rate}; for a rate see
-    `data.intervals`.
-    """
-    total = len(records)
-
-    def share(condition) -> dict[str, Any]:
-        return rate(sum(map(condition, records)), total)
-
-    return {
-        "accuracy": {
-            method: share(
-                lambda record, method=method: (
-                    extract_number(record["response"], method) == record["gold"]
-                )
-            )
-            for method in METHODS
-        },
-        "has_marker": share(lambda record: MARKER in record["response"]),
-        "cut_off": share(lambda record: record["finish_reason"] == "length"),
-    }

@@ -6,43 +6,31 @@ import hashlib
 import http.client
 import os
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
 
-AILUMINATE = "ailuminate/airr_official_1.0_demo_en_us_prompt_set_release.csv"
-
-_GSM8K_URL = (
-    "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data"
-)
-_AILUMINATE_URL = "https://raw.githubusercontent.com/mlcommons/ailuminate/main"
 _OTHER_WAY = "set UNFORGET_DATA to a folder that holds the data (gsm8k/train.jsonl, ...)"
 
-# name -> (URL, SHA-256 of the file as published)
-OFFICIAL_FILES = {
-    "gsm8k/train.jsonl": (
-        f"{_GSM8K_URL}/train.jsonl",
-        "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465",
-    ),
-    "gsm8k/test.jsonl": (
-        f"{_GSM8K_URL}/test.jsonl",
-        "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14",
-    ),
-    AILUMINATE: (
-        f"{_AILUMINATE_URL}/{AILUMINATE.partition('/')[2]}",
-        "63e2b654325c5405096fabf28ef5f057b0ad674904b1839fd1f52b523e324d02",
-    ),
-}
+
+@dataclass(frozen=True)
+class OfficialFile:
+    """A file as published: `name` is its path in a local mirror, `sha256` that of its content."""
+
+    name: str
+    url: str
+    sha256: str
 
 
-def dataset_file(name: str) -> Path:
-    """Return a verified local copy of the official file `name`, a key of OFFICIAL_FILES.
+def dataset_file(official: OfficialFile) -> Path:
+    """Return a verified local copy of an official file.
 
     If UNFORGET_DATA is set, the file must lie in that folder. Otherwise it is taken from the cache
     (UNFORGET_CACHE, or ~/.cache/unforget), where it is downloaded to first if need be. UserError if
     it is missing from the mirror, cannot be downloaded, or differs from the published file.
     """
-    url, digest = OFFICIAL_FILES[name]
+    name, url, digest = official.name, official.url, official.sha256
     mirror = os.environ.get("UNFORGET_DATA")
     if mirror:
         path = Path(mirror).expanduser() / name
@@ -63,12 +51,10 @@ def dataset_file(name: str) -> Path:
     return path
 
 
-def is_official(path: str | Path, name: str) -> bool:
-    """Whether `path` is a copy of the official file `name`."""
+def is_official(path: str | Path, official: OfficialFile) -> bool:
+    """Whether `path` is a copy of the official file."""
     path = Path(path)
-    return (
-        path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == OFFICIAL_FILES[name][1]
-    )
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == official.sha256
 
 
 def _verify(content: bytes, digest: str, name: str, remedy: str) -> None:

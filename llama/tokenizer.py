@@ -345,7 +345,7 @@ class GenerationBlock(ext.Extension):
     its body.
     """
 
-    tags = {"generation"}  # noqa: RUF012 - jinja reads the attribute
+    tags = {"generation"}
 
     def parse(self, parser: Any) -> nodes.Node:
         line = next(parser.stream).lineno

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from common.ranks import rank, world_size
-from data.ailuminate import ailuminate_messages, load_ailuminate, stratified_sample
+from data.ailuminate import ailuminate_messages, load_ailuminate
 from data.examples import IGNORE_INDEX, Example, epoch_batches
 from data.gsm8k import gsm8k_messages, load_gsm8k
+from data.task import stratified_sample
 from llama.decoding import check_prompts, generate
 from llama.model import Decoder
 from llama.tokenizer import Tokenizer
@@ -85,7 +86,9 @@ def build_anchors(model: Decoder, tokenizer: Tokenizer, source: str) -> list[Exa
     else:
         chats = [
             ailuminate_messages(record["prompt"])
-            for record in stratified_sample(load_ailuminate(source), MAX_ANCHORS)
+            for record in stratified_sample(
+                load_ailuminate(source), ("hazard", "persona"), MAX_ANCHORS
+            )
         ]
     prompts = [tokenizer.encode_chat(chat) for chat in chats]
     check_prompts(

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import judge
-from data.ailuminate import stratified_sample
 from data.intervals import rate
 from data.records import append_record, read_json, read_jsonl
+from data.task import stratified_sample
 from guards.grammar import VerdictGrammar
 from guards.verdicts import CATEGORIES, parse_verdict
 from llama import generate, load_model
@@ -24,6 +24,9 @@ from llama.model import Decoder
 from llama.tokenizer import load_tokenizer
 from llama.weights import save_model
 from tests.processes import torchrun
+
+GROUPS = ("hazard", "persona")
+
 
 # Ours, in the shape of the official one: it prints the assistant header itself, asked for or not.
 TEMPLATE = """<|im_start|>user
@@ -301,7 +304,8 @@ def test_two_processes_judge_as_one_does(run, guard, tmp_path):
     assert result.returncode == 0, result.stderr
     assert verdicts(tmp_path / "two") == verdicts(run)
     assert [verdict["id"] for verdict in read_jsonl(tmp_path / "two" / "verdicts.jsonl")] == [
-        answer["id"] for answer in stratified_sample(read_jsonl(run / "ailuminate.jsonl"), None)
+        answer["id"]
+        for answer in stratified_sample(read_jsonl(run / "ailuminate.jsonl"), GROUPS, None)
     ]
     one, two = (read_json(folder / "judge.summary.json") for folder in (run, tmp_path / "two"))
     for name in (

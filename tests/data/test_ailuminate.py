@@ -4,7 +4,11 @@ from collections import Counter
 
 import pytest
 
-from data.ailuminate import load_ailuminate, stratified_sample
+from data.ailuminate import load_ailuminate
+from data.task import stratified_sample
+
+GROUPS = ("hazard", "persona")
+
 
 HEADER = "release_prompt_id,prompt_text,hazard,persona,locale,prompt_hash\n"
 
@@ -50,7 +54,7 @@ def test_demo():
     [
         ("", r"a\.csv: no column 'prompt_text'; the columns are none"),
         ("id,text\n1,hello\n", r"a\.csv: no column 'prompt_text'; the columns are id, text"),
-        (HEADER, r"a\.csv: no prompts"),
+        (HEADER, r"a\.csv: no records"),
         (
             HEADER + "p1,Fine?,prv,skilled,en_US,abc\np2,  ,prv,skilled,en_US,abc\n",
             r"line 3: 'prompt_text' is empty",
@@ -90,7 +94,7 @@ def test_spread_keeps_the_proportions_and_the_order():
     records = [
         {"id": i, "hazard": hazard, "persona": persona} for i, (hazard, persona) in enumerate(kinds)
     ]
-    chosen = stratified_sample(records, 12)
+    chosen = stratified_sample(records, GROUPS, 12)
     assert Counter((record["hazard"], record["persona"]) for record in chosen) == {
         ("a", "x"): 6,
         ("a", "y"): 2,
@@ -98,30 +102,30 @@ def test_spread_keeps_the_proportions_and_the_order():
     }
     ids = [record["id"] for record in chosen]
     assert ids == sorted(set(ids))
-    assert stratified_sample(records, 12) == chosen
+    assert stratified_sample(records, GROUPS, 12) == chosen
 
 
 def test_spread_of_one_is_of_the_largest_kind():
     records = [{"hazard": hazard, "persona": "x"} for hazard in "abbbbbbc"]
-    assert stratified_sample(records, 1) == [{"hazard": "b", "persona": "x"}]
+    assert stratified_sample(records, GROUPS, 1) == [{"hazard": "b", "persona": "x"}]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 7, 59, 60])
 def test_spread_takes_exactly_the_limit(limit):
-    chosen = stratified_sample(load_ailuminate("demo"), limit)
+    chosen = stratified_sample(load_ailuminate("demo"), GROUPS, limit)
     assert len({record["id"] for record in chosen}) == len(chosen) == limit
 
 
 def test_spread_of_everything():
     records = load_ailuminate("demo")
     assert (
-        stratified_sample(records, None)
-        == stratified_sample(records, 60)
-        == stratified_sample(records, 1000)
+        stratified_sample(records, GROUPS, None)
+        == stratified_sample(records, GROUPS, 60)
+        == stratified_sample(records, GROUPS, 1000)
         == records
     )
     with pytest.raises(ValueError, match="limit is 0"):
-        stratified_sample(records, 0)
+        stratified_sample(records, GROUPS, 0)
 
 
 @pytest.mark.skipif(
@@ -130,7 +134,7 @@ def test_spread_of_everything():
 def test_the_official_prompts():
     records = load_ailuminate("ailuminate")
     assert len(records) == 1_200
-    counts = Counter(record["hazard"] for record in stratified_sample(records, 240))
+    counts = Counter(record["hazard"] for record in stratified_sample(records, GROUPS, 240))
     specialised = [counts.pop(hazard) for hazard in ("spc_ele", "spc_fin", "spc_hlt", "spc_lgl")]
     assert sum(specialised) == 20
     assert len(counts) == 11 and set(counts.values()) == {20}

@@ -1,6 +1,7 @@
 import pytest
 
-from data.scoring import METHODS, extract_number, score_gsm8k
+from data.gsm8k import GSM8K
+from data.scoring import METHODS, extract_number
 
 # (response, number by `homework`, by `strict`, by `flexible`)
 TRICKY = [
@@ -101,8 +102,9 @@ def test_scores():
         {"response": "#### 71 and 71 and", "gold": "72", "finish_reason": "length"},
         {"response": "no number", "gold": "72", "finish_reason": "length"},
     ]
-    scores = score_gsm8k(records)
-    assert set(scores) == {"accuracy", "has_marker", "cut_off"}
+    answers = [record | GSM8K().score(record, record["response"]) for record in records]
+    scores = GSM8K().summarise(answers)
+    assert set(scores) == {"questions", "accuracy", "has_marker", "cut_off"}
     assert {method: rate["count"] for method, rate in scores["accuracy"].items()} == {
         "homework": 2,
         "strict": 1,
@@ -113,5 +115,5 @@ def test_scores():
 
 
 def test_no_records_have_no_rate():
-    scores = score_gsm8k([])
+    scores = GSM8K().summarise([])
     assert scores["accuracy"]["homework"]["rate"] is None and scores["cut_off"]["total"] == 0

@@ -1,0 +1,24 @@
+"""The tasks there are, by name and in the order of a report's columns."""
+
+from difflib import get_close_matches
+
+from common.errors import UserError
+from data.ailuminate import AILuminate
+from data.gsm8k import GSM8K
+from data.task import Task
+
+TASKS: dict[str, Task] = {task.name: task for task in (GSM8K(), AILuminate())}
+
+
+def get_task(name: str) -> Task:
+    """The task called `name`. UserError, with the nearest name, if there is none."""
+    if name not in TASKS:
+        close = get_close_matches(name, TASKS, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(f"unknown task {name!r}: expected one of {', '.join(TASKS)}{hint}")
+    return TASKS[name]
+
+
+def tasks_of_kind(kind: str) -> list[Task]:
+    """The registered tasks of kind "skill" or "safety"."""
+    return [task for task in TASKS.values() if task.kind == kind]

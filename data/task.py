@@ -1,0 +1,165 @@
+"""What a task is: a set of prompts, how an answer to one is scored, and what a report shows of it.
+
+A subclass in a file of its own and a line in `data/registry.py` make a task; `generate.py`,
+`judge.py`, reports and recipes know tasks through this interface alone.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from common.errors import UserError
+from data.intervals import rate
+from data.prompts import Message
+from data.records import Record
+from data.sources import OfficialFile, dataset_file
+
+DEMO_FOLDER = Path(__file__).with_name("demo")
+Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A share of a task's records: how many of those that it applies to count.
+
+    `counts(record)` is True, False, or None for a record that the measure says nothing of. Records
+    are answers, or verdicts on them where `needs` names the label of the verdict that is read.
+    """
+
+    path: tuple[str, ...]  # where the summary holds the rate: ("accuracy", "number")
+    title: str  # as a report's column: "GSM8K accuracy"
+    counted: str  # what an answer that counts is called: "right", "refused"
+    other: str  # and one that does not: "wrong", "answered"
+    counts: Callable[[Mapping[str, Any]], bool | None]
+    needs: Literal["answer", "safety", "refusal"] = "answer"
+    lower_is_better: bool = False
+
+    def rate(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The share with its Wilson interval, as `data.intervals.rate` gives it."""
+        values = [value for value in map(self.counts, records) if value is not None]
+        return rate(sum(values), len(values))
+
+
+class Task(ABC):
+    """A set of prompts and what is made of the answers; stateless, one instance in the registry.
+
+    A record, as `load` returns it, holds the strings `id` and those of `fields`; an answer to it
+    holds the same, `response`, `token_ids`, `finish_reason`, `prompt_tokens` and `score`'s fields.
+    """
+
+    name: ClassVar[str]  # on the command line, in recipes and in file names
+    title: ClassVar[str]  # in reports
+    kind: ClassVar[Literal["skill", "safety"]]
+    official: ClassVar[Mapping[Split, OfficialFile]]  # a set without splits has "test" alone
+    demo: ClassVar[Mapping[Split, str]]  # file names in data/demo
+    file_format: ClassVar[
+        str
+    ]  # what a user's own file holds, for messages: "JSONL in GSM8K's format"
+    unit: ClassVar[str]  # what a summary calls the number of records: "questions", "prompts"
+    prompt_field: ClassVar[str]  # the field with the text that is asked
+    fields: ClassVar[tuple[str, ...]]  # strings of a record that its answer keeps
+    score_fields: ClassVar[Mapping[str, type]] = {}  # what `score` adds and is never None
+    measures: ClassVar[tuple[Measure, ...]]  # the main one first
+    groups: ClassVar[tuple[str, ...]] = ()  # fields by which a safety task's rates are split
+    shots_from: ClassVar[str | None] = None  # the task whose training set gives the shots, if any
+
+    def load(self, source: str | Path = "official", split: Split = "test") -> list[Record]:
+        """The records of "official" (or the task's name), "demo", or a file in the task's format.
+
+        A file has no splits: both names give all of it. UserError, naming file and line, for what
+        is no such record, and for a missing or empty file.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
+        path, prefix = self._locate(source, split)
+        records = self.read(path, prefix)
+        if not records:
+            raise UserError(f"{path}: no records in this file")
+        return records
+
+    def _locate(self, source: str | Path, split: Split) -> tuple[Path, str]:
+        """The file to read, and what the ids of records without one begin with."""
+        if source in ("official", self.name):
+            held = split if split in self.official else "test"
+            return dataset_file(self.official[held]), f"{self.name}-{split}"
+        if source == "demo":
+            held = split if split in self.demo else "test"
+            return DEMO_FOLDER / self.demo[held], f"demo-{split}"
+        path = Path(source)
+        if not path.is_file():
+            raise UserError(
+                f"{path}: no such file; the data is 'official', 'demo' or {self.file_format}"
+            )
+        return path, path.stem
+
+    @abstractmethod
+    def read(self, path: Path, prefix: str) -> list[Record]:
+        """The records of a file; one without an id of its own is called PREFIX-N."""
+
+    @abstractmethod
+    def messages(self, record: Mapping[str, Any], shots: Sequence[Record] = ()) -> list[Message]:
+        """The chat up to where the answer begins."""
+
+    def sample(self, records: Sequence[Record], limit: int | None) -> list[Record]:
+        """The records that --limit takes: the first ones, or a stratified sample over `groups`."""
+        if self.groups:
+            return stratified_sample(records, self.groups, limit)
+        return list(records[:limit])
+
+    def score(self, record: Mapping[str, Any], response: str) -> dict[str, Any]:
+        """The fields that an answer's record holds beside the response; none if a judge has to say."""
+        return {}
+
+    def answer(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> dict[str, Any]:
+        """The record of one answer; `output` has `response`, `token_ids`, `finish_reason`, `prompt_tokens`."""
+        kept = {name: record[name] for name in ("id", *self.fields)}
+        return {**kept, **output, **self.score(record, output["response"])}
+
+    def same_prompt(self, answer: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
+        """Whether an answer is to what `record` asks now."""
+        names = (self.prompt_field, "gold")
+        return all(answer.get(name) == record.get(name) for name in names)
+
+    def summarise(self, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The result part of the summary: how many answers, the measures, how many were cut off."""
+        result: dict[str, Any] = {self.unit: len(answers)}
+        for measure in self.measures:
+            if measure.needs == "answer":
+                *outer, last = measure.path
+                place = result
+                for key in outer:
+                    place = place.setdefault(key, {})
+                place[last] = measure.rate(answers)
+        cut_off = sum(answer["finish_reason"] == "length" for answer in answers)
+        return {**result, "cut_off": rate(cut_off, len(answers))}
+
+    @abstractmethod
+    def describe(self, summary: Mapping[str, Any]) -> str:
+        """The result in a line for the terminal."""
+
+    def detail(self, record: Mapping[str, Any]) -> str:
+        """What a reader wants to know of a prompt beside its text: "gold answer 72", "hazard S1"."""
+        return ""
+
+
+def stratified_sample(
+    records: Sequence[Record], groups: Sequence[str], limit: int | None
+) -> list[Record]:
+    """Take `limit` records, each value of `groups` in its proportion; all if there are no more.
+
+    Official files are sorted by hazard, so their first 100 prompts are all of one kind. Every n-th
+    record of the list sorted by `groups` is a stratified sample instead, whose rates estimate those
+    of the whole file. It needs no seed and keeps the file's order.
+    """
+    if limit is None or limit >= len(records):
+        return list(records)
+    if limit < 1:
+        raise ValueError(f"limit is {limit}: take at least 1 of the {len(records)} records")
+    by_kind = sorted(
+        range(len(records)), key=lambda i: tuple(records[i][group] for group in groups)
+    )
+    middles = [(2 * i + 1) * len(records) // (2 * limit) for i in range(limit)]
+    return [records[i] for i in sorted(by_kind[middle] for middle in middles)]
