@@ -1,5 +1,6 @@
 # make demo   the whole path on a small real model, in minutes on a laptop
-# make test   lint and tests
+# make test   lint, types and tests
+# make quick  lint, types and the tests that take under a second each
 # make reproduce MODEL=...   every recipe, then the original's figures beside ours; LIMIT=N for fewer test questions,
 #             TRAIN_LIMIT=N for fewer to train on, JUDGE=refusal where there is no guard, EMBEDDER=... for similar shots,
 #             SET="train.lr=1e-3 ..." for options that overrule the recipes
@@ -15,7 +16,7 @@ DEMO := --model smollm2 --data demo
 MODEL ?= meta-llama/Llama-3.2-1B-Instruct
 JUDGE ?= guard
 
-.PHONY: demo reproduce test clean
+.PHONY: demo reproduce lint test quick clean
 
 demo: .venv/installed
 	$(PYTHON) generate.py $(DEMO) --run $(BASE) --no-adapter --max-new-tokens 128 --batch-size 64
@@ -34,10 +35,16 @@ reproduce: .venv/installed
 		$(if $(LIMIT),--limit $(LIMIT)) $(if $(TRAIN_LIMIT),--train-limit $(TRAIN_LIMIT)) \
 		$(if $(EMBEDDER),--embedder $(EMBEDDER)) $(foreach setting,$(SET),--set $(setting))
 
-test: .venv/installed
+lint: .venv/installed
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
+	$(PYTHON) -m mypy
+
+test: lint
 	$(PYTHON) -m pytest
+
+quick: lint
+	$(PYTHON) -m pytest -m 'not slow'
 
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON3) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or newer is needed: make PYTHON3=..."'
@@ -46,4 +53,4 @@ test: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache
