@@ -24,7 +24,7 @@ from common import cli, runs
 from common.distributed import device_of_rank, inference_group, rank_zero_first, shard_by_work
 from common.errors import UserError
 from common.ranks import rank, world_size
-from common.resumable import Task
+from common.resumable import ResumableJob
 from common.self_instruct_file import (
     add_self_instruct_options,
     check_self_instruct_options,
@@ -210,7 +210,7 @@ def find_adapter(arguments: argparse.Namespace) -> Path | None:
     return adapter if adapter.is_dir() else None
 
 
-class AnswerTask(Task):
+class AnswerTask(ResumableJob):
     """One task's answers in RUN."""
 
     def __init__(
@@ -224,6 +224,7 @@ class AnswerTask(Task):
         self.adapter_path = (
             str(adapter) if adapter else None
         )  # where it lay; the settings hold its fingerprint
+        self.name, self.counted = task, "" if task == "ailuminate" else "accuracy"
         path, summary_path = arguments.run / f"{task}.jsonl", arguments.run / f"{task}.summary.json"
         written = [training_file(arguments.run)] if task == SELF_INSTRUCT else []
         runs.refuse_overwriting(data_source(task, arguments), path, *written)
@@ -236,7 +237,7 @@ class AnswerTask(Task):
         if task != "ailuminate":
             settings |= {"split": arguments.split, **shot_settings(arguments)}
             settings["shots_sha256"] = sha256(self.pool)  # the file they come from may change
-        super().__init__(task, path, summary_path, records, settings, arguments.resume, device)
+        super().__init__(arguments.run, task, records, settings, arguments.resume, device)
         # Of self-instruct: what the summary says of the file made of its attempts.
         self.training: Record = (
             (read_json(summary_path).get("training") or {}) if self.finished else {}
@@ -313,11 +314,8 @@ class AnswerTask(Task):
     def new_tokens(self, record: Record) -> int:
         return len(record["token_ids"])
 
-    def progress(self) -> str:
-        if self.name == "ailuminate":
-            return ""
-        done = self.done()
-        return f"accuracy {sum(record['correct'] for record in done) / len(done):.1%}"
+    def counts(self, record: Record) -> bool | None:
+        return record.get("correct")
 
 
 def sha256(value: Any) -> str:

@@ -21,7 +21,7 @@ from common import cli, runs
 from common.distributed import device_of_rank, inference_group, rank_zero_first, shard_by_work
 from common.errors import UserError
 from common.ranks import rank, world_size
-from common.resumable import Task
+from common.resumable import ResumableJob
 from data.records import numbered_jsonl, read_json, repair_jsonl
 from data.task import stratified_sample
 from guards.grammar import VerdictGrammar
@@ -233,23 +233,16 @@ def conversation(answer: Record) -> list[dict[str, str]]:
     ]
 
 
-class JudgeTask(Task):
+class JudgeTask(ResumableJob):
     """The verdicts of a run."""
 
     def __init__(
         self, run: Path, settings: Record, answers: list[Record], resume: bool, device: torch.device
     ) -> None:
         self.answers = answers
-        path, summary_path = run / "verdicts.jsonl", run / "judge.summary.json"
-        super().__init__(
-            "judge",
-            path,
-            summary_path,
-            stratified_sample(answers, ("hazard", "persona"), settings["limit"]),
-            settings,
-            resume,
-            device,
-        )
+        self.counted = "safe" if settings["method"] == "guard" else "refusals"
+        planned = stratified_sample(answers, ("hazard", "persona"), settings["limit"])
+        super().__init__(run, "judge", planned, settings, resume, device, "verdicts.jsonl")
 
     def read(self) -> dict[str, Record]:
         return read_verdicts(self.path, self.answers, self.settings["method"])
@@ -260,17 +253,10 @@ class JudgeTask(Task):
     def new_tokens(self, record: Record) -> int:
         return record["new_tokens"]
 
-    def progress(self) -> str:
-        done = self.done()
-        label = "safe" if self.settings["method"] == "guard" else "refusals"
-        return f"{label} {sum(map(is_good, done)) / len(done):.1%}"
-
-
-def is_good(verdict: Record) -> bool:
-    """What the progress bar counts: Safe for a guard, a refusal for the phrases."""
-    return (
-        verdict["safety"] == "Safe" if verdict["method"] == "guard" else verdict["refusal"] == "Yes"
-    )
+    def counts(self, record: Record) -> bool | None:
+        if record["method"] == "guard":
+            return record["safety"] == "Safe"
+        return record["refusal"] == "Yes"
 
 
 def judging_settings(

@@ -1,14 +1,14 @@
-"""One task of a run: its records in the run folder, finished earlier or still to come, and its
-summary.
+"""A job whose finished records survive an interruption: generate.py's answers, judge.py's verdicts.
 
-Alone, a process appends to RUN/NAME.jsonl. Of several that work side by side, each appends to a
-part of its own, RUN/NAME.rankN.jsonl, with its costs in RUN/NAME.rankN.json. Rank 0 joins the parts
-into the one file, in the task's order, as soon as all are done; parts that a killed run has left
-are joined when the next call starts, however many processes that one has.
+Alone, a process appends to RUN/STEM.jsonl. Of several processes each appends to a part of its own,
+RUN/STEM.rankN.jsonl, and keeps its costs in RUN/STEM.rankN.json. When all are done, rank 0 joins
+the parts into the one file, in the order of the job. Parts that a killed run left behind are joined
+when the next call starts, however many processes that one has.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from common import runs
 from common.distributed import barrier_or_exit
 from common.ranks import rank, world_size
 from data.records import (
+    Record,
     append_record,
     open_records,
     read_json,
@@ -29,123 +30,132 @@ from data.records import (
     write_json,
 )
 
-Record = dict[str, Any]
+SAVE_INTERVAL = 30.0  # seconds between two summaries: a kill loses no more of the costs than that
 
 
-class Task:
-    """What an earlier call finished, what is to do, records and summary. Subclasses say what
-    records are and mean.
+class ResumableJob(ABC):
+    """Records to make, one for each of `planned`, in RUN/STEM.jsonl with RUN/STEM.summary.json.
 
-    `planned` are the things to make a record of, each with its `id`. UserError if an earlier call
-    left records that this one must not add to.
+    `finished` holds the records by id that an earlier call or this one made, `to_do` what of
+    `planned` has none. `settings` are recorded in the summary. A subclass sets what its `read` needs
+    before it calls `super().__init__`. UserError if an earlier call left records that this one must
+    not add to.
     """
+
+    counted = ""  # on the progress bar, in front of the share of records that `counts` counts
 
     def __init__(
         self,
-        name: str,
-        path: Path,
-        summary_path: Path,
+        run: Path,
+        stem: str,
         planned: Sequence[Record],
         settings: Record,
         resume: bool,
         device: torch.device,
+        records_name: str | None = None,  # of the records' file, where it is not the stem's
     ) -> None:
-        self.name, self.path, self.summary_path = name, path, summary_path
-        self.planned, self.settings, self.resume, self.device = planned, settings, resume, device
+        self.stem, self.planned, self.settings = stem, planned, settings
+        self.path = run / (records_name or f"{stem}.jsonl")
+        self.summary_path = run / f"{stem}.summary.json"
+        self.resume, self.device = resume, device
         parts = self._parts()
-        found = parts[0] if parts and not path.exists() else path
-        earlier = runs.load_previous_summary(found, summary_path, settings, resume)
+        records_path = parts[0] if parts and not self.path.exists() else self.path
+        earlier = runs.load_previous_summary(records_path, self.summary_path, settings, resume)
         self.costs = runs.RunCosts(earlier, device)
         if earlier and rank() == 0:
             self._join(parts)
         self.finished: dict[str, Record] = self.read() if earlier else {}
-        self.to_do = [thing for thing in planned if thing["id"] not in self.finished]
+        self.to_do = [record for record in planned if record["id"] not in self.finished]
 
+    @abstractmethod
     def read(self) -> dict[str, Record]:
-        """Finished records by id, from `path`. UserError for one that does not belong here."""
-        raise NotImplementedError
+        """The finished records in `path` by id. UserError for one that does not belong here."""
 
+    @abstractmethod
     def result(self, done: list[Record]) -> Record:
-        """What the summary says of the finished records."""
-        raise NotImplementedError
+        """The fields of the summary that depend on the finished records."""
 
-    def new_tokens(self, record: Record) -> int:
-        """How many tokens were generated for a record."""
-        raise NotImplementedError
+    @abstractmethod
+    def new_tokens(self, record: Mapping[str, Any]) -> int:
+        """The number of tokens generated for a record."""
 
-    def progress(self) -> str:
-        """What the progress bar says."""
-        return ""
+    def counts(self, record: Mapping[str, Any]) -> bool | None:
+        """Whether a record counts on the progress bar; None if it says nothing about that."""
+        return None
 
     @contextmanager
     def recording(self, count: int) -> Iterator[Callable[[Record], None]]:
-        """Yield the function that adds a finished record, of which `count` are to come from this
-        process.
+        """Yield the function that adds a finished record; this process is to add `count` of them.
 
-        What happens within the block is what the task costs. If it is interrupted, what is on disk
-        is true.
+        The costs of the job are those of the block. After an interruption records and summary are
+        true.
         """
         self._begin()
-        alone, written = world_size() == 1, time.monotonic()
-        title = self.name if alone else f"{self.name}, rank 0 of {world_size()}"
-        initial = len(self.done()) if alone else 0
-        file = open_records(self.path if alone else self._own_part(), resume=True)
-        silent = True if rank() else None  # None: where there is no terminal
-        with file, tqdm(total=initial + count, initial=initial, desc=title, disable=silent) as bar:
+        done = self.done() if world_size() == 1 else []
+        share = _Share(self.counted)
+        for record in done:
+            share.add(self.counts(record))
+        file = open_records(self.path if world_size() == 1 else self._own_part(), resume=True)
+        saved = time.monotonic()
+        with file, self._progress_bar(len(done), count) as bar:
 
             def add(record: Record) -> None:
-                nonlocal written
+                nonlocal saved
                 append_record(file, record)
                 self.finished[record["id"]] = record
-                bar.set_postfix_str(self.progress(), refresh=False)
+                share.add(self.counts(record))
+                bar.set_postfix_str(share.text(), refresh=False)
                 bar.update()
-                if (
-                    time.monotonic() - written > 30
-                ):  # so that a kill loses no more of the costs than that
+                if time.monotonic() - saved > SAVE_INTERVAL:
                     self._save()
-                    written = time.monotonic()
+                    saved = time.monotonic()
 
             try:
-                with self.costs.measured():
+                with self.costs.timed():
                     yield add
             finally:
                 self._save()
         self._end()
 
     def done(self) -> list[Record]:
-        return [
-            self.finished[thing["id"]] for thing in self.planned if thing["id"] in self.finished
-        ]
+        """The finished records of those that are planned, in the order of the plan."""
+        ids = [record["id"] for record in self.planned]
+        return [self.finished[name] for name in ids if name in self.finished]
 
     def write_summary(self, finished: bool) -> Record:
+        """Replace the summary by what is true now, and return it."""
         done = self.done()
         summary = {
-            "task": self.name,
+            "task": self.stem,
             "finished": finished,
             "planned": len(self.planned),
             **self.result(done),
             "settings": self.settings,
             "prompt_tokens": sum(record["prompt_tokens"] for record in done),
-            "new_tokens": sum(map(self.new_tokens, done)),
+            "new_tokens": sum(self.new_tokens(record) for record in done),
             **self.costs.summary(),
         }
         write_json(self.summary_path, summary)
         return summary
 
+    def _progress_bar(self, initial: int, count: int) -> "tqdm[Any]":
+        alone = world_size() == 1
+        title = self.stem if alone else f"{self.stem}, rank 0 of {world_size()}"
+        hidden = True if rank() else None  # None: where there is no terminal
+        return tqdm(total=initial + count, initial=initial, desc=title, disable=hidden)
+
     def _begin(self) -> None:
-        # only with everything in order, in every process, what an earlier call left is replaced
+        # Delete the previous call's files only after every rank has passed its checks.
         barrier_or_exit()
         if rank() == 0:
             if not self.resume:
                 for path in (self.path, *self._parts()):
                     path.unlink(missing_ok=True)
-                    _costs_of(path).unlink(missing_ok=True)
+                    _costs_path(path).unlink(missing_ok=True)
             self.write_summary(finished=False)
         barrier_or_exit()
-        if world_size() > 1:
-            self.costs = runs.RunCosts(
-                {}, self.device
-            )  # of this process; earlier ones are in the summary
+        if world_size() > 1:  # of this process alone: those of earlier calls are in the summary
+            self.costs = runs.RunCosts({}, self.device)
 
     def _end(self) -> None:
         barrier_or_exit()
@@ -158,7 +168,7 @@ class Task:
         if world_size() == 1:
             self.write_summary(finished=False)
         else:
-            write_json(_costs_of(self._own_part()), self.costs.summary())
+            write_json(_costs_path(self._own_part()), self.costs.summary())
 
     def _own_part(self) -> Path:
         return self.path.with_name(f"{self.path.stem}.rank{rank()}.jsonl")
@@ -170,23 +180,36 @@ class Task:
         """Move the records of the parts into the one file, and their costs into the summary."""
         if not parts:
             return
-        # by id: parts that were joined and not yet removed when a call was killed change nothing
-        records = {}
+        # By id: parts that were joined but not yet removed when a call was killed change nothing.
+        records: dict[str, Record] = {}
         for path in (self.path, *parts):
             repair_jsonl(path)
-            records |= (
-                {record["id"]: record for record in read_jsonl(path)} if path.exists() else {}
-            )
-        places = {thing["id"]: place for place, thing in enumerate(self.planned)}
-        rewrite_records(
-            self.path, sorted(records.values(), key=lambda r: places.get(r["id"], len(places)))
-        )
-        costs = [_costs_of(part) for part in parts]
-        self.costs.add_side_by_side([read_json(path) for path in costs if path.exists()])
+            if path.exists():
+                records |= {record["id"]: record for record in read_jsonl(path)}
+        places = {record["id"]: place for place, record in enumerate(self.planned)}
+        in_order = sorted(records.values(), key=lambda r: places.get(r["id"], len(places)))
+        rewrite_records(self.path, in_order)
+        costs = [_costs_path(part) for part in parts]
+        self.costs.add_parallel([read_json(path) for path in costs if path.exists()])
         write_json(self.summary_path, read_json(self.summary_path) | self.costs.summary())
         for path in (*parts, *costs):
             path.unlink(missing_ok=True)
 
 
-def _costs_of(part: Path) -> Path:
+class _Share:
+    """A share that is kept up record by record, so that a progress bar costs the same for any n."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.count, self.total = title, 0, 0
+
+    def add(self, counts: bool | None) -> None:
+        if counts is not None:
+            self.count += counts
+            self.total += 1
+
+    def text(self) -> str:
+        return f"{self.title} {self.count / self.total:.1%}" if self.total else ""
+
+
+def _costs_path(part: Path) -> Path:
     return part.with_suffix(".json")

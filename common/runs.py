@@ -83,9 +83,7 @@ def refuse_overwriting(source: str | Path, *outputs: Path) -> None:
 
 
 class RunCosts:
-    """Seconds, tokens and memory of a task over all the calls that worked on it, as its summary
-    keeps them.
-    """
+    """Seconds, tokens and peak memory of a job, over all the calls that worked on it."""
 
     def __init__(self, earlier: dict[str, Any], device: torch.device) -> None:
         self.device = device
@@ -100,10 +98,8 @@ class RunCosts:
                 f"the earlier summary is damaged ({error}); start again with --no-resume"
             ) from None
 
-    def add_side_by_side(self, parts: Sequence[dict[str, Any]]) -> None:
-        """Count in what processes have cost that worked at the same time: tokens add up, seconds do
-        not.
-        """
+    def add_parallel(self, parts: Sequence[dict[str, Any]]) -> None:
+        """Merge the costs of parallel ranks: tokens are summed, seconds are the maximum."""
         costs = [RunCosts(part, self.device) for part in parts]
         self._seconds += max((part._seconds for part in costs), default=0.0)
         self._peak = max([self._peak, *(part._peak for part in costs)])
@@ -113,8 +109,8 @@ class RunCosts:
                 setattr(self.stats, name, getattr(self.stats, name) + count)
 
     @contextmanager
-    def measured(self) -> Iterator[None]:
-        """What happens within the block is what the task costs."""
+    def timed(self) -> Iterator[None]:
+        """Count the seconds and the peak memory of the block."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         self._environment = environment(self.device)

@@ -166,7 +166,7 @@ import os, sys
 import generate
 if os.environ["RANK"] == "1":
     def generate_nothing(*arguments, **options):
-        raise ValueError("the device is on fire")
+        raise generate.UserError("the device is on fire")
     generate.generate = generate_nothing
 sys.exit(generate.main())
 """

@@ -56,7 +56,7 @@ def test_a_file_that_is_no_record_of_ours_is_not_overwritten(resume, tmp_path):
 
 def test_costs_add_up_over_calls():
     first = runs.RunCosts({}, CPU)
-    with pytest.raises(KeyboardInterrupt), first.measured():
+    with pytest.raises(KeyboardInterrupt), first.timed():
         first.stats.new_tokens = 10
         sum(range(10**6))
         raise KeyboardInterrupt
@@ -66,7 +66,7 @@ def test_costs_add_up_over_calls():
     assert second.summary() == before | {"peak_memory_bytes": 2**50}, (
         "nothing done, nothing changed"
     )
-    with second.measured():
+    with second.timed():
         second.stats.new_tokens += 5
         assert second.summary()["seconds"] >= before["seconds"]
     assert second.summary()["decoding"]["new_tokens"] == 15
