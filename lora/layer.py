@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llama.errors import UserError
-from llama.model import RMSNorm, SwiGLU
 from llama.onednn import packed_linear
 from llama.quantization import dense_weight
 
@@ -47,13 +46,25 @@ class LoRAConfig:
             raise UserError("target_modules is empty: name at least one linear layer")
 
 
+@dataclass(frozen=True)
+class Recompute:
+    """The way to form a layer's input again: `output` is what `function(*inputs)` returned.
+
+    `inputs` are detached. They are saved for backward in place of `output`.
+    """
+
+    function: Callable[..., Tensor]
+    inputs: tuple[Tensor, ...]
+    output: Tensor
+
+
 class LowRankLinear(torch.autograd.Function):
     """x [..., in], frozen weight [out, in] and bias, A [rank, in], B [out, rank] -> [..., out] in
     the dtype of `x`.
 
     `weight_scale` is None unless the weight is quantised; `packed` is None or the weight and its
-    transpose, packed, and `weight` is empty then. `origin` is None or a function and the inputs it
-    made `x` from: then these are kept in place of `x`. `kept` [..., in] bool are the values dropout
+    transpose, packed, and `weight` is empty then. With `recompute`, backward forms `x` again and
+    only what it is made from is saved. `kept` [..., in] bool are the values dropout
     leaves; `scaling` includes what makes up for the others. Products with A and B are written so
     that the short side is the number of rows: BLAS is up to five times slower the other way.
     """
@@ -70,9 +81,10 @@ class LowRankLinear(torch.autograd.Function):
         B: Tensor,
         kept: Tensor | None,
         scaling: float,
-        origin: tuple[Callable[..., Tensor], tuple[Tensor, ...]] | None,
+        recompute: Recompute | None,
     ) -> Tensor:
-        ctx.origin, inputs = origin or (None, (x,))
+        ctx.function = recompute.function if recompute else None
+        inputs = recompute.inputs if recompute else (x,)
         ctx.scaling, ctx.packed = scaling, packed
         bias = None if bias is None else bias.to(x.dtype)
         if packed:
@@ -87,7 +99,7 @@ class LowRankLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, weight_scale, A, B, kept, low_rank, *inputs = ctx.saved_tensors
-        x = ctx.origin(*inputs) if ctx.origin else inputs[0]
+        x = ctx.function(*inputs) if ctx.function else inputs[0]
         grad = grad.to(x.dtype)
         rows, dropped = _rows(grad), _rows(_drop(x, kept))
         low_A, low_B = A.to(x.dtype), B.to(x.dtype)
@@ -106,23 +118,6 @@ class LowRankLinear(torch.autograd.Function):
             else:
                 through_low_rank += _drop(grad_low.T @ low_A, _rows(kept))
         return grad_x, None, None, None, None, grad_A, grad_B, None, None, None
-
-
-def recompute_activations_in_backward(model: nn.Module) -> None:
-    """Let the layers that the norms and activations of `model` feed keep what these read, not what
-    they write.
-
-    Residuals, gates and ups are kept anyway, so this saves their outputs for the price of forming
-    them again.
-    """
-    for module in model.modules():
-        if isinstance(module, RMSNorm | SwiGLU):
-            module.register_forward_hook(_note_origin)
-
-
-def _note_origin(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    if output.requires_grad:
-        output.origin = (module.forward, tuple(tensor.detach() for tensor in inputs))
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -147,6 +142,7 @@ class LoRALinear(nn.Linear):
         self.weight, self.bias = linear.weight, linear.bias
         self.weight_scale = getattr(linear, "weight_scale", None)  # of a QuantizedLinear
         self.packed: tuple[Tensor, Tensor] | None = None  # see lora/onednn.py
+        self.recompute: Recompute | None = None  # of the next input, see lora/recompute.py
         self.config = config
         self.scale = 1.0  # set_lora_scale changes it
         self.enabled = True
@@ -166,10 +162,13 @@ class LoRALinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out], in the dtype of `x`, or autocast's where that is on."""
-        origin, device_type = getattr(x, "origin", None), x.device.type
+        recompute, self.recompute = self.recompute, None  # good for one call
+        assert recompute is None or recompute.output is x, "not what the module before returned"
+        device_type = x.device.type
         if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
             dtype = torch.get_autocast_dtype(device_type)
-            origin, x = origin if x.dtype == dtype else None, x.to(dtype)
+            if x.dtype != dtype:
+                recompute, x = None, x.to(dtype)  # what is saved is the cast input
         if not self.enabled and self.packed:
             return packed_linear(x, self.packed[0], self.bias)
         if not self.enabled:
@@ -190,7 +189,7 @@ class LoRALinear(nn.Linear):
             self.lora_B,
             kept,
             scaling,
-            origin,
+            recompute,
         )
 
     def can_be_packed(self) -> bool:

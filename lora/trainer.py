@@ -19,8 +19,8 @@ from llama.errors import UserError
 from llama.model import Decoder
 from lora.inject import lora_parameters
 from lora.kl_anchor import Anchor
-from lora.layer import recompute_activations_in_backward
 from lora.loss import step_loss
+from lora.recompute import recompute_activations_in_backward
 
 SCHEDULES = ("cosine", "linear", "constant")
 
