@@ -4,7 +4,11 @@ from math import comb
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from data.intervals import (
+    _normal_power_of_flips,
+    _power_of_flips,
+    holm,
     mcnemar_test,
     mean_interval,
     paired_interval,
@@ -54,7 +58,7 @@ def test_no_trials_say_nothing():
 
 @pytest.mark.parametrize(("successes", "total"), [(-1, 5), (6, 5), (1, 0)])
 def test_impossible_counts_are_refused(successes, total):
-    with pytest.raises(ValueError, match=f"{successes} successes in {total} trials"):
+    with pytest.raises(UserError, match=f"{successes} successes in {total} trials"):
         wilson_interval(successes, total)
 
 
@@ -76,29 +80,65 @@ def test_mcnemar_by_hand():
     assert mcnemar_test(0, 6) == 2 / 64  # the fewest flips that are significant at 5 %
     assert mcnemar_test(3, 3) == 1.0 and mcnemar_test(0, 0) == 1.0
     assert mcnemar_test(400, 600) == mcnemar_test(600, 400) < 1e-9
-    with pytest.raises(ValueError, match="lost = -1"):
+    with pytest.raises(UserError, match="lost = -1"):
         mcnemar_test(-1, 2)
 
 
-def test_paired_interval_is_that_of_resampled_pairs():
-    lost, gained, total = 3, 12, 80
-    pairs = np.array([-1] * lost + [1] * gained + [0] * (total - lost - gained))
-    draws = np.random.default_rng(1).choice(pairs, size=(20_000, total)).mean(1)
-    low, high = paired_interval(lost, gained, total)
-    assert (low, high) == pytest.approx(np.percentile(draws, [2.5, 97.5]), abs=1 / total)
-    assert paired_interval(lost, gained, total) == (low, high)  # seeded
-    assert paired_interval(gained, lost, total) == pytest.approx((-high, -low), abs=1 / total)
-    assert low < (gained - lost) / total < high
+def coverage(lost: float, gained: float, total: int) -> float:
+    """Chance that the interval of `total` pairs holds the true difference; every outcome counted.
+
+    A pair goes from good to bad with chance `lost`, the other way with chance `gained`.
+    """
+    covered, most = 0.0, round(total * (lost + gained)) + 40
+    for few, many in product(range(most), range(most)):
+        stay = total - few - many
+        if stay < 0:
+            continue
+        low, high = paired_interval(few, many, total)
+        if low <= gained - lost <= high:
+            ways = comb(total, few) * comb(total - few, many)
+            covered += ways * lost**few * gained**many * (1 - lost - gained) ** stay
+    return covered
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "total"),
+    [
+        (0.005, 0.01, 240),
+        (0.01, 0.005, 240),
+        (0.0075, 0.0075, 240),
+        (0.03, 0.1, 100),
+        (0.2, 0.1, 30),
+    ],
+)
+def test_paired_interval_covers_what_it_promises(lost, gained, total):
+    assert 0.945 <= coverage(lost, gained, total) <= 0.997
+
+
+def test_paired_interval_by_hand():
+    # Bonett and Price 2012: (f + 1) / (n + 2) of each kind of flip.
+    low, high = paired_interval(3, 12, 80)
+    difference, sum_of_shares = (13 - 4) / 82, (13 + 4) / 82
+    half = 1.959964 * ((sum_of_shares - difference**2) / 82) ** 0.5
+    assert (low, high) == pytest.approx((difference - half, difference + half), rel=1e-12)
+    assert paired_interval(12, 3, 80) == pytest.approx((-high, -low), rel=1e-12)
 
 
 def test_paired_interval_at_the_edges():
-    assert paired_interval(0, 0, 10) == (0.0, 0.0)
-    assert paired_interval(0, 10, 10) == (1.0, 1.0)
+    low, high = paired_interval(0, 0, 10)
+    assert low == -high and 0.1 < high < 0.5  # no flip seen is not: none to come
+    assert paired_interval(0, 10, 10)[1] == 1.0
     for counts in [(-1, 0, 5), (3, 3, 5), (0, 0, 0)]:
         with pytest.raises(
-            ValueError, match=f"lost = {counts[0]}, gained = {counts[1]} of {counts[2]} pairs"
+            UserError, match=f"lost = {counts[0]}, gained = {counts[1]} of {counts[2]} pairs"
         ):
             paired_interval(*counts)
+
+
+def test_holm_by_hand():
+    # Holm 1979: the smallest times 4, the next times 3, ..., none below the one before it.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == []
 
 
 def test_mean_interval_shrinks_with_the_root_of_the_sample():
@@ -109,34 +149,49 @@ def test_mean_interval_shrinks_with_the_root_of_the_sample():
         (values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.15 * error
     )
     assert mean_interval([0.25]) == (0.25, 0.25)
-    with pytest.raises(ValueError, match="no values"):
+    with pytest.raises(UserError, match="no values"):
         mean_interval([])
 
 
-def test_published_sample_sizes():
-    # Connor 1987 as worked by two public calculators (powerandsamplesize.com; shares 0.45 and 0.30
-    # with ratio 2)
-    assert questions_needed(0.40, 0.50) == 23
-    assert questions_needed(0.15, 0.45) == 155
-    assert questions_needed(-0.15, 0.45) == 155
-
-
-@pytest.mark.parametrize(("difference", "flipped"), [(0.1, 0.3), (0.06, 0.2), (0.06, 0.3)])
-def test_that_many_questions_do_find_it_four_times_in_five(difference, flipped):
-    total = questions_needed(difference, flipped)
-    gained, power = (flipped + difference) / 2 / flipped, 0.0
-    for flips in range(
-        total + 1
-    ):  # the score test that the formula is about, over all its outcomes
+def power_by_enumeration(total: int, flipped: float, gained: float) -> float:
+    """Chance that the exact test is significant at 5 %, over everything that can happen."""
+    power = 0.0
+    for flips in range(total + 1):
         of_flips = comb(total, flips) * flipped**flips * (1 - flipped) ** (total - flips)
-        found = [k for k in range(flips + 1) if (2 * k - flips) ** 2 > 1.959964**2 * flips]
+        found = [k for k in range(flips + 1) if mcnemar_test(k, flips - k) <= 0.05]
         power += of_flips * sum(
             comb(flips, k) * gained**k * (1 - gained) ** (flips - k) for k in found
         )
-    assert power == pytest.approx(0.8, abs=0.01)
+    return power
+
+
+@pytest.mark.parametrize(
+    ("difference", "flipped"), [(0.2, 0.35), (-0.2, 0.35), (0.3, 0.4), (0.4, 0.4)]
+)
+def test_that_many_questions_show_it_four_times_in_five(difference, flipped):
+    total = questions_needed(difference, flipped)
+    gained = (flipped + difference) / 2 / flipped
+    assert power_by_enumeration(total, flipped, gained) >= 0.8
+    assert power_by_enumeration(total - 1, flipped, gained) < 0.8
+
+
+def test_the_exact_test_needs_more_than_the_score_test():
+    # Connor 1987 as worked by two public calculators (powerandsamplesize.com): 23 and 155.
+    assert 23 <= questions_needed(0.40, 0.50) <= 23 * 1.15
+    assert 155 <= questions_needed(0.15, 0.45) <= 155 * 1.15
+    assert questions_needed(-0.15, 0.45) == questions_needed(0.15, 0.45)
+
+
+@pytest.mark.parametrize("one_sided", [0.5, 0.6, 0.7, 1.0])
+def test_the_approximation_for_many_flips_joins_the_exact_power(one_sided):
+    flips = range(380, 401)  # a power is always a mean over many numbers of flips
+    exact = np.mean([_power_of_flips(count, one_sided, 0.05) for count in flips])
+    near = np.mean([_normal_power_of_flips(count, one_sided, 0.05) for count in flips])
+    assert near == pytest.approx(exact, abs=0.002)
 
 
 def test_no_difference_needs_no_end_of_questions():
     assert questions_needed(0.0, 0.3) is None
-    with pytest.raises(ValueError, match=r"difference = 0\.4, flipped = 0\.3"):
+    assert questions_needed(1e-6, 0.5) is None  # more than 10**9
+    with pytest.raises(UserError, match=r"difference = 0\.4, flipped = 0\.3"):
         questions_needed(0.4, 0.3)
