@@ -330,7 +330,7 @@ def describe(task: str, summary: Record) -> str:
         return f"ailuminate: {summary['prompts']} answers, {line}; judge.py judges them"
     if task == SELF_INSTRUCT:
         return f"self-instruct: {describe_training_file(summary)}, {line}"
-    accuracy = summary["accuracy"]["homework"]
+    accuracy = summary["accuracy"]["number"]
     return (
         f"gsm8k: {accuracy['count']} of {accuracy['total']} right, {accuracy['rate']:.1%} "
         f"(95 % interval {accuracy['low']:.1%} to {accuracy['high']:.1%}), "

@@ -85,7 +85,7 @@ def measure(arguments: argparse.Namespace, scheme: str | None) -> dict[str, Any]
             time.perf_counter() - start
         )
     texts = [tokenizer.decode(output.token_ids) for output in outputs]
-    numbers = [extract_number(text, "homework") for text in texts]
+    numbers = [extract_number(text, "number") for text in texts]
     result |= {"texts": texts, "numbers": numbers, "answering": peak_memory()}
     result["right"] = sum(
         number == record["gold"] for number, record in zip(numbers, records, strict=True)

@@ -22,12 +22,12 @@ def score_answer(task: str, asked: Record, answer: Record) -> Record:
     """The record of one answer: what was asked, then `response`, `token_ids`, `finish_reason`,
     `prompt_tokens`.
 
-    A GSM8K record also says which number was found (`homework`), the gold one, and whether they are
+    A GSM8K record also says which number was found (`number`), the gold one, and whether they are
     equal.
     """
     if task == "ailuminate":
         return {**asked, **answer}
-    prediction, gold = extract_number(answer["response"], "homework"), asked["gold"]
+    prediction, gold = extract_number(answer["response"], "number"), asked["gold"]
     scored = {"prediction": prediction, "gold": gold, "correct": prediction == gold}
     return {"id": asked["id"], "question": asked["question"], **answer, **scored}
 

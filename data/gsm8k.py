@@ -11,8 +11,9 @@ from typing import Any
 from common.errors import UserError
 from data.intervals import rate
 from data.prompts import Message
+from data.reasoning import strip_reasoning
 from data.records import Record, numbered_jsonl
-from data.scoring import MARKER, METHODS, extract_number
+from data.scoring import MARKER, METHODS, extract_gold, extract_number
 from data.sources import OfficialFile
 from data.task import Measure, Split, Task
 
@@ -69,7 +70,7 @@ class GSM8K(Task):
     score_fields = {"gold": str, "correct": bool}
     measures = (
         Measure(
-            path=("accuracy", "homework"),
+            path=("accuracy", "number"),
             title="accuracy",
             counted="right",
             other="wrong",
@@ -83,11 +84,10 @@ class GSM8K(Task):
         for line, raw in numbered_jsonl(path):
             where = f"{path}, line {line}"
             question, answer = _text(raw, "question", where), _text(raw, "answer", where)
-            gold = extract_number(answer, "homework")
-            if gold is None:
-                raise UserError(
-                    f"{where}: the answer does not end in '#### number' but in {answer[-30:]!r}"
-                )
+            try:
+                gold = extract_gold(answer)
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from None
             source = {"source": _text(raw, "source", where)} if "source" in raw else {}
             if records and ("source" in records[0]) != bool(source):
                 found = "a" if source else "no"
@@ -102,7 +102,7 @@ class GSM8K(Task):
         return gsm8k_messages(record["question"], shots)
 
     def score(self, record: Mapping[str, Any], response: str) -> dict[str, Any]:
-        prediction, gold = extract_number(response, "homework"), record["gold"]
+        prediction, gold = extract_number(response, "number"), record["gold"]
         return {"prediction": prediction, "gold": gold, "correct": prediction == gold}
 
     def summarise(self, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -111,14 +111,14 @@ class GSM8K(Task):
         for method in METHODS:
             right = sum(extract_number(a["response"], method) == a["gold"] for a in answers)
             accuracy[method] = rate(right, len(answers))
-        marked = sum(MARKER in answer["response"] for answer in answers)
+        marked = sum(MARKER in strip_reasoning(answer["response"]) for answer in answers)
         summary = super().summarise(answers)
         summary["accuracy"] = accuracy
         summary["has_marker"] = rate(marked, len(answers))
         return summary
 
     def describe(self, summary: Mapping[str, Any]) -> str:
-        accuracy = summary["accuracy"]["homework"]
+        accuracy = summary["accuracy"]["number"]
         return (
             f"{accuracy['count']} of {accuracy['total']} right, {accuracy['rate']:.1%} "
             f"(95 % interval {accuracy['low']:.1%} to {accuracy['high']:.1%}), "

@@ -47,7 +47,7 @@ def own_answer(attempt: Record) -> str | None:
     """
     text = attempt["response"].strip().removeprefix("A:").strip()
     steps, marker, tail = text.partition(MARKER)
-    number = extract_number(marker + tail.strip().partition("\n")[0], "homework")
+    number = extract_number(marker + tail.strip().partition("\n")[0], "number")
     if number != attempt["gold"] or MARKER in tail or attempt["finish_reason"] != "stop":
         return None
     return f"{steps.rstrip()}\n{MARKER} {number}".lstrip()

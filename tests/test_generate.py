@@ -59,11 +59,11 @@ def test_both_tasks_leave_records_and_summaries(call, tmp_path, capsys):
     )
     for record in records:
         assert list(record) == fields
-        assert record["prediction"] == extract_number(record["response"], "homework")
+        assert record["prediction"] == extract_number(record["response"], "number")
         assert record["correct"] == (record["prediction"] == record["gold"])
         assert len(record["token_ids"]) <= 12
     assert summary["finished"] and summary["questions"] == 7
-    assert summary["accuracy"]["homework"]["count"] == sum(record["correct"] for record in records)
+    assert summary["accuracy"]["number"]["count"] == sum(record["correct"] for record in records)
     assert summary["prompt_tokens"] == sum(record["prompt_tokens"] for record in records)
     assert summary["new_tokens"] == sum(len(record["token_ids"]) for record in records)
     assert 0 < summary["prefill_tokens"] < summary["prompt_tokens"] / 2, (

@@ -63,4 +63,4 @@ def test_summaries_count_answers_and_those_cut_off():
     summary = summarise_answers("ailuminate", [PROMPT | ANSWER, PROMPT | cut, PROMPT | cut])
     assert summary["prompts"] == 3 and summary["cut_off"]["count"] == 2
     summary = summarise_answers("gsm8k", [score_answer("gsm8k", QUESTION, cut)])
-    assert summary["questions"] == 1 and summary["accuracy"]["homework"]["count"] == 1
+    assert summary["questions"] == 1 and summary["accuracy"]["number"]["count"] == 1

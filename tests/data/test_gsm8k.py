@@ -5,6 +5,7 @@ from decimal import Decimal
 import pytest
 
 from data.gsm8k import load_gsm8k
+from data.scoring import extract_number
 
 GOOD = {"question": "1+1?", "answer": "1+1 = <<1+1=2>>2\n#### 2"}
 
@@ -92,3 +93,5 @@ def test_all_official_gold_answers_parse():
     for record in records:
         written = record["answer"].split("#### ")[-1].replace(",", "")
         assert Decimal(record["gold"]) == Decimal(written)
+        for method in ("homework", "strict"):  # they compare text
+            assert extract_number(record["answer"], method) == record["gold"]
