@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from common import cli, runs
+from common.devices import resolve_device, resolve_dtype
 from common.errors import UserError
 from common.shots import make_selector
 from data.answers import read_answers
@@ -108,7 +109,8 @@ def measure_task(
                     f"{run / task}.summary.json: answered with shots_sha256 = {settings['shots_sha256']!r}, now it is "
                     f"{sha256(pool)!r}: the file that shots come from has changed"
                 )
-            selector = make_selector(asked, pool, answers)
+            dtype = resolve_dtype(settings["dtype"], device)
+            selector = make_selector(asked, pool, answers, device, dtype)
         prompts = build_prompts(task, answers, selector, asked, tokenizer)
         model = load_model(
             settings["model"],
@@ -150,7 +152,7 @@ def measure(arguments: argparse.Namespace) -> None:
         print(f"{describe(summary)} (measured already)")
         return
     keep_freed_memory()
-    device, begin = cli.resolve_device(arguments.device), time.perf_counter()
+    device, begin = resolve_device(arguments.device), time.perf_counter()
     records = [
         record
         for task, (summary, answers) in found.items()

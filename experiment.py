@@ -54,7 +54,7 @@ OURS = {
     "no_adapter",
     "adapter_scale",
 }
-OURS |= {"init_adapter", "method"}
+OURS |= {"init_adapter", "method", "dry_run"}
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from common import cli, runs
+from common.devices import resolve_device, resolve_dtype
 from common.distributed import device_of_rank, inference_group, rank_zero_first, shard_by_work
 from common.errors import UserError
 from common.ranks import rank, world_size
@@ -265,8 +266,10 @@ class AnswerTask(ResumableJob):
             self.name == SELF_INSTRUCT and arguments.mode == "sample"
         )
         if self.to_do and takes_shots:
-            selector = make_selector(arguments, self.pool, self.planned)
-            report_near_duplicates(arguments, selector, self.planned, self.name)
+            dtype = resolve_dtype(arguments.dtype, self.device)
+            selector = make_selector(arguments, self.pool, self.planned, self.device, dtype)
+            duplicates = arguments.run / f"{self.name}.duplicates.json"
+            report_near_duplicates(arguments, selector, self.planned, duplicates)
         self.prompts = build_prompts(self.name, self.to_do, selector, arguments, tokenizer)
         check_prompts(config, self.prompts, [record["id"] for record in self.to_do])
 
@@ -362,8 +365,8 @@ def plan(
     """
     tasks = choose_tasks(arguments)
     runs.prepare_run(arguments.run)
-    device = device_of_rank(cli.resolve_device(arguments.device))
-    dtype = cli.resolve_dtype(arguments.dtype, device)
+    device = device_of_rank(resolve_device(arguments.device))
+    dtype = resolve_dtype(arguments.dtype, device)
     adapter = find_adapter(arguments)
     if adapter is None and arguments.adapter_scale != 1:
         raise UserError(f"--adapter-scale {arguments.adapter_scale:g} without an adapter to scale")

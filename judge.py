@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from common import cli, runs
+from common.devices import resolve_device, resolve_dtype
 from common.distributed import device_of_rank, inference_group, rank_zero_first, shard_by_work
 from common.errors import UserError
 from common.ranks import rank, world_size
@@ -307,8 +308,8 @@ def plan(arguments: argparse.Namespace) -> tuple[JudgeTask, "Guard | None"]:
             f"Note: {answering} is not finished: judging the {len(answers)} answers there are so far."
         )
     runs.prepare_run(arguments.run)
-    device = device_of_rank(cli.resolve_device(arguments.device))
-    dtype = cli.resolve_dtype(arguments.dtype, device)
+    device = device_of_rank(resolve_device(arguments.device))
+    dtype = resolve_dtype(arguments.dtype, device)
     task = JudgeTask(
         arguments.run, judging_settings(arguments, dtype, device), answers, arguments.resume, device
     )

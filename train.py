@@ -2,18 +2,19 @@
 
 Writes RUN/adapter/ (PEFT's format), RUN/train.jsonl (a line a step) and RUN/train.summary.json.
 After an interruption the same command goes on from the newest checkpoint in RUN/checkpoints/.
+--dry-run says what would be trained, in how many steps and how much memory.
 
 On several devices: torchrun --nproc-per-node N -- train.py. Each process takes its share of every
 step's examples.
 """
 
-import argparse
 import contextlib
 import hashlib
 import io
 import json
 import math
 import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,21 @@ import torch
 from tqdm import tqdm
 
 from common import cli, distributed, runs
+from common.devices import resolve_device, resolve_dtype
 from common.errors import UserError
+from common.options import (
+    Scope,
+    fraction,
+    non_negative_float,
+    non_negative_int,
+    option,
+    parse_settings,
+    positive_float,
+    positive_int,
+    recorded,
+)
 from common.ranks import rank, world_size
+from common.settings import PromptSettings, RunSettings
 from common.shots import make_selector, report_near_duplicates
 from data.ailuminate import AILuminate
 from data.examples import LOSSES, Example, build_example, describe_example, split_validation
@@ -41,300 +55,321 @@ from lora.kl_anchor import Anchor, build_anchors
 from lora.layer import TARGETS
 from lora.loop import TrainingRun
 from lora.malloc import keep_freed_memory
+from lora.memory_estimate import estimate_memory
 from lora.onednn import packed_weights
 from lora.trainer import SCHEDULES, Trainer, TrainerOptions
 
+DATA, LORA, KEEPING = "data", "LoRA", "keeping what the base model does"
+OPTIMIZER, MACHINE = "optimizer", "memory and checkpoints"
+OUT_OF_MEMORY = (
+    "try a smaller --micro-batch-tokens or --checkpoint-activations, which leave the result as it "
+    "is (--batch-size changes it)"
+)
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = cli.Parser(__doc__)
-    cli.add_run_options(
-        parser,
-        "meta-llama/Llama-3.2-1B-Instruct",
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(PromptSettings, RunSettings):
+    """What train.py can be told."""
+
+    limit: int | None = option(
+        None, "use only the first N records (all)", parse=positive_int, metavar="N"
+    )
+    batch_size: int = option(
         16,
         "examples per optimizer step, of all processes together (%(default)s)",
+        parse=positive_int,
+        metavar="N",
     )
-    cli.add_prompt_options(parser)
-    add_data_options(parser)
-    add_adapter_options(parser)
-    add_optimizer_options(parser)
-    add_machine_options(parser)
-    arguments = parser.parse_args(argv)
-    if arguments.fsdp and world_size() == 1:
-        parser.error(
-            "--fsdp needs several processes: torchrun --nproc-per-node N -- train.py --fsdp ..."
-        )
-    return arguments
-
-
-def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """What is trained on."""
-    data = parser.add_argument_group("data")
-    data.add_argument(
-        "--data",
-        default="gsm8k",
+    shots_data: str | None = option(
+        None,
+        "shots from this file, in GSM8K's format, instead of the training data",
+        metavar="FILE",
+    )
+    data: str = option(
+        "gsm8k",
+        "FILE: JSONL in GSM8K's format (%(default)s)",
         metavar="gsm8k|demo|FILE",
-        help="FILE: JSONL in GSM8K's format (gsm8k)",
+        group=DATA,
     )
-    data.add_argument(
-        "--loss",
-        choices=LOSSES,
-        default="answer",
-        help="train on the answer, or on every token (answer)",
+    loss: str = option(
+        "answer", "train on the answer, or on every token (%(default)s)", choices=LOSSES, group=DATA
     )
-    data.add_argument(
-        "--system-header",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="--no-system-header trains without the system turn that the chat template prints on its own",
+    system_header: bool = option(
+        True,
+        "--no-system-header trains without the system turn that the chat template prints on its "
+        "own",
+        group=DATA,
     )
-    data.add_argument(
-        "--validation",
-        type=cli.non_negative_int,
+    validation: int | None = option(
+        None,
+        "examples held out (64, at most a tenth)",
+        parse=non_negative_int,
         metavar="N",
-        help="examples held out (64, at most a tenth)",
+        group=DATA,
     )
-
-
-def add_adapter_options(parser: argparse.ArgumentParser) -> None:
-    """What is trained, and what holds it near the base model."""
-    adapter = parser.add_argument_group("LoRA")
-    adapter.add_argument(
-        "--rank", type=cli.positive_int, default=8, metavar="N", help="of the low-rank update (8)"
+    rank: int = option(
+        8, "of the low-rank update (%(default)s)", parse=positive_int, metavar="N", group=LORA
     )
-    adapter.add_argument(
-        "--alpha",
-        type=cli.positive_float,
-        default=16.0,
+    alpha: float = option(
+        16.0,
+        "update times alpha / rank (%(default)s)",
+        parse=positive_float,
         metavar="X",
-        help="update times alpha / rank (16)",
+        group=LORA,
     )
-    adapter.add_argument(
-        "--dropout",
-        type=cli.fraction,
-        default=0.0,
-        metavar="P",
-        help="before the low-rank path (0)",
+    dropout: float = option(
+        0.0, "before the low-rank path (%(default)s)", parse=fraction, metavar="P", group=LORA
     )
-    adapter.add_argument(
-        "--target",
+    target: tuple[str, ...] = option(
+        ("all",),
+        "adapted linears: all, attention, mlp, or names such as q_proj (all)",
         nargs="+",
-        default=["all"],
         metavar="NAME",
-        help="adapted linears: all, attention, mlp, or names such as q_proj (all)",
+        group=LORA,
     )
-    adapter.add_argument(
-        "--init-adapter",
-        type=Path,
+    init_adapter: Path | None = option(
+        None,
+        "go on training this adapter, not a new one",
+        parse=Path,
         metavar="DIR",
-        help="go on training this adapter, not a new one",
+        group=LORA,
     )
-    keep = parser.add_argument_group("keeping what the base model does")
-    keep.add_argument(
-        "--kl-weight",
-        type=cli.non_negative_float,
-        default=0.0,
+    kl_weight: float = option(
+        0.0,
+        "adds X times the divergence from the base, on --kl-prompts, to the loss (%(default)s)",
+        parse=non_negative_float,
         metavar="X",
-        help="adds X times the divergence from the base, on --kl-prompts, to the loss (0)",
+        group=KEEPING,
     )
-    keep.add_argument(
-        "--kl-prompts",
+    kl_prompts: str | None = option(
+        None,
+        "log the divergence on these prompts and on held-out examples: the embedded hazard "
+        "prompts, the official ones, a CSV in their format, or a JSONL in GSM8K's (with "
+        "--kl-weight: demo)",
         metavar="demo|ailuminate|FILE",
-        help="log the divergence on these prompts and on held-out examples: the embedded hazard prompts, the official "
-        "ones, a CSV in their format, or a JSONL in GSM8K's (with --kl-weight: demo)",
+        group=KEEPING,
     )
-
-
-def add_optimizer_options(parser: argparse.ArgumentParser) -> None:
-    """How it is trained, and for how long."""
-    optimizer = parser.add_argument_group("optimizer")
-    optimizer.add_argument(
-        "--lr",
-        type=cli.positive_float,
-        default=2e-4,
+    lr: float = option(
+        2e-4,
+        "peak learning rate (%(default)s)",
+        parse=positive_float,
         metavar="X",
-        help="peak learning rate (0.0002)",
+        group=OPTIMIZER,
     )
-    optimizer.add_argument(
-        "--schedule", choices=SCHEDULES, default="cosine", help="after the warm-up (%(default)s)"
+    schedule: str = option(
+        "cosine", "after the warm-up (%(default)s)", choices=SCHEDULES, group=OPTIMIZER
     )
-    optimizer.add_argument(
-        "--warmup",
-        type=cli.fraction,
-        default=0.03,
+    warmup: float = option(
+        0.03,
+        "as a share of the steps (%(default)s)",
+        parse=fraction,
         metavar="P",
-        help="as a share of the steps (0.03)",
+        group=OPTIMIZER,
     )
-    length = optimizer.add_mutually_exclusive_group()
-    length.add_argument(
-        "--epochs",
-        type=cli.positive_float,
-        default=1.0,
+    epochs: float = option(
+        1.0,
+        "passes over the data (%(default)s)",
+        parse=positive_float,
         metavar="X",
-        help="passes over the data (1)",
+        group=OPTIMIZER,
+        exclusive="length",
+        scope=Scope.CALL,  # `steps` is recorded, which follows from it
     )
-    length.add_argument(
-        "--steps", type=cli.positive_int, metavar="N", help="optimizer steps, instead of --epochs"
+    steps: int | None = option(
+        None,
+        "optimizer steps, instead of --epochs",
+        parse=positive_int,
+        metavar="N",
+        group=OPTIMIZER,
+        exclusive="length",
     )
-    optimizer.add_argument(
-        "--weight-decay", type=cli.non_negative_float, default=0.0, metavar="X", help="AdamW's (0)"
+    weight_decay: float = option(
+        0.0, "AdamW's (%(default)s)", parse=non_negative_float, metavar="X", group=OPTIMIZER
     )
-    optimizer.add_argument(
-        "--clip",
-        type=cli.positive_float,
-        default=1.0,
+    clip: float = option(
+        1.0,
+        "gradient clipping: maximum global norm (%(default)s)",
+        parse=positive_float,
         metavar="X",
-        help="largest norm of the gradients (1)",
+        group=OPTIMIZER,
+    )
+    micro_batch_tokens: int = option(
+        1024,
+        "tokens in one forward pass: changes memory and speed, not the gradients (%(default)s)",
+        parse=positive_int,
+        metavar="N",
+        group=MACHINE,
+        # which values are dropped depends on how a step is cut into passes
+        when=lambda settings: settings.dropout > 0,
+    )
+    checkpoint_activations: bool = option(
+        False,
+        "recompute blocks in the backward pass and hold weights once: half to two thirds of the "
+        "memory, 50 to 75 %% more time",
+        group=MACHINE,
+        scope=Scope.COST,
+    )
+    fsdp: bool = option(
+        False,
+        "with torchrun: shard the frozen weights, for models too large for one device",
+        group=MACHINE,
+        scope=Scope.COST,
+    )
+    checkpoint_every: int = option(
+        50,
+        "steps; validates as well (%(default)s)",
+        parse=positive_int,
+        metavar="N",
+        group=MACHINE,
+        scope=Scope.COST,
+    )
+    keep_checkpoints: int = option(
+        2,
+        "the last N stay, and the best by validation loss (%(default)s)",
+        parse=positive_int,
+        metavar="N",
+        group=MACHINE,
+        scope=Scope.COST,
     )
 
+    def __post_init__(self) -> None:
+        if self.fsdp and world_size() == 1:
+            raise UserError(
+                "--fsdp needs several processes: torchrun --nproc-per-node N -- train.py --fsdp ..."
+            )
 
-def add_machine_options(parser: argparse.ArgumentParser) -> None:
-    """What costs memory, time and disk and leaves the result as it is."""
-    machine = parser.add_argument_group("memory and checkpoints")
-    machine.add_argument(
-        "--micro-batch-tokens",
-        type=cli.positive_int,
-        default=1024,
-        metavar="N",
-        help="tokens in one forward pass: changes memory and speed, not the gradients (%(default)s)",
-    )
-    machine.add_argument(
-        "--checkpoint-activations",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="compute blocks twice, hold weights once: half to two thirds of the memory, 50 to 75 %% more time",
-    )
-    machine.add_argument(
-        "--fsdp",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="with torchrun: shard the frozen weights, for models too large for one device",
-    )
-    machine.add_argument(
-        "--checkpoint-every",
-        type=cli.positive_int,
-        default=50,
-        metavar="N",
-        help="steps; validates as well (%(default)s)",
-    )
-    machine.add_argument(
-        "--keep-checkpoints",
-        type=cli.positive_int,
-        default=2,
-        metavar="N",
-        help="the last N stay, and the best by validation loss (%(default)s)",
-    )
+
+def parse_arguments(argv: list[str] | None) -> TrainingSettings:
+    return parse_settings(TrainingSettings, __doc__, argv)
 
 
 def build_examples(
-    arguments: argparse.Namespace, tokenizer: Tokenizer
+    settings: TrainingSettings, tokenizer: Tokenizer, device: torch.device, dtype: torch.dtype
 ) -> tuple[list[Example], list[str]]:
     """The tokenised training examples and the ids of their records."""
-    pool = load_gsm8k("gsm8k" if arguments.data == "official" else arguments.data, "train")
-    records = pool[: arguments.limit]
-    selector = make_selector(arguments, pool, records)
-    report_near_duplicates(arguments, selector, records, "train")
+    if settings.dry_run and settings.shot_selection == "similar":
+        settings = replace(settings, shot_selection="fixed")  # embedding takes long
+        print("fixed shots in place of similar ones, for this estimate alone")
+    pool = load_gsm8k("gsm8k" if settings.data == "official" else settings.data, "train")
+    records = pool[: settings.limit]
+    shots = load_gsm8k(settings.shots_data, "train") if settings.shots_data else pool
+    selector = make_selector(settings, shots, records, device, dtype)
+    if not settings.dry_run:
+        report_near_duplicates(settings, selector, records, settings.run / "train.duplicates.json")
     examples = []
     for record in tqdm(records, desc="tokenising", leave=False, disable=rank() > 0 or None):
         messages = gsm8k_training_messages(
             record["question"], record["answer"], selector.select(record)
         )
-        examples.append(build_example(tokenizer, messages, arguments.loss, arguments.system_header))
+        examples.append(build_example(tokenizer, messages, settings.loss, settings.system_header))
     return examples, [record["id"] for record in records]
 
 
-def training_settings(
-    arguments: argparse.Namespace, dtype: torch.dtype, examples: list[Example]
+def resolve_defaults(settings: TrainingSettings, examples: int) -> TrainingSettings:
+    """Fill in what depends on other options or on the number of examples.
+
+    UserError for options that must not go together.
+    """
+    kl_prompts = settings.kl_prompts
+    if settings.kl_weight and kl_prompts is None:
+        kl_prompts = "demo"
+    uses_test_prompts = kl_prompts == "ailuminate" or is_official(
+        kl_prompts or "", AILuminate.official["test"]
+    )
+    if settings.kl_weight and uses_test_prompts:
+        raise UserError(
+            f"--kl-weight with --kl-prompts {kl_prompts} would train on the prompts that are "
+            "tested on"
+        )
+    validation = settings.validation
+    if validation is None:
+        validation = min(64, examples // 10)
+    steps = settings.steps
+    if steps is None:
+        steps_per_epoch = math.ceil((examples - validation) / settings.batch_size)
+        steps = max(1, round(settings.epochs * steps_per_epoch))
+    return replace(settings, kl_prompts=kl_prompts, validation=validation, steps=steps)
+
+
+def training_record(
+    settings: TrainingSettings, dtype: torch.dtype, examples: list[Example]
 ) -> dict[str, Any]:
-    """Every option that changes the result; the examples go in by their hash."""
-    ignored = {
-        "run",
-        "resume",
-        "dtype",
-        "checkpoint_every",
-        "data",
-        "model",
-        "epochs",
-        "init_adapter",
-    }
-    ignored |= {"checkpoint_activations", "fsdp", "keep_checkpoints"}
-    if (
-        not arguments.dropout
-    ):  # with dropout, which values are dropped depends on how a step is cut into passes
-        ignored.add("micro_batch_tokens")
-    if arguments.shot_selection != "similar":
-        ignored |= {"embedder", "pooling"}
-    settings = {name: value for name, value in vars(arguments).items() if name not in ignored}
-    token_ids = json.dumps([[example.input_ids, example.labels] for example in examples]).encode()
-    return {
-        "model": str(arguments.model),
-        "data": str(arguments.data),
-        "init_adapter": adapter_fingerprint(arguments.init_adapter)
-        if arguments.init_adapter
-        else None,
+    """The settings as the summary keeps them; the examples go in by their hash."""
+    adapter = settings.init_adapter
+    token_ids = json.dumps([[example.input_ids, example.labels] for example in examples])
+    return recorded(settings) | {
+        "init_adapter": adapter_fingerprint(adapter) if adapter else None,
         "dtype": str(dtype).removeprefix("torch."),
-        **settings,
-        "training_examples_sha256": hashlib.sha256(token_ids).hexdigest()[:12],
+        "training_examples_sha256": hashlib.sha256(token_ids.encode()).hexdigest()[:12],
     }
 
 
-def train(arguments: argparse.Namespace) -> None:
+def train(settings: TrainingSettings) -> None:
     keep_freed_memory()
-    device = distributed.device_of_rank(cli.resolve_device(arguments.device))
+    device = distributed.device_of_rank(resolve_device(settings.device))
     silent = contextlib.redirect_stdout(io.StringIO()) if rank() else contextlib.nullcontext()
     with silent, distributed.process_group(device):
-        train_on(device, arguments)
+        train_on(device, settings)
 
 
-def train_on(device: torch.device, arguments: argparse.Namespace) -> None:
+def train_on(device: torch.device, settings: TrainingSettings) -> None:
     """The whole run, as one of the processes there are; rank 0 writes the files."""
-    run: Path = arguments.run
-    runs.prepare_run(run)
-    runs.refuse_overwriting(arguments.data, run / "train.jsonl")
-    dtype = cli.resolve_dtype(arguments.dtype, device)
-    tokenizer = load_tokenizer(arguments.model, date=arguments.date)
-    examples, names = build_examples(arguments, tokenizer)
-    complete(arguments, len(examples))
-    settings = training_settings(arguments, dtype, examples)
+    run = settings.run
+    if not settings.dry_run:
+        runs.prepare_run(run)
+    runs.refuse_overwriting(settings.data, run / "train.jsonl")
+    dtype = resolve_dtype(settings.dtype, device)
+    tokenizer = load_tokenizer(settings.model, date=settings.date)
+    examples, names = build_examples(settings, tokenizer, device, dtype)
+    settings = resolve_defaults(settings, len(examples))
+    record = training_record(settings, dtype, examples)
     summary_path, adapter = run / "train.summary.json", run / "adapter"
     earlier = runs.load_previous_summary(
-        run / "train.jsonl", summary_path, settings, arguments.resume, may_change=("device",)
+        run / "train.jsonl", summary_path, record, settings.resume, TrainingSettings
     )
     if earlier.get("finished") and all(
         (adapter / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE)
     ):
         print(f"{adapter} is finished already; --no-resume trains it again")
         return
-    training, validation = split_validation(examples, arguments.validation, arguments.seed)
+    assert settings.validation is not None
+    training, validation = split_validation(examples, settings.validation, settings.seed)
+    config = ModelConfig.load(resolve(settings.model, allow_weights=False))
+    check_prompts(config, [example.input_ids[:-1] for example in examples], names)
+    if settings.dry_run:
+        print(describe_plan(settings, config, dtype, device, training))
+        return
     print(describe_example(tokenizer, training[0]), flush=True)
 
-    config = ModelConfig.load(resolve(arguments.model, allow_weights=False))
-    check_prompts(config, [example.input_ids[:-1] for example in examples], names)
-    model = build_model(arguments, dtype, device)
-    anchors = build_anchors(model, tokenizer, arguments.kl_prompts) if arguments.kl_prompts else []
-    trainer = build_trainer(arguments, dtype, model, anchors)
+    model = build_model(settings, dtype, device)
+    anchors = build_anchors(model, tokenizer, settings.kl_prompts) if settings.kl_prompts else []
+    trainer = build_trainer(settings, dtype, model, anchors)
     distributed.barrier()  # nobody writes before all have read what an earlier call left
     first = rank() == 0
-    if (
-        first and not earlier
-    ):  # other checkpoints must be gone before this summary vouches for what is there
+    if first and not earlier:
+        # other checkpoints must be gone before this summary vouches for what is there
         shutil.rmtree(run / "checkpoints", ignore_errors=True)
     if first:
-        write_json(summary_path, {"task": "train", "finished": False, "settings": settings})
+        write_json(summary_path, {"task": "train", "finished": False, "settings": record})
     distributed.barrier()
     log = TrainingRun(run, trainer, anchors)
     # Packed weights are faster, but each is there twice: not where memory is what counts.
-    with contextlib.nullcontext() if arguments.checkpoint_activations else packed_weights(model):
-        log.follow(training, validation, arguments)
+    with contextlib.nullcontext() if settings.checkpoint_activations else packed_weights(model):
+        log.follow(
+            training,
+            validation,
+            settings.batch_size,
+            settings.checkpoint_every,
+            settings.keep_checkpoints,
+        )
     if not first:
         return
-    save_adapter(model, adapter, base_model=str(arguments.model))
+    save_adapter(model, adapter, base_model=settings.model)
     summary = {
         "task": "train",
         "finished": True,
-        "settings": settings,
+        "settings": record,
         **log.summary(len(training)),
-    }
-    summary |= {
         "adapter_fingerprint": adapter_fingerprint(adapter),
         "environment": runs.environment(device),
     }
@@ -342,62 +377,94 @@ def train_on(device: torch.device, arguments: argparse.Namespace) -> None:
     print(f"{adapter}: {describe(summary)}")
 
 
-def complete(arguments: argparse.Namespace, examples: int) -> None:
-    """Fill in what depends on other options or on the number of examples. UserError for what must
-    not go together.
-    """
-    if arguments.kl_weight and arguments.kl_prompts is None:
-        arguments.kl_prompts = "demo"
-    tested_on = arguments.kl_prompts == "ailuminate" or is_official(
-        arguments.kl_prompts or "", AILuminate.official["test"]
-    )
-    if arguments.kl_weight and tested_on:
-        raise UserError(
-            f"--kl-weight with --kl-prompts {arguments.kl_prompts} would train on the prompts that are tested on"
-        )
-    if arguments.validation is None:
-        arguments.validation = min(64, examples // 10)
-    if arguments.steps is None:
-        held_in = examples - arguments.validation
-        arguments.steps = max(
-            1, round(arguments.epochs * math.ceil(held_in / arguments.batch_size))
-        )
+def lora_config(settings: TrainingSettings) -> LoRAConfig:
+    targets: list[str] = []
+    for name in settings.target:
+        targets += TARGETS.get(name, (name,))
+    return LoRAConfig(settings.rank, settings.alpha, settings.dropout, tuple(targets))
 
 
-def build_model(arguments: argparse.Namespace, dtype: torch.dtype, device: torch.device) -> Decoder:
+def build_model(settings: TrainingSettings, dtype: torch.dtype, device: torch.device) -> Decoder:
     """The base with its LoRA layers, new or of --init-adapter."""
-    whole_on = (
-        torch.device("cpu") if arguments.fsdp else device
-    )  # sharding moves each part to where it belongs
-    model = load_model(arguments.model, dtype=dtype, device=whole_on, quantize=arguments.quantize)
-    torch.manual_seed(arguments.seed)
-    targets = tuple(name for target in arguments.target for name in TARGETS.get(target, (target,)))
-    inject_lora(model, LoRAConfig(arguments.rank, arguments.alpha, arguments.dropout, targets))
-    if arguments.init_adapter:
-        load_adapter(model, arguments.init_adapter)
+    # sharding moves each part to where it belongs
+    load_device = torch.device("cpu") if settings.fsdp else device
+    model = load_model(settings.model, dtype=dtype, device=load_device, quantize=settings.quantize)
+    torch.manual_seed(settings.seed)
+    inject_lora(model, lora_config(settings))
+    if settings.init_adapter:
+        load_adapter(model, settings.init_adapter)
     return model
 
 
-def build_trainer(
-    arguments: argparse.Namespace, dtype: torch.dtype, model: Decoder, anchors: list[Example]
-) -> Trainer:
-    options = TrainerOptions(
-        total_steps=arguments.steps,
-        learning_rate=arguments.lr,
-        schedule=arguments.schedule,
-        warmup_steps=round(arguments.warmup * arguments.steps),
-        weight_decay=arguments.weight_decay,
-        clip_norm=arguments.clip,
-        micro_batch_tokens=arguments.micro_batch_tokens,
-        seed=arguments.seed,
+def trainer_options(settings: TrainingSettings, dtype: torch.dtype) -> TrainerOptions:
+    assert settings.steps is not None
+    return TrainerOptions(
+        total_steps=settings.steps,
+        learning_rate=settings.lr,
+        schedule=settings.schedule,
+        warmup_steps=round(settings.warmup * settings.steps),
+        weight_decay=settings.weight_decay,
+        clip_norm=settings.clip,
+        micro_batch_tokens=settings.micro_batch_tokens,
+        seed=settings.seed,
         dtype=dtype,
-        checkpoint_activations=arguments.checkpoint_activations,
-        fsdp=arguments.fsdp,
+        checkpoint_activations=settings.checkpoint_activations,
+        fsdp=settings.fsdp,
     )
+
+
+def build_trainer(
+    settings: TrainingSettings, dtype: torch.dtype, model: Decoder, anchors: list[Example]
+) -> Trainer:
     anchor = None
-    if arguments.kl_weight:
-        anchor = Anchor(model, anchors, arguments.kl_weight, arguments.batch_size, arguments.seed)
-    return Trainer(model, options, anchor)
+    if settings.kl_weight:
+        anchor = Anchor(model, anchors, settings.kl_weight, settings.batch_size, settings.seed)
+    return Trainer(model, trainer_options(settings, dtype), anchor)
+
+
+def describe_plan(
+    settings: TrainingSettings,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    training: list[Example],
+) -> str:
+    """What a call without --dry-run would do, in lines."""
+    options = trainer_options(settings, dtype)
+    estimate = estimate_memory(
+        config,
+        lora_config(settings),
+        options,
+        training,
+        device,
+        settings.quantize,
+        world_size(),
+    )
+    longest = max(len(example.input_ids) for example in training)
+    epochs = options.total_steps / math.ceil(len(training) / settings.batch_size)
+    process = runs.peak_memory_bytes(device)  # what it has taken already, without a model
+    memory = [
+        f"frozen weights {to_gib(estimate.frozen_weights)}",
+        f"LoRA and AdamW {to_gib(estimate.trained_weights)}",
+        f"activations {to_gib(estimate.activations)}",
+        f"logits {to_gib(estimate.logits)}",
+        f"this process {to_gib(process)}",
+    ]
+    lines = [
+        f"records               {len(training)} to train on, {settings.validation} held out",
+        f"longest example       {longest} tokens",
+        f"steps                 {options.total_steps}, {settings.batch_size} examples each, "
+        f"{epochs:.3g} epochs",
+        f"trainable parameters  {estimate.trainable_parameters:,}",
+        f"peak memory           about {to_gib(estimate.total + process)} GiB of {device} "
+        f"({', '.join(memory)})",
+        f"--dry-run: nothing was written to {settings.run}",
+    ]
+    return "\n".join(lines)
+
+
+def to_gib(count: int) -> str:
+    return f"{count / 2**30:.2f}"
 
 
 def describe(summary: dict[str, Any]) -> str:
@@ -414,7 +481,7 @@ def describe(summary: dict[str, Any]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return cli.run_script(train, parse_arguments(argv))
+    return cli.run_script(train, parse_arguments(argv), OUT_OF_MEMORY)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,4 @@
-"""What the scripts share on the command line: options, number types, device and dtype, the error
-boundary.
-"""
+"""The error boundary of the scripts: what becomes one line and an exit status. Loads no torch."""
 
 import argparse
 import os
@@ -8,84 +6,94 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
-
-import torch
+from typing import Any, TypeVar
 
 from common.errors import UserError
+from common.options import (
+    Parser,
+    fraction,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    probability,
+    seed,
+)
 from common.ranks import rank_prefix
 from data.few_shot import SELECTIONS
-from llama.embedding import POOLINGS
-from llama.quantization import SCHEMES
-from llama.tokenizer import DEFAULT_DATE
+
+# For the scripts that do not have a settings dataclass yet.
+__all__ = [
+    "Parser",
+    "add_cache_options",
+    "add_prompt_options",
+    "add_run_options",
+    "cache_options",
+    "fraction",
+    "non_negative_float",
+    "non_negative_int",
+    "positive_float",
+    "positive_int",
+    "probability",
+    "run_script",
+    "seed",
+]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-DEVICES = ("cpu", "cuda", "mps", "xpu")
+SMALLER_BATCH = "try a smaller --batch-size"
+
+S = TypeVar("S")
 
 
-class Parser(argparse.ArgumentParser):
-    """Options of a script; a bad one is a single line, like every other bad input."""
+def run_script(
+    function: Callable[[S], object], settings: S, when_out_of_memory: str = SMALLER_BATCH
+) -> int:
+    """Call a script's body with its settings; return the exit status.
 
-    def __init__(self, description: str) -> None:
-        super().__init__(
-            description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} ({self.prog} --help lists the options)\n")
-
-
-def positive_int(text: str) -> int:
-    """argparse type: an integer of at least 1."""
-    return _number(text, int, lambda value: value >= 1, "a whole number of at least 1")
-
-
-def non_negative_int(text: str) -> int:
-    """argparse type: an integer of at least 0."""
-    return _number(text, int, lambda value: value >= 0, "a whole number of at least 0")
-
-
-def positive_float(text: str) -> float:
-    """argparse type: a finite number above 0."""
-    return _number(text, float, lambda value: 0 < value < float("inf"), "a number above 0")
-
-
-def non_negative_float(text: str) -> float:
-    """argparse type: a finite number of at least 0."""
-    return _number(text, float, lambda value: 0 <= value < float("inf"), "a number of at least 0")
-
-
-def probability(text: str) -> float:
-    """argparse type: a number above 0 and at most 1."""
-    return _number(text, float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
-
-
-def fraction(text: str) -> float:
-    """argparse type: a number of at least 0 and below 1."""
-    return _number(text, float, lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
-
-
-def seed(text: str) -> int:
-    """argparse type: a random seed."""
-    return _number(
-        text, int, lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295"
-    )
-
-
-def _number(text: str, kind: type, valid: Callable[[Any], bool], wanted: str) -> Any:
+    Bad input, an operating system error and memory running out become one line on stderr and 2,
+    an interruption 130. `when_out_of_memory` says what helps in this script. Every other exception
+    is a bug of ours and passes through.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # preemption ends like Ctrl-C
     try:
-        value = kind(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from None
-    if not valid(value):
-        raise argparse.ArgumentTypeError(f"expected {wanted}, got {text}")
-    return value
+        function(settings)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt as interrupt:
+        if not interrupt.args:  # else a script that this one called has said so
+            _say("interrupted: the same command, without --no-resume, goes on from here")
+        return 130
+    except (UserError, OSError) as error:
+        _say(f"error: {error}")
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _say(f"error: out of memory: {when_out_of_memory}")
+        return 2
+    return 0
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """MemoryError, torch's OutOfMemoryError, or what its allocator on the CPU raises."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "allocate memory" in str(error)
+
+
+def _say(text: str) -> None:
+    """Print one line on stderr; what could steer a terminal is escaped."""
+    line = " ".join(text.split())
+    escaped = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    print(rank_prefix() + escaped, file=sys.stderr)
 
 
 def add_run_options(
     parser: argparse.ArgumentParser, model: str, batch_size: int, batch_help: str
 ) -> None:
     """Add the options that train.py, generate.py and judge.py have in common."""
+    from llama.quantization import SCHEMES
+
     parser.add_argument(
         "--run",
         type=Path,
@@ -127,6 +135,9 @@ def add_run_options(
 
 def add_prompt_options(parser: argparse.ArgumentParser) -> None:
     """Add what prompts and samples depend on, for train.py and generate.py."""
+    from llama.embedding import POOLINGS
+    from llama.tokenizer import DEFAULT_DATE
+
     parser.add_argument(
         "--seed", type=seed, default=0, metavar="N", help="of all that is random (%(default)s)"
     )
@@ -181,70 +192,11 @@ def add_cache_options(parser: argparse.ArgumentParser) -> None:
 
 def cache_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `add_cache_options` read, as `generate` takes it."""
+    import torch
+
     return {
         "cache_bytes": None if arguments.memory is None else int(arguments.memory * 2**30),
         "cache_dtype": None
         if arguments.cache_dtype == "auto"
         else getattr(torch, arguments.cache_dtype),
     }
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto` is CUDA if there is one, else the CPU. UserError for a device this machine lacks."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        if device.type not in DEVICES:
-            raise RuntimeError(f"the devices are {', '.join(DEVICES)}")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise UserError(
-            f"--device {name} cannot be used here: {str(error).splitlines()[0]}"
-        ) from None
-    return device
-
-
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on CUDA and float32 elsewhere."""
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return getattr(torch, name)
-
-
-def run_script(
-    function: Callable[[argparse.Namespace], None], arguments: argparse.Namespace
-) -> int:
-    """Call a script's body; bad input becomes one line on stderr and exit status 2, an interruption
-    becomes 130.
-    """
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # a cluster's preemption ends like Ctrl-C
-    try:
-        function(arguments)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (UserError, OSError) as error:
-        print(f"{rank_prefix()}error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(
-            error, torch.OutOfMemoryError | MemoryError
-        ) and "allocate memory" not in str(error):
-            raise
-        print(
-            f"{rank_prefix()}error: out of memory: try a smaller --batch-size or --micro-batch-tokens",
-            file=sys.stderr,
-        )
-        return 2
-    except KeyboardInterrupt as interrupt:
-        if interrupt.args:  # a script that this one called has said so
-            return 130
-        print(
-            f"{rank_prefix()}interrupted: the same command, without --no-resume, goes on from here",
-            file=sys.stderr,
-        )
-        return 130
-    return 0

@@ -49,6 +49,7 @@ class Option:
     positional: bool
     flag: bool
     repeated: bool
+    when: Callable[[Any], bool] | None
 
 
 def option(
@@ -65,16 +66,29 @@ def option(
     positional: bool = False,
     flag: bool = False,
     repeated: bool = False,
+    when: Callable[[Any], bool] | None = None,
 ) -> Any:
     """A settings field that is also a command-line option, named as the field, with dashes.
 
     A bool becomes `--name / --no-name`, or `--name` alone with `flag`. `group` is the heading under
     which --help lists it, `exclusive` names a set of options of which one may be given, `nargs`
     and `repeated` ("append") give tuples. `%(default)s` in `help` is filled in by argparse.
+    `when(settings)` tells whether the setting has an effect beside the others; where it has none
+    it is not recorded.
     """
-    taken = tuple(choices) if choices else None
     about = Option(
-        help, parse, metavar, taken, group, exclusive, nargs, scope, positional, flag, repeated
+        help=help,
+        parse=parse,
+        metavar=metavar,
+        choices=tuple(choices) if choices else None,
+        group=group,
+        exclusive=exclusive,
+        nargs=nargs,
+        scope=scope,
+        positional=positional,
+        flag=flag,
+        repeated=repeated,
+        when=when,
     )
     if isinstance(default, list):
         raise TypeError("a frozen setting's default is a tuple, not a list")
@@ -106,7 +120,8 @@ class Parser(argparse.ArgumentParser):
         if not unknown:
             return parsed
         name = unknown[0].partition("=")[0]
-        close = get_close_matches(name, list(self._option_string_actions), n=1)
+        known = list(self._option_string_actions)
+        close = get_close_matches(name, known, n=1) if name.startswith("-") else []
         hint = f"; did you mean {close[0]}?" if close else ""
         self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
 
@@ -116,8 +131,13 @@ def options(settings: type[Settings] | Settings) -> dict[str, Option]:
     return {item.name: item.metadata["option"] for item in dataclasses.fields(settings)}
 
 
-def build_parser(settings: type[Settings], description: str | None) -> Parser:
-    """The command line of `settings`, with --config; `description` heads its --help."""
+def build_parser(
+    settings: type[Settings], description: str | None, defaults: Mapping[str, Any] | None = None
+) -> Parser:
+    """The command line of `settings`, with --config; `description` heads its --help.
+
+    `defaults` holds values by field name that count instead of the fields' own defaults.
+    """
     parser = Parser(description)
     parser.add_argument(
         "--config",
@@ -133,15 +153,17 @@ def build_parser(settings: type[Settings], description: str | None) -> Parser:
             places[group] = parser.add_argument_group(about.group)
         if exclusive not in places:
             places[exclusive] = places[group].add_mutually_exclusive_group()
-        _add_argument(places[exclusive], item, about)
+        _add_argument(places[exclusive], item, defaults or {})
     return parser
 
 
-def _add_argument(target: Any, item: "dataclasses.Field[Any]", about: Option) -> None:
+def _add_argument(target: Any, item: "dataclasses.Field[Any]", defaults: Mapping[str, Any]) -> None:
+    about: Option = item.metadata["option"]
     name = item.name if about.positional else f"--{item.name.replace('_', '-')}"
+    default = defaults.get(item.name, item.default)
     keywords: dict[str, Any] = {"help": about.help}
-    if item.default is not MISSING and not about.positional:
-        keywords["default"] = item.default
+    if default is not MISSING and not about.positional:
+        keywords["default"] = default
     if about.flag:
         keywords["action"] = "store_true"
     elif isinstance(item.default, bool):
@@ -152,7 +174,9 @@ def _add_argument(target: Any, item: "dataclasses.Field[Any]", about: Option) ->
         if about.nargs:
             keywords["nargs"] = about.nargs
         if about.repeated:
-            keywords |= {"action": "append", "default": []}
+            keywords |= {"action": "append", "default": list(default or ())}
+    if about.positional and item.name in defaults:  # no longer required on the command line
+        keywords |= {"nargs": "*" if about.nargs else "?", "default": default}
     target.add_argument(name, **keywords)
 
 
@@ -167,7 +191,8 @@ def parse_settings(settings: type[S], description: str | None, argv: Sequence[st
     try:
         path = _config_path(words)
         if path is not None:
-            words = [*to_argv(read_config(path, settings), settings), *words]
+            defaults = _config_values(path, settings, words)
+            parser = build_parser(settings, description, defaults)
         parsed = vars(parser.parse_args(words))
         parsed.pop("config")
         values = {name: _frozen(value) for name, value in parsed.items()}
@@ -186,22 +211,91 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def read_config(path: Path, settings: type[Settings]) -> dict[str, Any]:
-    """The options that a YAML file sets. UserError names file, key and the nearest option."""
-    values = read_yaml(path)
-    names = [name.replace("_", "-") for name in options(settings)]
-    check_keys(values, names, str(path), "option")
+def _config_values(path: Path, settings: type[Settings], words: Sequence[str]) -> dict[str, Any]:
+    """The file's values by field name, without those that the command line overrules."""
+    overruled = _overruled(settings, words)
+    values = {}
+    for name, value in read_config(path, settings).items():
+        field_name = name.replace("-", "_")
+        if field_name not in overruled:
+            values[field_name] = value
     return values
 
 
+def _overruled(settings: type[Settings], words: Sequence[str]) -> set[str]:
+    """The fields that the command line names, and those of which only one may be given."""
+    known = options(settings)
+    given = {word.partition("=")[0] for word in words}
+    named = set()
+    for name in known:
+        dashed = name.replace("_", "-")
+        if f"--{dashed}" in given or f"--no-{dashed}" in given:
+            named.add(name)
+    sets = {known[name].exclusive for name in named} - {None}
+    return named | {name for name, about in known.items() if about.exclusive in sets}
+
+
+def read_config(path: Path, settings: type[Settings]) -> dict[str, Any]:
+    """The options that a YAML file sets, parsed as the command line would be.
+
+    UserError names the file and the key that is unknown, with the nearest option, or whose value
+    is not what the option takes. A key without a value counts as not there.
+    """
+    raw = read_yaml(path)
+    names = [name.replace("_", "-") for name in options(settings)]
+    check_keys(raw, names, str(path), "option")
+    values = {}
+    for item in dataclasses.fields(settings):
+        name = item.name.replace("_", "-")
+        if raw.get(name) is not None:
+            values[name] = _parse_config_value(path, item, raw[name])
+    exclusive: dict[str | None, str] = {}
+    for name in values:
+        one_of = options(settings)[name.replace("-", "_")].exclusive
+        if one_of is not None and one_of in exclusive:
+            raise UserError(f"{path}: give one of {exclusive[one_of]} and {name}, not both")
+        exclusive[one_of] = name
+    return values
+
+
+def _parse_config_value(path: Path, item: "dataclasses.Field[Any]", value: Any) -> Any:
+    about: Option = item.metadata["option"]
+    name = item.name.replace("_", "-")
+    if isinstance(item.default, bool):
+        if not isinstance(value, bool):
+            raise UserError(f"{path}: {name} should be true or false, found {value!r:.60}")
+        return value
+    takes_several = about.repeated or about.nargs in ("*", "+")
+    parts = value if isinstance(value, list) and takes_several else [value]
+    if not parts or any(isinstance(part, list | dict | bool) or part is None for part in parts):
+        expected = "values" if takes_several else "one value"
+        raise UserError(f"{path}: {name} should be {expected}, found {value!r:.60}")
+    parsed = []
+    for part in map(str, parts):
+        try:
+            parsed.append(about.parse(part) if about.parse else part)
+        except (argparse.ArgumentTypeError, ValueError) as error:
+            raise UserError(f"{path}: {name}: {error}") from None
+        if about.choices and part not in about.choices:
+            raise UserError(f"{path}: {name} is {part!r}, but one of {', '.join(about.choices)}")
+    return parsed if takes_several else parsed[0]
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. UserError, naming the file, for anything else."""
+    """The mapping in a YAML file. UserError, naming the file, for anything else.
+
+    Aliases are refused: a few lines of them unfold to gigabytes.
+    """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        aliased = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
+        values = None if aliased else yaml.safe_load(text)
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"{path}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    if aliased:
+        raise UserError(f"{path}: a YAML alias (*name): write the values out")
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected keys and values, found {type(values).__name__}")
     return values
@@ -219,19 +313,20 @@ def check_keys(found: Iterable[Any], known: Iterable[str], where: str, what: str
 
 def to_argv(values: Mapping[str, Any], settings: type[Settings]) -> list[str]:
     """`{"shots": 3, "system-header": False}` -> `["--shots=3", "--no-system-header"]`."""
+    positional: list[str] = []
     argv: list[str] = []
     for name, value in values.items():
         about = options(settings)[name.replace("-", "_")]
-        if isinstance(value, bool):
+        several = value if isinstance(value, list) else [value]
+        if about.positional:
+            positional += map(str, several)
+        elif isinstance(value, bool):
             argv += _switch(name, value, about)
-        elif isinstance(value, list) and about.nargs:
-            argv += [f"--{name}", *map(str, value)]
-        elif about.positional:
-            argv += map(str, value if isinstance(value, list) else [value])
+        elif about.nargs:
+            argv += [f"--{name}", *map(str, several)]
         else:
-            repeats = value if isinstance(value, list) else [value]
-            argv += [f"--{name}={item}" for item in repeats]  # one word: it may begin with a dash
-    return argv
+            argv += [f"--{name}={item}" for item in several]  # one word: it may begin with a dash
+    return [*positional, *argv]  # an option that takes several words would take these as well
 
 
 def _switch(name: str, value: bool, about: Option) -> list[str]:
@@ -244,9 +339,15 @@ def recorded(settings: Settings) -> dict[str, Any]:
     """What a summary keeps of the settings, as JSON values by field name."""
     kept = {}
     for name, about in options(settings).items():
-        if about.scope is not Scope.CALL:
+        has_effect = about.when is None or about.when(settings)
+        if about.scope is not Scope.CALL and has_effect:
             kept[name] = _json_value(getattr(settings, name))
     return kept
+
+
+def recorded_defaults(settings: type[Settings]) -> dict[str, Any]:
+    """What a summary that lacks a setting, since it is older than the option, was made with."""
+    return {item.name: _json_value(item.default) for item in dataclasses.fields(settings)}
 
 
 def _json_value(value: Any) -> Any:

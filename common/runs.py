@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from common.errors import UserError
+from common.options import Settings, may_change, options, recorded_defaults
 from common.ranks import world_size
 from data.records import read_json
 from llama.decoding import DecodingStats
@@ -44,18 +45,20 @@ def load_previous_summary(
     summary: Path,
     settings: dict[str, Any],
     resume: bool,
-    may_change: Sequence[str] = RESUMABLE_SETTINGS,
+    declared: type[Settings] | None = None,
 ) -> dict[str, Any]:
-    """The summary an earlier call left beside `records`; empty if there is none, or to start again.
+    """Read the summary an earlier call left; empty if there is none, or to start again.
 
-    Raises UserError if the records came by other settings than `settings`, those that `may_change`
-    aside, or if they have no summary: then this is no run folder of ours, and nothing in it may be
-    overwritten.
+    `settings` are those that are recorded now, `declared` is the dataclass of the script's options:
+    which of them may change, and what a summary was made with that is older than an option. Raises
+    one UserError that lists every other setting that differs, the model first, and one if
+    `records` have no summary beside them: then they are not ours, and nothing may be overwritten.
     """
     if not summary.exists():
         if records.exists():
             raise UserError(
-                f"{records} is there without {summary.name}: no run of this script; choose another --run"
+                f"{records} is there without {summary.name}: no run of this script; "
+                "choose another --run"
             )
         return {}
     if not resume:
@@ -64,13 +67,29 @@ def load_previous_summary(
     before = earlier.get("settings")
     if not isinstance(before, dict):
         raise UserError(f"{summary}: no settings in it; start again with --no-resume")
-    for name in [*settings, *before]:
-        if name not in may_change and before.get(name) != settings.get(name):
-            raise UserError(
-                f"{summary} was made with {name} = {before.get(name)!r}, now it is {settings.get(name)!r}: "
-                "choose another --run, or start again with --no-resume"
-            )
+    if changes := _changed_settings(before, settings, declared):
+        raise UserError(
+            f"{summary} was made with {'; '.join(changes)}: give these settings a run of their "
+            "own, --run runs/NAME, or start again with --no-resume"
+        )
     return earlier
+
+
+def _changed_settings(
+    before: dict[str, Any], now: dict[str, Any], declared: type[Settings] | None
+) -> list[str]:
+    """Say of each setting that differs and must not what it was and is, the model first."""
+    names = sorted({*before, *now}, key=lambda name: (not name.startswith("model"), name))
+    defaults = recorded_defaults(declared) if declared else {}
+    changeable = may_change(declared) if declared else RESUMABLE_SETTINGS
+    known_options = options(declared) if declared else {}
+    changes = []
+    for name in names:
+        old, new = before.get(name, defaults.get(name)), now.get(name)
+        if name not in changeable and old != new:
+            label = f"--{name.replace('_', '-')}" if name in known_options else name
+            changes.append(f"{label} = {old!r}, now it is {new!r}")
+    return changes
 
 
 def refuse_overwriting(source: str | Path, *outputs: Path) -> None:

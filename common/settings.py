@@ -40,7 +40,7 @@ class RunSettings:
     )
     dtype: str = option(
         "auto",
-        "float32, bfloat16, float16, or auto: bfloat16 on CUDA, float32 on CPU",
+        "float32, bfloat16, float16, or auto: bfloat16 on CUDA (float16 before Ampere), else float32",
         choices=DTYPES,
         metavar="TYPE",
     )
@@ -50,7 +50,7 @@ class RunSettings:
         choices=SCHEMES,
     )
     device: str = option(
-        "auto", "cpu, cuda, cuda:1, ...; auto: CUDA if there is one", scope=Scope.COST
+        "auto", "cpu, cuda, cuda:1, mps, ...; auto: CUDA or MPS if there is one", scope=Scope.COST
     )
     limit: int | None = option(
         None, "use only N records (all)", parse=positive_int, metavar="N", scope=Scope.COST
@@ -96,12 +96,16 @@ class PromptSettings:
         metavar="FILE",
     )
     embedder: str = option(
-        "Qwen/Qwen3-Embedding-0.6B", "of similar shots (%(default)s)", metavar="MODEL"
+        "Qwen/Qwen3-Embedding-0.6B",
+        "of similar shots (%(default)s)",
+        metavar="MODEL",
+        when=lambda settings: settings.shot_selection == "similar",
     )
     pooling: str = option(
         "last",
         "the token whose state stands for a question; the first has seen no other (last)",
         choices=POOLINGS,
+        when=lambda settings: settings.shot_selection == "similar",
     )
 
 

@@ -1,69 +1,67 @@
 """The choice of shots as the command line asks for it; `similar` ones by embeddings."""
 
-import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from common import cli
+import torch
+
 from common.ranks import rank
+from common.settings import PromptSettings
 from data.few_shot import FewShotSampler, find_near_duplicates
 from data.records import write_json
 from llama.embedding import Embedder, instruct
+
+Record = dict[str, Any]
 
 SHOWN = 3  # near-duplicates named on the terminal
 
 
 def make_selector(
-    arguments: argparse.Namespace, pool: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]]
+    settings: PromptSettings,
+    pool: Sequence[Record],
+    records: Sequence[Record],
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> FewShotSampler:
-    """What chooses the shots of `records` from `pool`. UserError for an embedder that cannot be
+    """What chooses the shots of `records` from `pool`.
+
+    `device` and `dtype` are those of the embedder of similar shots. UserError if it cannot be
     loaded.
     """
-    if arguments.shot_selection != "similar" or not arguments.shots or not records:
-        return FewShotSampler(pool, arguments.shots, arguments.shot_selection, arguments.seed)
-    device = cli.resolve_device(arguments.device)
-    embedder = Embedder(
-        arguments.embedder, arguments.pooling, cli.resolve_dtype(arguments.dtype, device), device
-    )
+    if settings.shot_selection != "similar" or not settings.shots or not records:
+        return FewShotSampler(pool, settings.shots, settings.shot_selection, settings.seed)
+    embedder = Embedder(settings.embedder, settings.pooling, dtype, device)
     documents = embedder.embed([record["question"] for record in pool])
     queries = embedder.embed([instruct(record["question"]) for record in records])
     rows = {record["id"]: query for record, query in zip(records, queries, strict=True)}
 
-    def nearest(record: dict[str, Any], wanted: int) -> list[int]:
-        return (documents @ rows[record["id"]]).topk(wanted).indices.tolist()
+    def nearest(record: Record, count: int) -> list[int]:
+        return (documents @ rows[record["id"]]).topk(count).indices.tolist()
 
-    return FewShotSampler(pool, arguments.shots, "similar", nearest=nearest)
+    return FewShotSampler(pool, settings.shots, "similar", nearest=nearest)
 
 
 def report_near_duplicates(
-    arguments: argparse.Namespace,
-    selector: FewShotSampler,
-    records: Sequence[dict[str, Any]],
-    name: str,
+    settings: PromptSettings, selector: FewShotSampler, records: Sequence[Record], path: Path
 ) -> None:
-    """RUN/NAME.duplicates.json, and a line on the terminal: which of `records` have shots that are
-    too similar.
-    """
-    if arguments.shot_selection != "similar" or not arguments.shots or rank() > 0:
+    """Say, in `path` and on the terminal, which of `records` have shots that are too similar."""
+    if settings.shot_selection != "similar" or not settings.shots or rank() > 0:
         return
-    found = find_near_duplicates(selector, records)
-    write_json(
-        arguments.run / f"{name}.duplicates.json",
-        {"questions": len(records), "near_duplicates": found},
+    pairs = find_near_duplicates(selector, records)
+    write_json(path, {"questions": len(records), "near_duplicates": pairs})
+    affected = len({pair["id"] for pair in pairs})
+    line = (
+        f"similar shots: {affected} of {len(records)} questions have a near-duplicate among theirs"
     )
-    shown = ", ".join(
-        f"{pair['id']} ~ {pair['shot']} ({pair['overlap']:.0%})" for pair in found[:SHOWN]
-    )
-    print(
-        f"similar shots: {len({pair['id'] for pair in found})} of {len(records)} questions have a near-duplicate among "
-        f"theirs{': ' * bool(found)}{shown}",
-        flush=True,
-    )
+    for place, pair in enumerate(pairs[:SHOWN]):
+        line += f"{', ' if place else ': '}{pair['id']} ~ {pair['shot']} ({pair['overlap']:.0%})"
+    print(line, flush=True)
 
 
-def shot_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+def shot_settings(settings: PromptSettings) -> Record:
     """The options that shots depend on, for a summary."""
-    settings = {"shots": arguments.shots, "shot_selection": arguments.shot_selection}
-    if arguments.shot_selection == "similar":
-        settings |= {"embedder": str(arguments.embedder), "pooling": arguments.pooling}
-    return settings
+    record = {"shots": settings.shots, "shot_selection": settings.shot_selection}
+    if settings.shot_selection == "similar":
+        record |= {"embedder": str(settings.embedder), "pooling": settings.pooling}
+    return record

@@ -2,7 +2,6 @@
 from.
 """
 
-import argparse
 import os
 import time
 from pathlib import Path
@@ -49,11 +48,17 @@ class TrainingRun:
         self.file = open_records(path if rank() == 0 else Path(os.devnull), resume=True)
 
     def follow(
-        self, training: list[Example], validation: list[Example], arguments: argparse.Namespace
+        self,
+        training: list[Example],
+        validation: list[Example],
+        batch_size: int,
+        checkpoint_every: int,
+        keep_checkpoints: int,
     ) -> None:
-        trainer, total = self.trainer, arguments.steps
+        """Take the steps that are left, a checkpoint and a validation every so many of them."""
+        trainer, total = self.trainer, self.trainer.options.total_steps
         started = trainer.completed_steps
-        batches = training_batches(training, arguments.batch_size, arguments.seed, started, total)
+        batches = training_batches(training, batch_size, trainer.options.seed, started, total)
         saved = time.monotonic()
         quiet = rank() > 0 or None
         with (
@@ -75,12 +80,12 @@ class TrainingRun:
                 )
                 bar.update()
                 due = (
-                    trainer.completed_steps % arguments.checkpoint_every == 0
+                    trainer.completed_steps % checkpoint_every == 0
                     or trainer.completed_steps == total
                 )
                 loss = self._validate(validation) if due and validation else None
                 if due or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
-                    self._save(loss, arguments.keep_checkpoints)
+                    self._save(loss, keep_checkpoints)
                     saved = time.monotonic()
 
     def _validate(self, validation: list[Example]) -> float:

@@ -6,7 +6,7 @@ import re
 import pytest
 
 import train
-from data.records import read_json, read_jsonl
+from data.records import read_json, read_jsonl, write_json
 from llama import load_model
 from lora import adapter_fingerprint, load_adapter, lora_parameters
 from lora.checkpoint import best_checkpoint, checkpoints
@@ -70,10 +70,80 @@ def test_finished_work_is_not_redone_and_other_settings_are_refused(call, tmp_pa
     assert call("--steps", "3") == 0
     assert "finished already" in capsys.readouterr().out
     assert call("--steps", "3", "--rank", "4") == 2
-    assert "train.summary.json was made with rank = 8, now it is 4" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "train.summary.json was made with --rank = 8, now it is 4: " in error
+    assert "--run runs/NAME" in error
     assert (tmp_path / "run" / "train.jsonl").read_text() == before
     assert call("--steps", "2", "--rank", "4", "--no-resume") == 0
     assert len(losses(tmp_path / "run")) == 2
+
+
+def test_all_settings_are_recorded_and_what_changes_no_result_may_change(call, tmp_path, capsys):
+    assert call("--steps", "2") == 0
+    settings = read_json(tmp_path / "run" / "train.summary.json")["settings"]
+    assert settings["steps"] == 2 and settings["validation"] == 8 and settings["clip"] == 1.0
+    assert settings["target"] == ["all"] and settings["dtype"] == "float32"
+    left_out = {"run", "resume", "dry_run", "epochs", "micro_batch_tokens", "embedder", "pooling"}
+    assert not settings.keys() & left_out, "of one call, or without effect here"
+    more = ["--keep-checkpoints", "3", "--checkpoint-every", "1", "--checkpoint-activations"]
+    assert call("--steps", "2", "--micro-batch-tokens", "512", *more) == 0
+    assert "finished already" in capsys.readouterr().out
+    assert call("--steps", "2", "--lr", "1e-3", "--loss", "all", "--shots", "1") == 2
+    error = capsys.readouterr().err
+    assert all(f"--{name} = " in error for name in ("loss", "lr", "shots"))
+
+
+def test_with_dropout_the_passes_belong_to_the_result(call, capsys):
+    assert call("--steps", "1", "--dropout", "0.1") == 0
+    assert call("--steps", "1", "--dropout", "0.1", "--micro-batch-tokens", "512") == 2
+    assert "--micro-batch-tokens = 1024, now it is 512" in capsys.readouterr().err
+
+
+def test_a_summary_older_than_an_option_was_made_with_its_default(call, tmp_path, capsys):
+    assert call("--steps", "2") == 0
+    path = tmp_path / "run" / "train.summary.json"
+    summary = read_json(path)
+    del summary["settings"]["clip"], summary["settings"]["shots_data"]
+    write_json(path, summary)
+    assert call("--steps", "2") == 0
+    assert call("--steps", "2", "--clip", "2") == 2
+    assert "--clip = 1.0, now it is 2.0" in capsys.readouterr().err
+
+
+def test_a_config_file_holds_the_options(chat_checkpoint, tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text(
+        f"model: {chat_checkpoint}\ndata: demo\nlimit: 12\nsteps: 1\nrun: {tmp_path / 'run'}\n"
+        "target: [q_proj, mlp]\nvalidation: 0\n"
+    )
+    assert train.main(["--config", str(path), "--limit", "10"]) == 0
+    settings = read_json(tmp_path / "run" / "train.summary.json")["settings"]
+    assert (settings["limit"], settings["target"]) == (10, ["q_proj", "mlp"])
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(call, tmp_path, capsys):
+    assert call("--dry-run", "--shots", "1") == 0
+    printed = capsys.readouterr().out
+    assert "32 to train on, 8 held out" in printed and "8, 4 examples each, 1 epochs" in printed
+    assert "peak memory           about 0." in printed
+    assert not (tmp_path / "run").exists()
+    assert call("--shots", "1") == 0
+    summary = read_json(tmp_path / "run" / "train.summary.json")
+    assert f"trainable parameters  {summary['trainable_parameters']:,}" in printed
+    longest = re.search(r"longest example +(\d+) tokens", printed)
+    assert 0 < int(longest.group(1)) < 2048
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    assert call("--dry-run", "--shots", "1", "--no-resume") == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+def test_shots_come_from_another_file(call, tmp_path, capsys):
+    path = tmp_path / "shots.jsonl"
+    path.write_text(json.dumps({"question": "A shot?", "answer": "Of its own. #### 2"}) + "\n")
+    options = ["--steps", "1", "--shots", "1", "--shots-data", str(path)]
+    assert call(*options) == 0
+    assert "Q: A shot?" in capsys.readouterr().out
+    assert call(*options, "--shots", "2") == 2
 
 
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(call, tmp_path, monkeypatch, capsys):

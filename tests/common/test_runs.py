@@ -1,9 +1,13 @@
 """Run folders are checked before they are written, and costs add up over interrupted calls."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
 from common import runs
+from common.errors import UserError
+from common.options import Scope, option
 from data.records import write_json
 
 CPU = torch.device("cpu")
@@ -33,14 +37,40 @@ def test_only_records_made_with_the_same_settings_are_continued(tmp_path):
         ValueError, match=r"gsm8k\.summary\.json was made with shots = 3, now it is 1"
     ):
         runs.load_previous_summary(records, summary, {"shots": 1}, resume=True)
-    with pytest.raises(ValueError, match="limit = 5, now it is 9"):
-        runs.load_previous_summary(
-            records, summary, {"shots": 3, "limit": 9}, resume=True, may_change=()
-        )
     assert runs.load_previous_summary(records, summary, {"shots": 1}, resume=False) == {}
     write_json(summary, {"settings": 3})
     with pytest.raises(ValueError, match="no settings in it"):
         runs.load_previous_summary(records, summary, {}, resume=True)
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A script's options, for what a summary of before the option `shots` means."""
+
+    model: str = option("base", "x")
+    learning_rate: float = option(0.1, "x")
+    shots: int = option(0, "x")
+    device: str = option("cpu", "x", scope=Scope.COST)
+
+
+def test_every_changed_setting_is_listed_the_model_first(tmp_path):
+    summary = tmp_path / "train.summary.json"
+    before = {"learning_rate": 0.1, "model": "base", "model_sha256": "a", "device": "cpu"}
+    write_json(summary, {"settings": before})
+
+    def load(**changes):
+        now = before | {"shots": 0} | changes
+        return runs.load_previous_summary(tmp_path / "x", summary, now, True, Declared)
+
+    assert load(device="cuda") == {"settings": before}, "a lacking setting was the default"
+    with pytest.raises(UserError) as error:
+        load(model="other", learning_rate=0.2, shots=1, model_sha256="b")
+    assert str(error.value) == (
+        f"{summary} was made with --model = 'base', now it is 'other'; "
+        "model_sha256 = 'a', now it is 'b'; --learning-rate = 0.1, now it is 0.2; "
+        "--shots = 0, now it is 1: give these settings a run of their own, --run runs/NAME, "
+        "or start again with --no-resume"
+    )
 
 
 @pytest.mark.parametrize("resume", [True, False])

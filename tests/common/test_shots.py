@@ -1,12 +1,14 @@
 """Similar shots, from the command line's options to the prompts."""
 
 import json
-from argparse import Namespace
+from dataclasses import replace
 
 import pytest
+import torch
 
 import generate
 import train
+from common.settings import PromptSettings
 from common.shots import make_selector, report_near_duplicates
 from data.few_shot import FewShotSampler
 from llama.embedding import Embedder, instruct
@@ -24,26 +26,23 @@ POOL = [
 ]
 
 
+def select_for(settings, pool, records) -> FewShotSampler:
+    return make_selector(settings, pool, records, torch.device("cpu"), torch.float32)
+
+
 @pytest.fixture
-def arguments(chat_checkpoint, tmp_path, monkeypatch):
+def settings(chat_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setenv("UNFORGET_CACHE", str(tmp_path / "cache"))
-    names = {
-        "shots": 2,
-        "shot_selection": "similar",
-        "seed": 0,
-        "device": "cpu",
-        "dtype": "float32",
-    }
-    return Namespace(**names, embedder=str(chat_checkpoint), pooling="last", run=tmp_path)
+    return PromptSettings(shots=2, shot_selection="similar", embedder=str(chat_checkpoint))
 
 
-def test_shots_come_in_the_order_of_their_cosines(arguments):
+def test_shots_come_in_the_order_of_their_cosines(settings):
     asked = {
         "id": "q",
         "question": "Eve has 5 apples and buys 1 more apple. How many apples does Eve have now?",
     }
-    shots = make_selector(arguments, POOL, [asked]).select(asked)
-    embedder = Embedder(arguments.embedder)
+    shots = select_for(settings, POOL, [asked]).select(asked)
+    embedder = Embedder(settings.embedder)
     cosines = (
         embedder.embed([r["question"] for r in POOL])
         @ embedder.embed([instruct(asked["question"])])[0]
@@ -53,20 +52,20 @@ def test_shots_come_in_the_order_of_their_cosines(arguments):
     ]
 
 
-def test_a_question_is_never_its_own_shot(arguments):
-    selector = make_selector(arguments, POOL, POOL)
+def test_a_question_is_never_its_own_shot(settings):
+    selector = select_for(settings, POOL, POOL)
     for record in POOL:
         shots = selector.select(record)
         assert len(shots) == 2 and record["id"] not in {shot["id"] for shot in shots}
-    arguments.shots = 3  # then there are none left but the others
-    selector = make_selector(arguments, POOL, POOL)
+    settings = replace(settings, shots=3)  # then there are none left but the others
+    selector = select_for(settings, POOL, POOL)
     assert sorted(shot["id"] for shot in selector.select(POOL[2])) == ["t0", "t1", "t3"]
 
 
-def test_near_duplicates_are_reported(arguments, capsys):
-    arguments.shots = 3
-    report_near_duplicates(arguments, make_selector(arguments, POOL, POOL), POOL, "train")
-    found = json.loads((arguments.run / "train.duplicates.json").read_text())
+def test_near_duplicates_are_reported(settings, tmp_path, capsys):
+    settings, path = replace(settings, shots=3), tmp_path / "duplicates.json"
+    report_near_duplicates(settings, select_for(settings, POOL, POOL), POOL, path)
+    found = json.loads(path.read_text())
     pairs = {(pair["id"], pair["shot"]) for pair in found["near_duplicates"]}
     assert (
         pairs == {("t0", "t2"), ("t2", "t0")} and found["questions"] == 4
@@ -76,20 +75,20 @@ def test_near_duplicates_are_reported(arguments, capsys):
     )
 
 
-def test_the_first_token_finds_what_begins_alike(arguments):
+def test_the_first_token_finds_what_begins_alike(settings):
     """The instruction is what every query begins with, so every question gets the same shots."""
-    arguments.pooling = "first"
+    settings = replace(settings, pooling="first")
     asked = [
         {"id": f"q{i}", "question": text}
         for i, text in enumerate(["Trains?", "How many eggs?", "Apples!"])
     ]
-    selector = make_selector(arguments, POOL, asked)
+    selector = select_for(settings, POOL, asked)
     assert len({tuple(shot["id"] for shot in selector.select(record)) for record in asked}) == 1
 
 
-def test_other_selections_need_no_embedder(arguments):
-    arguments.embedder, arguments.shot_selection = "no/such", "random"
-    shots = make_selector(arguments, POOL, POOL).select(POOL[0])
+def test_other_selections_need_no_embedder(settings):
+    settings = replace(settings, embedder="no/such", shot_selection="random")
+    shots = select_for(settings, POOL, POOL).select(POOL[0])
     assert shots == FewShotSampler(POOL, 2, "random", 0).select(POOL[0])
 
 
