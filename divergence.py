@@ -99,7 +99,7 @@ def measure_task(
     if adapter is None:
         means = [0.0] * len(answers)
     else:
-        asked = Namespace(**{"system": None, **settings, "run": run, "device": str(device)})
+        asked: Any = Namespace(**{"system": None, **settings, "run": run, "device": str(device)})
         tokenizer = load_tokenizer(settings["model"], date=settings["date"])
         selector = None
         if task == "gsm8k":

@@ -38,15 +38,11 @@ ARGPARSE_HOME = "common.options"
 PENDING: set[str] = {
     "common.cli imports argparse",
     "common.self_instruct_file imports argparse",
-    "common.shots imports argparse",
     "lora.kl_anchor imports data.ailuminate.ailuminate_messages",
     "lora.kl_anchor imports data.ailuminate.load_ailuminate",
     "lora.kl_anchor imports data.gsm8k.gsm8k_messages",
     "lora.kl_anchor imports data.gsm8k.load_gsm8k",
     "lora.kl_anchor imports data.task.stratified_sample",
-    "lora.loop imports argparse",
-    "report loads llama",
-    "report loads torch",
 }
 
 
