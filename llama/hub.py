@@ -1,6 +1,4 @@
-"""Turn what a user writes after `--model` (local folder, Hub id or alias) into a local checkpoint
-folder.
-"""
+"""Resolve the model reference a user gives (local folder, Hub id or alias) to a checkpoint folder."""
 
 import os
 import re
@@ -18,21 +16,22 @@ TOKENIZER_FILES = [
     "tokenizer_config.json",
     "chat_template.jinja",
 ]
-WEIGHT_FILES = [
-    "model*.safetensors",
-    "model.safetensors.index.json",
-]  # no pickles, not Llama's second copy in original/
-LOGIN = "log in (`hf auth login`, before huggingface_hub 0.34 `huggingface-cli login`) or put a token into HF_TOKEN"
+# No pickles, and not the second copy of the weights that Llama's repositories hold in original/.
+WEIGHT_FILES = ["model*.safetensors", "model.safetensors.index.json"]
+LOGIN = (
+    "log in (`hf auth login`, before huggingface_hub 0.34 `huggingface-cli login`) or put a token "
+    "into HF_TOKEN"
+)
 MIRROR = "a copy from a mirror such as ModelScope works too: download it and give the folder's path"
 
 
 def resolve(ref: str | Path, allow_weights: bool = True) -> Path:
-    """The checkpoint folder `ref` names: an existing folder, the alias `smollm2`, or a Hub id
+    """Return the checkpoint folder of `ref`: an existing folder, the alias `smollm2` or a Hub id
     (`owner/name`).
 
-    What is missing is downloaded once, without weights if `allow_weights` is false; what is cached
-    needs no network. Raises UserError in one line if there is no such folder or repository, access
-    to it is gated, or no network.
+    Missing files are downloaded once, weights only if `allow_weights`; cached files need no
+    network. Raises UserError if there is no such folder or repository, access to it is gated, or
+    the network fails.
     """
     name = str(ref)
     folder = Path(name).expanduser()
@@ -52,14 +51,12 @@ def resolve(ref: str | Path, allow_weights: bool = True) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where this project keeps what it made or downloaded: `$UNFORGET_CACHE`, else
-    `~/.cache/unforget`.
-    """
+    """Return this project's cache folder: `$UNFORGET_CACHE`, else `~/.cache/unforget`."""
     return Path(os.environ.get("UNFORGET_CACHE") or "~/.cache/unforget").expanduser()
 
 
 def smollm2_folder() -> Path:
-    """SmolLM2-135M-Instruct as an ordinary checkpoint folder, made by the first call."""
+    """Return the checkpoint folder of SmolLM2-135M-Instruct; the first call makes it."""
     folder = cache_folder() / "smollm2-135m-instruct"
     if not folder.is_dir():
         make_checkpoint(folder)
@@ -67,8 +64,10 @@ def smollm2_folder() -> Path:
 
 
 def download(repo_id: str, patterns: list[str]) -> Path:
-    """The Hub repository's files that match `patterns`, in huggingface_hub's cache. Raises
-    UserError in one line.
+    """Download the files of a Hub repository that match `patterns` into huggingface_hub's cache.
+
+    Returns the folder. Raises UserError for a gated or unknown repository and for every failure
+    of the network.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
@@ -77,16 +76,18 @@ def download(repo_id: str, patterns: list[str]) -> Path:
         return Path(snapshot_download(repo_id, allow_patterns=patterns))
     except GatedRepoError:
         raise UserError(
-            f"{repo_id}: gated on the Hub; ask for access at https://huggingface.co/{repo_id}, then {LOGIN}; {MIRROR}"
+            f"{repo_id}: gated on the Hub; ask for access at https://huggingface.co/{repo_id}, "
+            f"then {LOGIN}; {MIRROR}"
         ) from None
     except (RepositoryNotFoundError, HFValidationError):
         raise UserError(
-            f"{repo_id}: no such folder and no such repository on the Hub; if it is private, {LOGIN}; {MIRROR}"
+            f"{repo_id}: no such folder and no such repository on the Hub; if it is private, "
+            f"{LOGIN}; {MIRROR}"
         ) from None
-    except (
-        Exception
-    ) as error:  # the transport's own errors, which are requests', httpx's or httpx2's by release
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+    # The transport's own errors are those of requests, httpx or httpx2, depending on the release.
+    except Exception as error:
+        lines = str(error).splitlines()
+        reason = lines[0] if lines and lines[0] else type(error).__name__
         raise UserError(
             f"{repo_id}: no such folder, and the Hub cannot be reached for it ({reason}); {MIRROR}"
         ) from error

@@ -1,4 +1,4 @@
-"""Reading JSON files of a checkpoint, with errors that name the file."""
+"""Read the JSON files of a checkpoint, with errors that name the file and the field."""
 
 import json
 from pathlib import Path
@@ -6,25 +6,20 @@ from typing import Any
 
 from llama.errors import UserError
 
-# No checkpoint has a size near 2**24, and torch overflows not far above; the other numbers end up
-# as float32.
+# Upper bounds: no checkpoint has a size near 2**24 and torch overflows not far above it; every
+# other number ends up as float32.
 LARGEST = {int: 2**24, float: 3.4e38}
 REQUIRED = object()
 
 
 def read_json_object(path: str | Path) -> dict[str, Any]:
-    """Read one JSON object. UserError names the file if it is missing, broken, or something
-    else.
-    """
+    """Read one JSON object. UserError names the file if it is missing, broken or no object."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; is {path.parent} a checkpoint folder?")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # broken JSON, bytes that are no text, absurd nesting
+    except (ValueError, RecursionError) as error:  # broken JSON, no UTF-8, absurd nesting
         raise UserError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
@@ -32,18 +27,19 @@ def read_json_object(path: str | Path) -> dict[str, Any]:
 
 
 def read_number(raw: dict[str, Any], field: str, kind: type, default: Any = REQUIRED) -> Any:
-    """The positive number of `kind` (int or float) in `raw[field]`; `default` where that is null or
-    absent.
+    """Return the positive number `raw[field]` as `kind` (int or float), or `default` if it is null
+    or absent.
 
-    UserError names the field and its value: another type, zero or less, NaN or infinite, beyond
-    what `kind` may be.
+    UserError names the field and its value: missing without a default, another type, zero or
+    less, NaN, infinite or beyond `LARGEST[kind]`.
     """
     value = raw.get(field)
     if value is None and default is REQUIRED:
         raise UserError(f"field {field} is missing")
     if value is None:
         return default
-    if type(value) not in (int, float) or not 0 < value <= LARGEST[kind] or value != kind(value):
+    is_number = type(value) in (int, float)  # bool is a subclass of int
+    if not is_number or not 0 < value <= LARGEST[kind] or value != kind(value):
         expected = "integer" if kind is int else "number"
         raise UserError(
             f"{field} = {value!r}: expected a positive {expected} of at most {LARGEST[kind]}"

@@ -1,6 +1,4 @@
-"""Load and save checkpoints: safetensors, in one file or in shards, into a `Decoder` built on the
-meta device.
-"""
+"""Load and save the weights of a `Decoder`: safetensors, in one file or in shards."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from llama.config import ModelConfig
 from llama.errors import UserError
@@ -18,9 +16,9 @@ from llama.json_files import read_json_object
 from llama.model import Decoder
 from llama.quantization import SCHEMES, QuantizedLinear, quantize_linears, quantize_weight
 
-SINGLE = "model.safetensors"
-SCALE = ".weight_scale"  # the second tensor of a quantised linear; checkpoints have none
-INDEX = "model.safetensors.index.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+SCALE_SUFFIX = ".weight_scale"  # the second tensor of a quantised linear; checkpoints have none
 
 
 def load_model(
@@ -30,13 +28,13 @@ def load_model(
     quantize: str | None = None,
     head: bool = True,
 ) -> Decoder:
-    """The decoder at `ref` (local folder, Hub id or alias), in eval mode with frozen weights of
-    `dtype` on `device`.
+    """Load the decoder at `ref` (local folder, Hub id or alias): in eval mode, its weights frozen.
 
-    With `quantize="int8"` the linears of its blocks hold 8-bit weights, rounded one tensor at a
-    time. Without `head`, for hidden states alone, an output head is neither needed nor read. A
-    checkpoint saved from the bare model, whose names lack the leading "model." (Qwen3-Embedding),
-    is read as well. Raises one UserError that lists every missing, unexpected or misshapen tensor.
+    `dtype` is that of the weights. With `quantize="int8"` the linears of the blocks hold 8-bit
+    weights, rounded one tensor at a time. Without `head`, for hidden states alone, no output head
+    is needed or read. A checkpoint saved from the bare model, whose names lack the leading
+    "model." (Qwen3-Embedding), is read as well. Raises one UserError that lists every missing,
+    unexpected or misshapen tensor.
     """
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     if quantize not in (None, *SCHEMES):
@@ -44,55 +42,82 @@ def load_model(
     folder = resolve(ref)
     config = ModelConfig.load(folder)
     tied = config.tie_word_embeddings or not head
-    with torch.device("meta"):
-        model = Decoder(config)
-    if tied:
-        model.lm_head.weight = model.model["embed_tokens"].weight
-    if quantize:
-        quantize_linears(model)
-    small = {
-        f"{name}.weight"
-        for name, module in model.named_modules()
-        if isinstance(module, QuantizedLinear)
-    }
-    wanted = {
-        name: tuple(parameter.shape)
-        for name, parameter in model.named_parameters()
-        if not name.endswith(SCALE)
-    }
-    found: dict[str, Tensor] = {}
-    problems = []
-    for name, tensor in read_tensors(folder):
-        if name == "lm_head.weight" and tied:
-            continue  # some exports store the shared matrix twice
-        if name not in wanted and f"model.{name}" in wanted:
-            name = f"model.{name}"
-        if name not in wanted:
-            problems.append(f"unexpected {name} {list(tensor.shape)}")
-        elif tuple(tensor.shape) != wanted[name]:
-            problems.append(
-                f"{name} is {list(tensor.shape)}, config.json asks for {list(wanted[name])}"
-            )
-        elif name in small:
-            weight, scale = quantize_weight(tensor.to(device))
-            found[name], found[name.removesuffix(".weight") + SCALE] = weight, scale
-            continue
-        else:
-            found[name] = tensor.to(device=device, dtype=dtype)
-            continue
-        wanted.pop(name, None)  # reported once
-    problems += [f"missing {name}" for name in wanted if name not in found]
+    model = _build_on_meta(config, tied, quantize)
+    state, problems = _read_state(model, folder, dtype, torch.device(device), tied)
     if problems:
         raise UserError(f"{folder}: weights do not fit config.json: " + "; ".join(problems))
-    model.load_state_dict(found, strict=False, assign=True)
+    model.load_state_dict(state, strict=False, assign=True)
     if tied:
-        model.lm_head.weight = model.model["embed_tokens"].weight
+        model.lm_head.weight = _embedding(model).weight
     return model.requires_grad_(False).eval()
 
 
+def _build_on_meta(config: ModelConfig, tied: bool, quantize: str | None) -> Decoder:
+    with torch.device("meta"):
+        model = Decoder(config)
+    if tied:
+        model.lm_head.weight = _embedding(model).weight
+    if quantize:
+        quantize_linears(model)
+    return model
+
+
+def _embedding(model: Decoder) -> nn.Embedding:
+    embedding = model.model["embed_tokens"]
+    assert isinstance(embedding, nn.Embedding)
+    return embedding
+
+
+def _read_state(
+    model: Decoder, folder: Path, dtype: torch.dtype, device: torch.device, tied: bool
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the state dict for `model` on the meta device, and what is wrong with it, in words."""
+    shapes = _stored_shapes(model)
+    quantized = _quantized_weights(model)
+    state: dict[str, Tensor] = {}
+    problems = []
+    misshapen = set()
+    for name, tensor in read_tensors(folder):
+        if name == "lm_head.weight" and tied:
+            continue  # some exports store the shared matrix twice
+        if name not in shapes and f"model.{name}" in shapes:
+            name = f"model.{name}"
+        shape = list(tensor.shape)
+        if name not in shapes:
+            problems.append(f"unexpected {name} {shape}")
+        elif shape != shapes[name]:
+            problems.append(f"{name} is {shape}, config.json asks for {shapes[name]}")
+            misshapen.add(name)
+        elif name in quantized:
+            weight, scale = quantize_weight(tensor.to(device))
+            state[name] = weight
+            state[name.removesuffix(".weight") + SCALE_SUFFIX] = scale
+        else:
+            state[name] = tensor.to(device=device, dtype=dtype)
+    missing = [name for name in shapes if name not in state and name not in misshapen]
+    return state, problems + [f"missing {name}" for name in missing]
+
+
+def _stored_shapes(model: Decoder) -> dict[str, list[int]]:
+    """Return the shape of every tensor that a checkpoint of `model` stores, by name."""
+    shapes = {}
+    for name, parameter in model.named_parameters():
+        if not name.endswith(SCALE_SUFFIX):
+            shapes[name] = list(parameter.shape)
+    return shapes
+
+
+def _quantized_weights(model: Decoder) -> set[str]:
+    names = set()
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedLinear):
+            names.add(f"{name}.weight")
+    return names
+
+
 def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the checkpoint, one at a time, so that peak memory stays near the model's own
-    size.
+    """Yield every tensor of the checkpoint with its name, one at a time: peak memory stays near
+    the model's own size.
     """
     for path in weight_files(folder):
         try:
@@ -106,37 +131,39 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The single file or the shards the index names. UserError if there are none or a name leaves
-    the folder.
+    """Return the single weights file, or the shards that the index names.
+
+    UserError if there are none, one is missing, or a name leaves the folder.
     """
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    if not (folder / INDEX).is_file():
-        raise UserError(f"{folder}: neither {SINGLE} nor {INDEX}: no weights this project reads")
-    weight_map = read_json_object(folder / INDEX).get("weight_map")
+    if (folder / WEIGHTS_FILE).is_file():
+        return [folder / WEIGHTS_FILE]
+    index_path = folder / INDEX_FILE
+    if not index_path.is_file():
+        raise UserError(
+            f"{folder}: neither {WEIGHTS_FILE} nor {INDEX_FILE}: no weights this project reads"
+        )
+    weight_map = read_json_object(index_path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{folder / INDEX}: no weight_map that names the shards")
+        raise UserError(f"{index_path}: no weight_map that names the shards")
     names = sorted(set(map(str, weight_map.values())))
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise UserError(
-                f"{folder / INDEX}: shard name {name!r} is no .safetensors file in this folder"
+                f"{index_path}: shard name {name!r} is no .safetensors file in this folder"
             )
         if not (folder / name).is_file():
             raise UserError(
-                f"{folder / name}: {INDEX} names this shard, but it is missing; download it again"
+                f"{folder / name}: {INDEX_FILE} names this shard, but it is missing; "
+                "download it again"
             )
     return [folder / name for name in names]
 
 
 def save_model(model: Decoder, folder: str | Path) -> None:
-    """Write `config.json` and `model.safetensors`; the tokenizer files are the caller's to copy."""
+    """Write `config.json` and `model.safetensors`; the caller copies the tokenizer files."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(
-        json.dumps(model.config.to_dict(), indent=2) + "\n", encoding="utf-8"
-    )
-    tensors = {
-        name: parameter.detach().contiguous() for name, parameter in model.named_parameters()
-    }
-    save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
+    config = json.dumps(model.config.to_dict(), indent=2) + "\n"
+    (folder / "config.json").write_text(config, encoding="utf-8")
+    tensors = {name: tensor.detach().contiguous() for name, tensor in model.named_parameters()}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
