@@ -57,11 +57,14 @@ class Attention(nn.Module):
         super().__init__()
         self.layer = layer
         self.head_dim = config.head_dim
-        bias, width = config.attention_bias, config.hidden_size
+        self.rotated = config.uses_rope(layer)
+        bias, width = config.qkv_bias, config.hidden_size
         self.q_proj = nn.Linear(width, config.num_attention_heads * config.head_dim, bias=bias)
         self.k_proj = nn.Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
         self.v_proj = nn.Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
-        self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, width, bias=bias)
+        self.o_proj = nn.Linear(
+            config.num_attention_heads * config.head_dim, width, bias=config.attention_bias
+        )
         self.q_norm = (
             RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         )
@@ -71,8 +74,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         queries, keys, values = (y.unflatten(-1, (-1, self.head_dim)) for y in self.project(x))
-        queries = rotate(self.q_norm(queries), cos, sin)  # [B, T, H, D]
-        keys = rotate(self.k_norm(keys), cos, sin)  # [B, T, K, D]
+        queries, keys = self.q_norm(queries), self.k_norm(keys)  # [B, T, H, D], [B, T, K, D]
+        if self.rotated:
+            queries, keys = rotate(queries, cos, sin), rotate(keys, cos, sin)
         return self.o_proj(attend(self.layer, queries, keys, values).flatten(-2))
 
     def project(self, x: Tensor) -> tuple[Tensor, ...]:

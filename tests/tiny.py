@@ -45,6 +45,14 @@ VARIANTS = {
         "Qwen3",
         {"head_dim": 12, "tie_word_embeddings": False, "attention_bias": True},
     ),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True, "rope_theta": 1000.0}),
+    "qwen2-untied": ("Qwen2", {"head_dim": 16, "tie_word_embeddings": False}),
+    "mistral": (
+        "Mistral",
+        {"head_dim": 16, "sliding_window": None, "tie_word_embeddings": False},
+    ),
+    # Layers 0 and 2 rotate their heads, layer 1 does not.
+    "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2, "rope_theta": 500.0}),
 }
 
 

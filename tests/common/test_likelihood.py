@@ -9,7 +9,7 @@ from tests.tiny import save_transformers_model, tiny_transformers_model
 
 
 @pytest.mark.parametrize("chunk", [256, 3])
-@pytest.mark.parametrize("variant", ["llama", "qwen3"])
+@pytest.mark.parametrize("variant", ["llama", "qwen3", "qwen2"])
 def test_likelihoods_are_transformers_losses(variant, chunk, tmp_path, monkeypatch):
     monkeypatch.setattr(likelihood, "CHUNK", chunk)
     monkeypatch.setattr(likelihood, "PASS_TOKENS", 70)

@@ -1,12 +1,13 @@
-"""Both published spellings read alike; what is not implemented is refused by name."""
+"""Both published spellings, the defaults of every family, and refusals by name."""
 
 import json
 import math
 
 import pytest
+import transformers
 
-from llama import ModelConfig
-from llama.config import RopeConfig
+from llama import ModelConfig, UserError
+from llama.config import FAMILIES, RopeConfig
 
 LLAMA = {
     "model_type": "llama",
@@ -35,24 +36,91 @@ def test_both_spellings_read_alike():
     assert old.rope == RopeConfig(500000.0, "llama3", 32.0, 1.0, 4.0, 8192)
 
 
-def test_defaults_follow_the_family():
-    assert ModelConfig.from_dict(LLAMA).head_dim == 16
-    assert ModelConfig.from_dict(LLAMA | {"model_type": "qwen3"}).head_dim == 128
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_defaults_are_those_of_transformers(model_type):
+    """A field that config.json leaves out has the family's default."""
+    written = {
+        "model_type": model_type,
+        "vocab_size": 100,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 32,
+    }
+    if model_type == "mistral":
+        written["sliding_window"] = None  # the default, 4096, is refused below
+    ours = ModelConfig.from_dict(written)
+    theirs = transformers.AutoConfig.for_model(**written)
+    heads = getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
+    assert ours.head_dim == heads
+    assert ours.rope.theta == theirs.rope_parameters["rope_theta"]
+    for name in (
+        "num_key_value_heads",
+        "max_position_embeddings",
+        "rms_norm_eps",
+        "tie_word_embeddings",
+    ):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    if model_type == "smollm3":
+        assert list(ours.no_rope_layers) == theirs.no_rope_layers == [1, 1, 1, 0, 1, 1, 1, 0]
+
+
+def test_heads_without_groups():
     without_groups = {name: value for name, value in LLAMA.items() if name != "num_key_value_heads"}
     assert ModelConfig.from_dict(without_groups).num_key_value_heads == 4
+    assert ModelConfig.from_dict(LLAMA | {"num_key_value_heads": None}).num_key_value_heads == 4
 
 
-def test_to_dict_reads_back():
-    config = ModelConfig.from_dict(
-        LLAMA | {"rope_theta": 7.0, "rope_scaling": SCALING, "tie_word_embeddings": True}
-    )
-    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_to_dict_reads_back(model_type):
+    written = LLAMA | {
+        "model_type": model_type,
+        "head_dim": 20,
+        "rope_theta": 7.0,
+        "rope_scaling": SCALING,
+        "tie_word_embeddings": True,
+        "sliding_window": None,
+        "no_rope_layers": [0, 1],
+    }
+    written |= {name: True for name in FAMILIES[model_type].bias_fields}
+    config = ModelConfig.from_dict(written)
+    saved = json.loads(json.dumps(config.to_dict()))
+    assert ModelConfig.from_dict(saved) == config
+    theirs = transformers.AutoConfig.for_model(**saved)
+    assert theirs.architectures == [f"{type(theirs).__name__.removesuffix('Config')}ForCausalLM"]
+    assert theirs.head_dim == 20
+    assert theirs.rope_parameters == SCALING | {"rope_theta": 7.0}
+    for name in ("tie_word_embeddings", "num_key_value_heads", *FAMILIES[model_type].bias_fields):
+        assert getattr(theirs, name) == getattr(config, name), name
+    assert getattr(theirs, "sliding_window", None) is None
+    if model_type == "smollm3":
+        assert theirs.no_rope_layers == [0, 1]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "mistral"}, "model_type = 'mistral'"),
+        ({"model_type": "gemma2"}, "model_type = 'gemma2' is not supported, only llama, mistral"),
+        ({"model_type": ["llama"]}, r"model_type = \['llama'\]"),
+        (
+            {"model_type": "mistral", "max_position_embeddings": 8192},
+            "sliding_window = 4096 is not supported, only null",
+        ),
+        ({"model_type": "mistral", "sliding_window": 1023}, "sliding_window = 1023"),
+        (
+            {"model_type": "mistral", "sliding_window": None, "attention_bias": True},
+            "attention_bias = true is not supported for mistral",
+        ),
+        ({"model_type": "qwen2", "mlp_bias": True}, "mlp_bias = true is not supported for qwen2"),
+        ({"model_type": "qwen3", "mlp_bias": True}, "mlp_bias = true is not supported for qwen3"),
+        ({"model_type": "smollm3", "no_rope_layers": [1]}, "no_rope_layers has 1 entries for"),
+        ({"model_type": "smollm3", "no_rope_layers": "all"}, "no_rope_layers = 'all': expected"),
+        ({"model_type": "smollm3", "no_rope_layers": [1, 2]}, "expected a list of 0 and 1"),
+        ({"model_type": "smollm3", "no_rope_layer_interval": 0}, "no_rope_layer_interval = 0"),
+        (
+            {"rope_scaling": SCALING | {"high_freq_factor": 1.0}},
+            "high_freq_factor = 1.0 must be greater than low_freq_factor = 1.0",
+        ),
         ({"model_type": None}, "model_type = None"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
         ({"use_sliding_window": True, "sliding_window": 512}, "sliding_window = 512"),
@@ -92,7 +160,7 @@ def test_to_dict_reads_back():
 )
 def test_what_would_change_the_result_is_refused_by_name(change, message, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA | change))
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         ModelConfig.load(tmp_path)
     assert str(tmp_path / "config.json") in str(error.value)
 
@@ -107,6 +175,18 @@ def test_a_window_that_is_switched_off_is_no_obstacle():
     assert ModelConfig.from_dict(config).qk_norm
 
 
+def test_a_window_as_long_as_the_context_is_no_obstacle():
+    config = LLAMA | {"model_type": "mistral", "sliding_window": 1024}
+    assert ModelConfig.from_dict(config).max_position_embeddings == 1024
+
+
+def test_qwen2_has_biases_on_queries_keys_and_values_alone():
+    """Its config.json has no switch for them; transformers ignores one that is there."""
+    for written in ({}, {"attention_bias": False}, {"attention_bias": True}):
+        config = ModelConfig.from_dict(LLAMA | {"model_type": "qwen2"} | written)
+        assert config.qkv_bias and not config.attention_bias and not config.mlp_bias
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -118,10 +198,10 @@ def test_a_window_that_is_switched_off_is_no_obstacle():
 )
 def test_broken_files_are_named(text, message, tmp_path):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=rf"config\.json: .*{message}"):
+    with pytest.raises(UserError, match=rf"config\.json: .*{message}"):
         ModelConfig.load(tmp_path)
 
 
 def test_missing_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"config\.json: no such file"):
+    with pytest.raises(UserError, match=r"config\.json: no such file"):
         ModelConfig.load(tmp_path)

@@ -45,7 +45,7 @@ def transformers_tokens(
     return output[0, len(prompt) :].tolist()
 
 
-@pytest.fixture(scope="module", params=["llama3-scaled", "qwen3"])
+@pytest.fixture(scope="module", params=["llama3-scaled", "qwen3", "qwen2", "smollm3"])
 def models(request, tmp_path_factory):
     theirs = tiny_transformers_model(request.param)
     return theirs, load_model(

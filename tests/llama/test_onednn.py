@@ -11,7 +11,7 @@ from tests.tiny import save_transformers_model, tiny_transformers_model
 TOKENS = torch.tensor([[5, 6, 7, 8, 5, 100, 150, 3]])
 
 
-@pytest.fixture(params=["llama3-scaled", "qwen3"])
+@pytest.fixture(params=["llama3-scaled", "qwen3", "qwen2", "smollm3"])
 def model(request, tmp_path):
     return load_model(save_transformers_model(tiny_transformers_model(request.param), tmp_path))
 

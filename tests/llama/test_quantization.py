@@ -13,7 +13,7 @@ from tests.tiny import save_transformers_model, tiny_transformers_model
 INPUT_IDS = torch.randint(0, 199, (2, 30), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(params=["llama-biased", "qwen3"])
+@pytest.fixture(params=["llama-biased", "qwen3", "qwen2"])
 def folder(request, tmp_path):
     return save_transformers_model(tiny_transformers_model(request.param), tmp_path)
 

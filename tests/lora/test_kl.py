@@ -33,7 +33,7 @@ def make_examples(seed: int = 0) -> list[Example]:
     return examples
 
 
-@pytest.fixture(params=["llama", "qwen3"])
+@pytest.fixture(params=["llama", "qwen3", "qwen2"])
 def model(request, tmp_path):
     model = load_model(save_transformers_model(tiny_transformers_model(request.param), tmp_path))
     inject_lora(model, LoRAConfig(rank=4))

@@ -56,7 +56,7 @@ def assert_same(actual: torch.Tensor, expected: torch.Tensor) -> None:
     assert (actual - expected).abs().max() <= 2e-5 * expected.abs().max()
 
 
-@pytest.fixture(params=["llama3-scaled", "qwen3"])
+@pytest.fixture(params=["llama3-scaled", "qwen3", "qwen2", "smollm3"])
 def checkpoint(request, tmp_path):
     return save_transformers_model(
         tiny_transformers_model(request.param), tmp_path / "base"

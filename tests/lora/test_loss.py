@@ -34,7 +34,7 @@ def make_examples(seed: int, prefix: int = 0, supervise_all: bool = False) -> li
     return examples
 
 
-@pytest.fixture(params=["llama3-scaled", "qwen3"])
+@pytest.fixture(params=["llama3-scaled", "qwen3", "qwen2", "smollm3"])
 def model(request):
     torch.manual_seed(0)
     theirs = tiny_transformers_model(request.param)

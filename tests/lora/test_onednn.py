@@ -21,7 +21,7 @@ def make_examples() -> list[Example]:
     return [Example([1, 2, 3, *ids], [-100, -100, -100, *ids]) for ids in rows]
 
 
-@pytest.fixture(params=["llama", "qwen3"])
+@pytest.fixture(params=["llama", "qwen3", "qwen2"])
 def folder(request, tmp_path):
     return save_transformers_model(tiny_transformers_model(request.param), tmp_path)
 

@@ -90,7 +90,7 @@ def peft_losses(
     return losses, first_gradients
 
 
-@pytest.mark.parametrize("variant", ["llama3-scaled", "qwen3"])
+@pytest.mark.parametrize("variant", ["llama3-scaled", "qwen3", "qwen2", "smollm3"])
 def test_twenty_steps_equal_peft(variant, tmp_path):
     options = TrainerOptions(
         total_steps=STEPS, learning_rate=5e-3, warmup_steps=3, weight_decay=0.01
