@@ -14,6 +14,7 @@ TOKENIZER_FILES = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "special_tokens_map.json",
     "chat_template.jinja",
 ]
 # No pickles, and not the second copy of the weights that Llama's repositories hold in original/.

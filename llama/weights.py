@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from llama.quantization import SCHEMES, QuantizedLinear, quantize_linears, quant
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 SCALE_SUFFIX = ".weight_scale"  # the second tensor of a quantised linear; checkpoints have none
 
 
@@ -128,6 +130,57 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
             raise UserError(
                 f"{path}: not a readable safetensors file ({error}); download it again"
             ) from None
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies in a weights file: `nbytes` bytes from `offset`. `dtype` is spelled as in
+    the file ("BF16").
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    nbytes: int
+
+
+def stored_tensors(folder: Path) -> list[StoredTensor]:
+    """List every tensor of the checkpoint from the headers of its weights files, reading no weights.
+
+    UserError names a file that is no safetensors file or shorter than its header says.
+    """
+    tensors = []
+    for path in weight_files(folder):
+        try:
+            tensors += _read_header(path)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(
+                f"{path}: not a readable safetensors file ({error}); download it again"
+            ) from None
+    return tensors
+
+
+def _read_header(path: Path) -> list[StoredTensor]:
+    """Parse the header: its length as 8 little-endian bytes, then JSON (safetensors' format)."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(size, MAX_HEADER_BYTES):
+            raise ValueError(f"a header of {length} bytes in a file of {size}")
+        header = json.loads(file.read(length))
+    tensors = []
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        start, end = entry["data_offsets"]
+        offset = 8 + length + start
+        if not 0 <= start <= end or offset + (end - start) > size:
+            raise ValueError(f"{name} ends at byte {8 + length + end} in a file of {size}")
+        shape = tuple(entry["shape"])
+        tensors.append(StoredTensor(name, str(entry["dtype"]), shape, path, offset, end - start))
+    return tensors
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -1,0 +1,57 @@
+"""Identify a checkpoint by its content, so that another model under the same path is noticed."""
+
+import hashlib
+from pathlib import Path
+
+from llama.hub import TOKENIZER_FILES, resolve
+from llama.weights import StoredTensor, stored_tensors
+
+DIGITS = 12
+SAMPLE_BYTES = 4096
+SAMPLES = 3  # at the start, in the middle and at the end of a tensor
+
+
+def model_fingerprint(ref: str | Path) -> str:
+    """Return 12 hexadecimal digits that identify the checkpoint `ref` (local folder, Hub id or
+    alias) by what is stored in it: weights, configuration, generation configuration, tokenizer and
+    chat template.
+
+    The small files count whole. Of the weights, the name, dtype, shape and three blocks of 4 KiB of
+    every tensor count (the whole tensor if it is no larger), so that the cost is some hundred reads
+    whatever the size of the model. A change to a few values between the blocks goes unnoticed; a
+    training step, a merged adapter or a conversion does not. Path, file names and sharding do not
+    count.
+
+    Raises UserError if the checkpoint cannot be resolved or has no readable weights.
+    """
+    folder = resolve(ref)
+    digest = hashlib.sha256()
+    for name in sorted(TOKENIZER_FILES):
+        path = folder / name
+        if path.is_file():
+            _add(digest, name, hashlib.sha256(path.read_bytes()).hexdigest())
+    for tensor in sorted(stored_tensors(folder), key=lambda tensor: tensor.name):
+        _add(digest, tensor.name, tensor.dtype, str(tensor.shape), _sample(tensor))
+    return digest.hexdigest()[:DIGITS]
+
+
+def _add(digest: "hashlib._Hash", *fields: str) -> None:
+    """Hash `fields` so that no two lists of them give the same bytes."""
+    for field in fields:
+        content = field.encode()
+        digest.update(len(content).to_bytes(8, "little") + content)
+
+
+def _sample(tensor: StoredTensor) -> str:
+    """Return the hash of a few blocks of the tensor's bytes, spread over it."""
+    digest = hashlib.sha256()
+    with open(tensor.path, "rb") as file:
+        if tensor.nbytes <= SAMPLES * SAMPLE_BYTES:
+            file.seek(tensor.offset)
+            digest.update(file.read(tensor.nbytes))
+            return digest.hexdigest()
+        for index in range(SAMPLES):
+            start = (tensor.nbytes - SAMPLE_BYTES) * index // (SAMPLES - 1)
+            file.seek(tensor.offset + start)
+            digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
