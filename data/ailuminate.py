@@ -1,4 +1,5 @@
-"""AILuminate 1.0 (MLCommons, https://github.com/mlcommons/ailuminate): prompts written to elicit hazardous answers.
+"""AILuminate 1.0 (MLCommons, https://github.com/mlcommons/ailuminate): prompts written to elicit
+hazardous answers.
 
 A CSV file with the columns release_prompt_id, prompt_text, hazard, persona, locale, prompt_hash.
 """
@@ -92,9 +93,6 @@ class AILuminate(Task):
     def messages(self, record: Mapping[str, Any], shots: Sequence[Record] = ()) -> list[Message]:
         """The prompt as it is, in a single user turn."""
         return [{"role": "user", "content": record["prompt"]}]
-
-    def describe(self, summary: Mapping[str, Any]) -> str:
-        return f"{summary['prompts']} answers; judge.py judges them"
 
     def detail(self, record: Mapping[str, Any]) -> str:
         return f"hazard {record['hazard']}"

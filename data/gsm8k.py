@@ -1,7 +1,7 @@
 """GSM8K (Cobbe et al. 2021, https://arxiv.org/abs/2110.14168): grade-school word problems.
 
-One JSON object a line: {"question": "Natalia sold clips to ...", "answer": "Natalia sold 48/2 = ...\\n#### 72"}.
-The scorer's expression is the official one's; see `data.scoring`.
+One JSON object a line: {"question": "Natalia sold clips to ...", "answer": "She sold ...\\n#### 72"}.
+Its answers are scored by `data.scoring`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ _URL = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_
 
 
 def gsm8k_messages(question: str, shots: Sequence[Mapping[str, Any]] = ()) -> list[Message]:
-    """The chat up to the question: a user and an assistant turn for each shot, then the user turn to be answered."""
+    """A user and an assistant turn for each shot, then the user turn to be answered."""
     messages = []
     for shot in shots:
         messages.append({"role": "user", "content": f"Q: {shot['question']}"})
@@ -116,14 +116,6 @@ class GSM8K(Task):
         summary["accuracy"] = accuracy
         summary["has_marker"] = rate(marked, len(answers))
         return summary
-
-    def describe(self, summary: Mapping[str, Any]) -> str:
-        accuracy = summary["accuracy"]["number"]
-        return (
-            f"{accuracy['count']} of {accuracy['total']} right, {accuracy['rate']:.1%} "
-            f"(95 % interval {accuracy['low']:.1%} to {accuracy['high']:.1%}), "
-            f"{summary['cut_off']['count']} cut off"
-        )
 
     def detail(self, record: Mapping[str, Any]) -> str:
         return f"gold answer {record['gold']}"

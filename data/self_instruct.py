@@ -1,4 +1,4 @@
-"""Training answers in the model's own words, in GSM8K's format.
+"""Self-instruct: training answers in the model's own words, in GSM8K's format.
 
 What a model is trained on counts, and so does how far that is from what it would have said: answers
 close to its own distribution change it less (SDFT, Yang et al. 2024,
@@ -8,53 +8,126 @@ by itself and has the right number.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from data.gsm8k import INSTRUCTION
+from data.gsm8k import GSM8K, INSTRUCTION
 from data.prompts import Message
+from data.reasoning import strip_reasoning
+from data.records import Record
 from data.scoring import MARKER, extract_number
+from data.task import Measure, Split, Task
 
 MODES = ("rewrite", "sample")
 FALLBACKS = ("gold", "drop")
 SOURCES = (*MODES, "gold")
 
-Record = dict[str, Any]
+
+class SelfInstruct(GSM8K):
+    """GSM8K's training questions, each attempted `samples` times under the ids ID#0, ID#1, ...
+
+    It tests nothing, so it is no task of the registry: generate.py offers it beside those.
+    """
+
+    name = "self-instruct"
+    title = "Self-instruct"
+    unit = "attempts"
+    measures = (
+        Measure(
+            path=("right",),
+            title="right",
+            counted="right",
+            other="wrong",
+            counts=lambda attempt: attempt["correct"],
+        ),
+    )
+
+    def __init__(self, mode: str = "rewrite", samples: int = 1) -> None:
+        self.mode, self.samples = mode, samples
+        self.shots_from = GSM8K.name if mode == "sample" else None
+
+    def load(self, source: str | Path = "official", split: Split = "train") -> list[Record]:
+        """Every attempt at the training records of `source`; there is no other split."""
+        return plan_attempts(GSM8K().load(source, "train"), self.samples)
+
+    def sample(self, records: Sequence[Record], limit: int | None) -> list[Record]:
+        """The attempts at the first `limit` questions."""
+        return list(records[: None if limit is None else limit * self.samples])
+
+    def questions(self, attempts: Sequence[Record]) -> list[Record]:
+        """The training records that `attempts` are attempts at, under their own ids."""
+        records = []
+        for attempt in attempts:
+            name, _, number = attempt["id"].rpartition("#")
+            if number == "0":
+                records.append({**attempt, "id": name})
+        return records
+
+    def messages(self, record: Mapping[str, Any], shots: Sequence[Record] = ()) -> list[Message]:
+        if self.mode == "rewrite":
+            return rewrite_messages(record["question"], record["answer"])
+        return super().messages(record, shots)
+
+    def summarise(self, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """How many attempts there are, how many of them are right, and how many were cut off."""
+        return Task.summarise(self, answers)
+
+    def describe(self, summary: Mapping[str, Any]) -> str:
+        """What came of the attempts, and how likely the model finds its answers and the gold ones.
+
+        `summary["training"]` is what `common.self_instruct_file` says of the training file.
+        """
+        training, right = summary["training"], summary["right"]
+        sources = ", ".join(f"{count} {source}" for source, count in training["sources"].items())
+        text = f"{right['count']} of {right['total']} attempts right; "
+        text += f"{training['training_file']}: {sources}"
+        if training["dropped"]:
+            text += f", {training['dropped']} dropped"
+        if likelihood := training["log_likelihood"]:
+            text += (
+                f"; mean log-likelihood of {likelihood['answers']} answers "
+                f"{likelihood['own']:.3f} nats a token, of the gold ones {likelihood['gold']:.3f}"
+            )
+        return text
 
 
 def rewrite_messages(question: str, answer: str) -> list[Message]:
     """The chat that asks for the gold answer in the model's own words."""
     content = (
-        "Here is a problem with a reference answer. Use the reference answer as a guide and write your own answer to "
-        f"the problem, in your own words.\n\nQ: {question}\n\nReference answer: {answer}\n\n"
-        f"Your own answer: {INSTRUCTION}"
+        "Here is a problem with a reference answer. Use the reference answer as a guide and write "
+        f"your own answer to the problem, in your own words.\n\nQ: {question}\n\n"
+        f"Reference answer: {answer}\n\nYour own answer: {INSTRUCTION}"
     )
     return [{"role": "user", "content": content}]
 
 
 def plan_attempts(records: Sequence[Record], samples: int) -> list[Record]:
-    """What is to be asked: each training record `samples` times, under the ids ID#0, ID#1, ..."""
+    """Each training record `samples` times, under the ids ID#0, ID#1, ..."""
     return [{**record, "id": f"{record['id']}#{i}"} for record in records for i in range(samples)]
 
 
-def own_answer(attempt: Record) -> str | None:
-    """The attempt as a training answer that ends in `#### N`; None unless it ended by itself and N
-    is the gold number.
+def own_answer(attempt: Mapping[str, Any]) -> str | None:
+    """The attempt as a training answer that ends in `#### N`; None if it is not to be trained on.
 
-    Small models like to add a remark behind the number, which is cut off: trained on, it would come
-    back in every answer. An attempt with several `####` is none of the format either.
+    It must have ended by itself, N must be the gold number, and it must work towards N: a bare
+    `#### N` repeats what the prompt of `rewrite` shows. Small models like to add a remark behind
+    the number, which is cut off: trained on, it would come back in every answer. An attempt with
+    several `####` is none of the format either.
     """
-    text = attempt["response"].strip().removeprefix("A:").strip()
+    text = strip_reasoning(attempt["response"]).strip().removeprefix("A:").strip()
     steps, marker, tail = text.partition(MARKER)
     number = extract_number(marker + tail.strip().partition("\n")[0], "number")
     if number != attempt["gold"] or MARKER in tail or attempt["finish_reason"] != "stop":
         return None
-    return f"{steps.rstrip()}\n{MARKER} {number}".lstrip()
+    if not any(character.isalnum() for character in steps):
+        return None
+    return f"{steps.rstrip()}\n{MARKER} {number}"
 
 
 def assemble(
-    records: Sequence[Record], attempts: dict[str, Record], mode: str, fallback: str
+    records: Sequence[Record], attempts: Mapping[str, Record], mode: str, fallback: str
 ) -> list[Record]:
     """The training file's records, {"id", "question", "answer", "source"}, in the order of
     `records`.
@@ -63,29 +136,44 @@ def assemble(
     `fallback` is "drop". UserError if nothing is left at all.
     """
     chosen: list[Record] = []
-    tried: dict[str, list[str]] = {}
-    for name in attempts:
-        tried.setdefault(name.rpartition("#")[0], []).append(name)
+    tried = _attempts_by_question(attempts)
     for record in records:
-        names = sorted(tried.get(record["id"], ()), key=lambda name: int(name.rpartition("#")[2]))
-        answer = next(
-            (text for name in names if (text := own_answer(attempts[name])) is not None), None
-        )
-        if answer is None and fallback == "drop":
-            continue
-        source = "gold" if answer is None else mode
+        answer, source = _first_own_answer(tried.get(record["id"], [])), mode
+        if answer is None:
+            if fallback == "drop":
+                continue
+            answer, source = record["answer"], "gold"
         about = {"id": record["id"], "question": record["question"]}
-        chosen.append(
-            {**about, "answer": record["answer"] if answer is None else answer, "source": source}
-        )
+        chosen.append({**about, "answer": answer, "source": source})
     if not chosen:
         raise UserError(
-            f"none of the {len(records)} answers has the right number, so nothing is left to train on; use --fallback "
-            "gold, a longer --max-new-tokens, or --mode sample with more --samples"
+            f"none of the {len(records)} answers has the right number, so nothing is left to train "
+            "on; use --fallback gold, a longer --max-new-tokens, or --mode sample with more "
+            "--samples"
         )
     return chosen
 
 
+def _attempts_by_question(attempts: Mapping[str, Record]) -> dict[str, list[Record]]:
+    """The attempts by the id of their question, in the order of their numbers."""
+    tried: dict[str, list[tuple[int, Record]]] = {}
+    for name, attempt in attempts.items():
+        question, _, number = name.rpartition("#")
+        tried.setdefault(question, []).append((int(number), attempt))
+    in_order = {}
+    for question, numbered in tried.items():
+        in_order[question] = [a for _, a in sorted(numbered, key=lambda pair: pair[0])]
+    return in_order
+
+
+def _first_own_answer(attempts: Sequence[Record]) -> str | None:
+    for attempt in attempts:
+        answer = own_answer(attempt)
+        if answer is not None:
+            return answer
+    return None
+
+
 def count_sources(records: Sequence[Record]) -> dict[str, int]:
-    """How many records come from each source; empty for files that do not say."""
+    """The number of records from each source; empty for files that do not say."""
     return dict(Counter(record["source"] for record in records if "source" in record).most_common())

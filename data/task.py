@@ -5,7 +5,7 @@ A subclass in a file of its own and a line in `data/registry.py` make a task; `g
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,12 +13,13 @@ from typing import Any, ClassVar, Literal
 from common.errors import UserError
 from data.intervals import rate
 from data.prompts import Message
-from data.records import Record
+from data.records import Record, numbered_jsonl, repair_jsonl
 from data.sources import OfficialFile, dataset_file
 
 DEMO_FOLDER = Path(__file__).with_name("demo")
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
+ANSWER_FIELDS = ("id", "response", "token_ids", "finish_reason", "prompt_tokens")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Measure:
 
 
 class Task(ABC):
-    """A set of prompts and what is made of the answers; stateless, one instance in the registry.
+    """A set of prompts and what is made of the answers.
 
     A record, as `load` returns it, holds the strings `id` and those of `fields`; an answer to it
     holds the same, `response`, `token_ids`, `finish_reason`, `prompt_tokens` and `score`'s fields.
@@ -54,17 +55,16 @@ class Task(ABC):
     title: ClassVar[str]  # in reports
     kind: ClassVar[Literal["skill", "safety"]]
     official: ClassVar[Mapping[Split, OfficialFile]]  # a set without splits has "test" alone
-    demo: ClassVar[Mapping[Split, str]]  # file names in data/demo
-    file_format: ClassVar[
-        str
-    ]  # what a user's own file holds, for messages: "JSONL in GSM8K's format"
+    demo: ClassVar[Mapping[Split, str]] = {}  # file names in data/demo
+    # The format of a user's own file, for messages: "a JSONL file in GSM8K's format".
+    file_format: ClassVar[str]
     unit: ClassVar[str]  # what a summary calls the number of records: "questions", "prompts"
     prompt_field: ClassVar[str]  # the field with the text that is asked
     fields: ClassVar[tuple[str, ...]]  # strings of a record that its answer keeps
     score_fields: ClassVar[Mapping[str, type]] = {}  # what `score` adds and is never None
     measures: ClassVar[tuple[Measure, ...]]  # the main one first
     groups: ClassVar[tuple[str, ...]] = ()  # fields by which a safety task's rates are split
-    shots_from: ClassVar[str | None] = None  # the task whose training set gives the shots, if any
+    shots_from: str | None = None  # the task whose training set gives the shots, if any
 
     def load(self, source: str | Path = "official", split: Split = "test") -> list[Record]:
         """The records of "official" (or the task's name), "demo", or a file in the task's format.
@@ -86,12 +86,18 @@ class Task(ABC):
             held = split if split in self.official else "test"
             return dataset_file(self.official[held]), f"{self.name}-{split}"
         if source == "demo":
+            if not self.demo:
+                raise UserError(
+                    f"the task {self.name} has no embedded demo data; its data is 'official' or "
+                    f"{self.file_format}"
+                )
             held = split if split in self.demo else "test"
             return DEMO_FOLDER / self.demo[held], f"demo-{split}"
         path = Path(source)
         if not path.is_file():
+            embedded = ", 'demo'" if self.demo else ""
             raise UserError(
-                f"{path}: no such file; the data is 'official', 'demo' or {self.file_format}"
+                f"{path}: no such file; the data is 'official'{embedded} or {self.file_format}"
             )
         return path, path.stem
 
@@ -110,11 +116,11 @@ class Task(ABC):
         return list(records[:limit])
 
     def score(self, record: Mapping[str, Any], response: str) -> dict[str, Any]:
-        """The fields that an answer's record holds beside the response; none if a judge has to say."""
+        """Fields that an answer's record holds beside the response; none if a judge has to say."""
         return {}
 
     def answer(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> dict[str, Any]:
-        """The record of one answer; `output` has `response`, `token_ids`, `finish_reason`, `prompt_tokens`."""
+        """The record of one answer: what was asked, `output` (see ANSWER_FIELDS) and its score."""
         kept = {name: record[name] for name in ("id", *self.fields)}
         return {**kept, **output, **self.score(record, output["response"])}
 
@@ -122,6 +128,31 @@ class Task(ABC):
         """Whether an answer is to what `record` asks now."""
         names = (self.prompt_field, "gold")
         return all(answer.get(name) == record.get(name) for name in names)
+
+    def read_answers(
+        self, path: Path, asked: Iterable[Mapping[str, Any]] = ()
+    ) -> dict[str, Record]:
+        """The answers in a file by id; a half-written last line is cut off the file.
+
+        UserError, naming the line, unless each holds ANSWER_FIELDS and the prompt, and is to the
+        question that `asked` holds under its id now, if any.
+        """
+        records = {record["id"]: record for record in asked}
+        repair_jsonl(path)
+        answers: dict[str, Record] = {}
+        for line, answer in numbered_jsonl(path) if path.exists() else ():
+            for name in (*ANSWER_FIELDS, self.prompt_field):
+                if name not in answer:
+                    raise UserError(
+                        f"{path}, line {line}: no {name!r}; start again with --no-resume"
+                    )
+            if not self.same_prompt(answer, records.get(answer["id"], answer)):
+                raise UserError(
+                    f"{path}, line {line}: {answer['id']} was another question then; choose "
+                    "another --run, or start again with --no-resume"
+                )
+            answers[answer["id"]] = answer
+        return answers
 
     def summarise(self, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The result part of the summary: how many answers, the measures, how many were cut off."""
@@ -136,9 +167,19 @@ class Task(ABC):
         cut_off = sum(answer["finish_reason"] == "length" for answer in answers)
         return {**result, "cut_off": rate(cut_off, len(answers))}
 
-    @abstractmethod
     def describe(self, summary: Mapping[str, Any]) -> str:
         """The result in a line for the terminal."""
+        cut_off = f"{summary['cut_off']['count']} cut off"
+        main = self.measures[0]
+        if main.needs != "answer":
+            return f"{summary[self.unit]} answers, {cut_off}; judge.py judges them"
+        share: Any = summary
+        for key in main.path:
+            share = share[key]
+        return (
+            f"{share['count']} of {share['total']} {main.counted}, {share['rate']:.1%} "
+            f"(95 % interval {share['low']:.1%} to {share['high']:.1%}), {cut_off}"
+        )
 
     def detail(self, record: Mapping[str, Any]) -> str:
         """What a reader wants to know of a prompt beside its text: "gold answer 72", "hazard S1"."""

@@ -1,8 +1,16 @@
 import pytest
 
-from data.gsm8k import load_gsm8k
+from data.gsm8k import GSM8K, load_gsm8k
 from data.records import rewrite_records
-from data.self_instruct import assemble, count_sources, own_answer, plan_attempts, rewrite_messages
+from data.registry import TASKS
+from data.self_instruct import (
+    SelfInstruct,
+    assemble,
+    count_sources,
+    own_answer,
+    plan_attempts,
+    rewrite_messages,
+)
 
 RECORDS = [
     {
@@ -25,6 +33,24 @@ def attempt(
         "gold": RECORDS[record]["gold"],
         "finish_reason": finish_reason,
     }
+
+
+def test_a_task_of_attempts_at_the_training_questions():
+    task = SelfInstruct("sample", samples=2)
+    attempts = task.load("demo")
+    assert len(attempts) == 800 and attempts[1]["id"] == "demo-train-0#1"
+    assert [record["id"] for record in task.sample(attempts, 2)] == [
+        "demo-train-0#0", "demo-train-0#1", "demo-train-1#0", "demo-train-1#1"
+    ]  # fmt: skip
+    assert task.questions(attempts) == GSM8K().load("demo", "train")
+    assert task.messages(attempts[0], attempts[8:9]) == GSM8K().messages(attempts[0], attempts[8:9])
+    assert task.shots_from == "gsm8k" and SelfInstruct("rewrite").shots_from is None
+    rewriting = SelfInstruct("rewrite").messages(attempts[0], attempts[8:9])
+    assert rewriting == rewrite_messages(attempts[0]["question"], attempts[0]["answer"])
+    assert SelfInstruct.name not in TASKS
+    output = {"response": "#### 8", "token_ids": [5], "finish_reason": "length", "prompt_tokens": 1}
+    summary = task.summarise([task.answer({**attempts[0], "gold": "8"}, output)])
+    assert summary["attempts"] == summary["right"]["count"] == summary["cut_off"]["count"] == 1
 
 
 def test_the_gold_answer_is_shown_for_rewriting():
@@ -51,7 +77,11 @@ def test_every_question_is_asked_k_times_under_its_own_id():
             "stop",
             "Two.\n#### 2",
         ),  # it would teach the remark
-        ("#### 2", "stop", "#### 2"),
+        ("#### 2", "stop", None),  # what the prompt shows, no answer of its own
+        ("A: \n#### 2", "stop", None),
+        ("**Answer**: #### 2", "stop", "**Answer**:\n#### 2"),
+        ("<think>1+1? #### 2</think>Two.\n#### 2", "stop", "Two.\n#### 2"),
+        ("<think>One and one make 2.</think>#### 2", "stop", None),
         ("#### 3", "stop", None),  # wrong
         ("I write it after '####'.\n\nThe answer is 2.", "stop", None),
         ("#### 1\nNo:\n#### 2", "stop", None),
