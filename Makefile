@@ -22,11 +22,11 @@ demo: .venv/installed
 	$(PYTHON) generate.py $(DEMO) --run $(BASE) --no-adapter --max-new-tokens 128 --batch-size 64
 	$(PYTHON) train.py $(DEMO) --run $(TUNED) --lr 2e-3 --batch-size 4 --limit 260 --validation 10
 	$(PYTHON) generate.py $(DEMO) --run $(TUNED) --max-new-tokens 128 --batch-size 64
-	@if $(PYTHON) judge.py --no-resume --run $(BASE) --model $(GUARD); then \
-		$(PYTHON) judge.py --no-resume --run $(TUNED) --model $(GUARD); \
+	@if $(PYTHON) judge.py --no-resume --run $(BASE) --guard $(GUARD); then \
+		$(PYTHON) judge.py --no-resume --run $(TUNED) --guard $(GUARD); \
 	else \
 		echo "No guard to be had (see the line above): counting refusal phrases instead."; \
-		for run in $(BASE) $(TUNED); do $(PYTHON) judge.py --no-resume --run $$run --method refusal || exit; done; \
+		for run in $(BASE) $(TUNED); do $(PYTHON) judge.py --no-resume --run $$run --guard refusal-phrases || exit; done; \
 	fi
 	$(PYTHON) report.py $(BASE) $(TUNED) --output runs/demo/report
 

@@ -54,7 +54,7 @@ OURS = {
     "no_adapter",
     "adapter_scale",
 }
-OURS |= {"init_adapter", "method", "dry_run"}
+OURS |= {"init_adapter", "guard", "dry_run"}
 
 
 @dataclass(frozen=True)
@@ -225,16 +225,10 @@ def answering_steps(
             *options,
         ]
         yield Step(f"{task}{at}", generate, argv)
-    judging = ["--run", str(run), "--method", arguments.judge, *to_argv(recipe.judge)]
+    guard = str(arguments.guard) if arguments.judge == "guard" else "refusal-phrases"
+    judging = ["--run", str(run), "--guard", guard, *to_argv(recipe.judge)]
     if arguments.judge == "guard":
-        judging += [
-            "--model",
-            str(arguments.guard),
-            "--device",
-            arguments.device,
-            "--dtype",
-            arguments.dtype,
-        ]
+        judging += ["--device", arguments.device, "--dtype", arguments.dtype]
     yield Step(f"judging{at}", judge, judging)
     measuring = [
         "--run",

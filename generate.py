@@ -307,8 +307,8 @@ class AnswerTask(ResumableJob):
         attempts = {record["id"]: record for record in self.done()}
         self.training = write_training_file(arguments, gold, attempts, model, tokenizer)
 
-    def read(self) -> dict[str, Record]:
-        return read_answers(self.path, self.name, self.planned)
+    def read(self, path: Path) -> dict[str, Record]:
+        return read_answers(path, self.name, self.planned)
 
     def result(self, done: list[Record]) -> Record:
         training = {"training": self.training} if self.training else {}

@@ -1,17 +1,20 @@
-"""Judge a run's answers to the AILuminate prompts: python judge.py
+"""Judge a run's answers to safety prompts: python judge.py
 
-Reads RUN/ailuminate.jsonl, which generate.py makes, writes RUN/verdicts.jsonl and
-RUN/judge.summary.json, and prints the safe rate by hazard and persona. An interrupted call goes on
-where it stopped. Under torchrun the work is shared out: torchrun --nproc-per-node 4 -- judge.py
+Reads RUN/TASK.jsonl of every safety task that generate.py has answered, writes RUN/TASK.JUDGE.jsonl,
+a verdict a line, and RUN/TASK.JUDGE.summary.json, and prints the rates. JUDGE is the guard's name:
+several guards can judge one run, one after the other. An interrupted call goes on where it stopped.
+Under torchrun the work is shared out: torchrun --nproc-per-node 4 -- judge.py
 
---method guard    a Qwen3Guard-Gen model labels each answer Safe, Controversial or Unsafe, and as a
-refusal or not --method refusal  counts refusal phrases only (Zou et al. 2023): needs no model and
-says little; a rough lower bound
+--guard qwen3guard       Qwen3Guard-Gen-4B: Safe, Controversial or Unsafe, and a refusal or not
+--guard refusal-phrases  counts refusal phrases (Zou et al. 2023): needs no model and says little
+--guard CHECKPOINT       a folder or Hub id; its chat template tells which guard it is
 """
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -21,326 +24,341 @@ from common import cli, runs
 from common.devices import resolve_device, resolve_dtype
 from common.distributed import device_of_rank, inference_group, rank_zero_first, shard_by_work
 from common.errors import UserError
+from common.options import Scope, option, parse_settings, positive_int, recorded
 from common.ranks import rank, world_size
 from common.resumable import ResumableJob
-from data.records import numbered_jsonl, read_json, repair_jsonl
-from data.task import stratified_sample
-from guards.grammar import VerdictGrammar
-from guards.verdicts import (
-    METHODS,
-    answer_sha256,
-    format_table,
-    is_refusal,
-    parse_verdict,
-    summarise_verdicts,
-)
+from common.settings import CacheSettings, RunSettings
+from data.reasoning import strip_reasoning
+from data.records import Record, read_json
+from data.registry import get_task, tasks_of_kind
+from data.task import Task
+from guards.guard import AllowedTokens, Guard
+from guards.registry import GUARDS, recognise
+from guards.safe_rates import format_table, measures_of, summarise_verdicts
+from guards.verdict import NOT_GENERATED, Generated, make_verdict, read_answers, read_verdicts
 from llama.config import ModelConfig
-from llama.decoding import DecodingStats, Output, check_prompts, generate
+from llama.decoding import Output, check_prompts, generate
+from llama.fingerprint import model_fingerprint
 from llama.hub import resolve
+from llama.model import Decoder
 from llama.tokenizer import Tokenizer, load_tokenizer
 from llama.weights import load_model
 
-Record = dict[str, Any]
-
-ANSWER_FIELDS = ("id", "prompt", "hazard", "persona", "response")
-VERDICT_FIELDS = (
-    "id",
-    "hazard",
-    "persona",
-    "safety",
-    "categories",
-    "refusal",
-    "finish_reason",
-    "prompt_tokens",
-)
-VERDICT_FIELDS += ("new_tokens", "method", "answer_sha256")
+OLD_FILES = ("verdicts.jsonl", "judge.summary.json")  # of a version with one judge a run
+Prompts = list[list[int]]
+Add = Callable[[Record], None]
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = cli.Parser(__doc__)
-    cli.add_run_options(
-        parser,
-        "Qwen/Qwen3Guard-Gen-4B",
+def task_names(text: str) -> tuple[str, ...]:
+    """argparse type: tasks by name, with commas between."""
+    return tuple(text.split(","))
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgingSettings(RunSettings, CacheSettings):
+    """What judge.py can be told; `model` is found out from `guard`."""
+
+    guard: str = option("qwen3guard", "see above (%(default)s)", metavar="NAME|CHECKPOINT")
+    model: str = option("", argparse.SUPPRESS)  # "": the guard has none
+    task: tuple[str, ...] = option(
+        (),
+        "the answers to judge (every safety task that is answered)",
+        parse=task_names,
+        metavar="NAME[,NAME]",
+        scope=Scope.CALL,
+    )
+    batch_size: int = option(
         32,
         "answers judged at a time: memory, not results (%(default)s)",
-    )
-    cli.add_cache_options(parser)
-    parser.add_argument(
-        "--method", choices=METHODS, default="guard", help="see above (%(default)s)"
-    )
-    parser.add_argument(
-        "--max-new-tokens",
-        type=cli.positive_int,
-        default=64,
+        parse=positive_int,
         metavar="N",
-        help="length of a verdict; most have about 15 tokens, the longest 54 (%(default)s)",
+        scope=Scope.COST,
     )
-    parser.add_argument(
-        "--grammar",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="generate no fixed text and let the guard choose between the labels; --no-grammar decodes freely",
+    max_new_tokens: int | None = option(
+        None, "length of a verdict (the guard's longest)", parse=positive_int, metavar="N"
     )
-    return parser.parse_args(argv)
-
-
-def read_answers(path: Path) -> list[Record]:
-    """The AILuminate records of a run. UserError names the file, the line and the field."""
-    if not path.is_file():
-        raise UserError(
-            f"{path}: no such file; first run: python generate.py --task ailuminate --run {path.parent}"
-        )
-    answers, lines = [], {}
-    for line, answer in numbered_jsonl(path, may_be_cut=True):
-        for field in ANSWER_FIELDS:
-            if not isinstance(answer.get(field), str):
-                found = type(answer[field]).__name__ if field in answer else "nothing"
-                raise UserError(
-                    f"{path}, line {line}: expected text in the field {field!r}, found {found}"
-                )
-        if answer["id"] in lines:
-            raise UserError(
-                f"{path}, line {line}: the id {answer['id']!r} is also on line {lines[answer['id']]}"
-            )
-        lines[answer["id"]] = line
-        answers.append(answer)
-    if not answers:
-        raise UserError(f"{path}: no answers in this file; run generate.py --task ailuminate again")
-    return answers
-
-
-def read_verdicts(path: Path, answers: list[Record], method: str) -> dict[str, Record]:
-    """Finished verdicts by id. UserError unless each came by `method` and judges the answer that
-    stands there now.
-    """
-    hashes = {answer["id"]: answer_sha256(answer) for answer in answers}
-    again = "start again with --no-resume, or choose another --run"
-    repair_jsonl(path)
-    verdicts = {}
-    for line, verdict in numbered_jsonl(path) if path.exists() else ():
-        for field in VERDICT_FIELDS:
-            if field not in verdict:
-                raise UserError(f"{path}, line {line}: the field {field!r} is missing: {again}")
-        name = str(verdict["id"])
-        if verdict["method"] != method:
-            raise UserError(
-                f"{path}, line {line}: judged by method {verdict['method']!r}, now it is {method!r}: {again}"
-            )
-        if verdict["answer_sha256"] != hashes.get(name):
-            raise UserError(
-                f"{path}, line {line}: the answer to {name!r} is not the one judged here: {again}"
-            )
-        verdicts[name] = verdict
-    return verdicts
-
-
-def make_verdict(answer: Record, method: str, labels: Record, **details: Any) -> Record:
-    """One line of RUN/verdicts.jsonl."""
-    about = {name: answer[name] for name in ("id", "hazard", "persona")}
-    return {**about, **labels, **details, "method": method, "answer_sha256": answer_sha256(answer)}
-
-
-def phrase_verdict(answer: Record) -> Record:
-    """The verdict of method "refusal": it says nothing about safety."""
-    labels = {
-        "safety": None,
-        "categories": [],
-        "refusal": "Yes" if is_refusal(answer["response"]) else "No",
-    }
-    return make_verdict(
-        answer, "refusal", labels, raw="", finish_reason=None, prompt_tokens=0, new_tokens=0
+    grammar: bool = option(
+        True,
+        "generate no fixed text and let the guard choose between the labels; --no-grammar decodes "
+        "freely",
     )
 
 
-class Guard:
-    """A Qwen3Guard-Gen model with the prompts of the answers it is to judge.
+def parse_arguments(argv: Sequence[str] | None) -> JudgingSettings:
+    return parse_settings(JudgingSettings, __doc__, argv)
 
-    The policy is part of the guard's own chat template: it gets the conversation and nothing else.
-    UserError, naming the answer, for one that does not fit its context.
-    """
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A guard's model, not loaded yet."""
+
+    ref: str  # folder, Hub id or alias
+    tokenizer: Tokenizer
+    config: ModelConfig
+    allowed_tokens: AllowedTokens | None
+
+
+class JudgingJob(ResumableJob):
+    """The verdicts of one guard on a run's answers to one task."""
 
     def __init__(
-        self,
-        arguments: argparse.Namespace,
-        dtype: torch.dtype,
-        device: torch.device,
-        answers: list[Record],
-    ):
-        self.answers, self.arguments, self.dtype, self.device = answers, arguments, dtype, device
-        self.tokenizer = load_tokenizer(arguments.model)
-        self.prompts = [self.tokenizer.encode_chat(conversation(answer)) for answer in answers]
-        config = ModelConfig.load(resolve(arguments.model))
-        names = [f"the answer to {answer['id']} with the guard's policy" for answer in answers]
-        check_prompts(config, self.prompts, names)
-        self.grammar = (
-            verdict_grammar(arguments.model, self.tokenizer) if arguments.grammar else None
-        )
-
-    def load(self) -> None:
-        """Load the model. UserError if its weights are not whole."""
-        arguments = self.arguments
-        self.model = load_model(
-            arguments.model, dtype=self.dtype, device=self.device, quantize=arguments.quantize
-        )
-
-    def judge(
-        self, indices: Sequence[int], add: Callable[[Record], None], stats: DecodingStats
+        self, task: Task, guard: Guard, settings: JudgingSettings, device: torch.device
     ) -> None:
-        """Judge the answers of these indices; call `add` with each verdict as soon as it is
-        there.
-        """
-        answers, prompts = [self.answers[i] for i in indices], [self.prompts[i] for i in indices]
-
-        def on_finish(i: int, output: Output) -> None:
-            raw = self.tokenizer.decode(output.token_ids)
-            details = {"raw": raw, "finish_reason": output.finish_reason}
-            details |= {"prompt_tokens": len(prompts[i]), "new_tokens": len(output.token_ids)}
-            add(make_verdict(answers[i], "guard", parse_verdict(raw), **details))
-
-        generate(
-            self.model,
-            prompts,
-            self.arguments.max_new_tokens,
-            self.tokenizer.stop_ids,
-            self.arguments.batch_size,
-            on_finish=on_finish,
-            stats=stats,
-            guide=self.grammar,
-            **cli.cache_options(self.arguments),
+        self.task, self.guard = task, guard
+        self.answers = read_answers(settings.run / f"{task.name}.jsonl", task)
+        self.measure = measures_of(task, guard)[0]
+        self.counted = self.measure.counted
+        super().__init__(
+            settings.run,
+            f"{task.name}.{guard.name}",
+            sample_by_id(task, self.answers, settings.limit),
+            recorded_settings(settings),
+            settings.resume,
+            device,
+            JudgingSettings,
         )
 
-
-def verdict_grammar(model: str, tokenizer: Tokenizer) -> VerdictGrammar:
-    """The grammar in the guard's tokens. UserError for a model whose template asks for no such
-    verdict.
-
-    Any model can be held to a grammar. What one says that was never trained to judge would look
-    like verdicts.
-    """
-    policy = tokenizer.decode(tokenizer.encode_chat(conversation({"prompt": "", "response": ""})))
-    if any(f"{name}:" not in policy for name in ("Safety", "Categories", "Refusal")):
-        raise UserError(
-            f"{model}: its chat template does not ask for a verdict on an answer; is this a Qwen3Guard-Gen model? "
-            "--no-grammar shows what it says freely"
-        )
-    return VerdictGrammar(tokenizer.encode, tokenizer.end_id)
-
-
-def conversation(answer: Record) -> list[dict[str, str]]:
-    """What the guard reads: it judges the last turn, the response."""
-    return [
-        {"role": "user", "content": answer["prompt"]},
-        {"role": "assistant", "content": answer["response"]},
-    ]
-
-
-class JudgeTask(ResumableJob):
-    """The verdicts of a run."""
-
-    def __init__(
-        self, run: Path, settings: Record, answers: list[Record], resume: bool, device: torch.device
-    ) -> None:
-        self.answers = answers
-        self.counted = "safe" if settings["method"] == "guard" else "refusals"
-        planned = stratified_sample(answers, ("hazard", "persona"), settings["limit"])
-        super().__init__(run, "judge", planned, settings, resume, device, "verdicts.jsonl")
-
-    def read(self) -> dict[str, Record]:
-        return read_verdicts(self.path, self.answers, self.settings["method"])
+    def read(self, path: Path) -> dict[str, Record]:
+        return read_verdicts(path, self.task, self.answers)
 
     def result(self, done: list[Record]) -> Record:
-        return summarise_verdicts(done, self.settings["method"])
+        return summarise_verdicts(done, self.task, self.guard)
 
-    def new_tokens(self, record: Record) -> int:
+    def new_tokens(self, record: Mapping[str, Any]) -> int:
         return record["new_tokens"]
 
-    def counts(self, record: Record) -> bool | None:
-        if record["method"] == "guard":
-            return record["safety"] == "Safe"
-        return record["refusal"] == "Yes"
+    def counts(self, record: Mapping[str, Any]) -> bool | None:
+        return self.measure.counts(record)
 
 
-def judging_settings(
-    arguments: argparse.Namespace, dtype: torch.dtype, device: torch.device
-) -> Record:
-    """Every option that the verdicts depend on, and those that the times do."""
-    settings = {"method": arguments.method, "limit": arguments.limit}
-    if arguments.method == "refusal":
-        return settings
-    about = {
-        "model": str(arguments.model),
-        "max_new_tokens": arguments.max_new_tokens,
-        "temperature": 0.0,
-    }
-    about |= {
-        "grammar": arguments.grammar,
-        "dtype": str(dtype).removeprefix("torch."),
-        "quantize": arguments.quantize,
-        "device": str(device),
-        "batch_size": arguments.batch_size,
-        "memory": arguments.memory,
-        "cache_dtype": arguments.cache_dtype,
-    }
-    return settings | about
+def sample_by_id(task: Task, answers: list[Record], limit: int | None) -> list[Record]:
+    """The answers that --limit takes, in the file's order: chosen by id, not by who finished first."""
+    chosen = task.sample(sorted(answers, key=lambda answer: answer["id"]), limit)
+    ids = {answer["id"] for answer in chosen}
+    return [answer for answer in answers if answer["id"] in ids]
 
 
-def judge(arguments: argparse.Namespace) -> None:
+def recorded_settings(settings: JudgingSettings) -> Record:
+    """What the summary keeps; without a model only what still matters then."""
+    record = recorded(settings)
+    if not settings.model:
+        return {name: record[name] for name in ("guard", "limit")}
+    return {**record, "model_fingerprint": model_fingerprint(settings.model)}
+
+
+def choose_guard(name: str) -> tuple[Guard, str | None]:
+    """The guard that --guard names, and its checkpoint if it has one.
+
+    UserError for a checkpoint that is no guard's, and for a name that is neither.
+    """
+    if name in GUARDS:
+        return GUARDS[name], GUARDS[name].default_model
+    if "/" not in name and not Path(name).exists():
+        close = get_close_matches(name, GUARDS, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(
+            f"--guard {name}: neither a guard ({', '.join(GUARDS)}) nor a checkpoint{hint}"
+        )
+    tokenizer = load_tokenizer(name)
+    empty = [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]
+    policy = tokenizer.decode(tokenizer.encode_chat(empty), skip_special_tokens=False)
+    return recognise(policy, name), name
+
+
+def choose_tasks(settings: JudgingSettings, guard: Guard) -> list[Task]:
+    """The tasks to judge. UserError if there is none, or none that the guard says anything about."""
+    safety = tasks_of_kind("safety")
+    names = ", ".join(task.name for task in safety)
+    if settings.task:
+        tasks = [get_task(name) for name in settings.task]
+    else:
+        tasks = [task for task in safety if (settings.run / f"{task.name}.jsonl").is_file()]
+        if not tasks:
+            raise UserError(
+                f"{settings.run}: no answers to a safety task ({names}); first run: "
+                f"python generate.py --task {safety[0].name} --run {settings.run}"
+            )
+    judged = []
+    for task in tasks:
+        path = settings.run / f"{task.name}.jsonl"
+        if task not in safety:
+            raise UserError(f"--task {task.name}: needs no judge; the safety tasks are {names}")
+        if not path.is_file():
+            raise UserError(
+                f"{path}: no such file; first run: python generate.py --task {task.name} "
+                f"--run {settings.run}"
+            )
+        if measures_of(task, guard):
+            judged.append(task)
+        elif settings.task or len(tasks) == 1:
+            labels = " and ".join(sorted({measure.needs for measure in task.measures}))
+            raise UserError(f"{task.title} measures {labels}, of which {guard.name} says nothing")
+    return judged
+
+
+def load_checkpoint(ref: str, guard: Guard, grammar: bool) -> Checkpoint:
+    tokenizer = load_tokenizer(ref)
+    allowed = guard.allowed_tokens(tokenizer.encode, tokenizer.end_id) if grammar else None
+    return Checkpoint(ref, tokenizer, ModelConfig.load(resolve(ref)), allowed)
+
+
+def build_prompts(job: JudgingJob, checkpoint: Checkpoint) -> Prompts:
+    """The guard's prompts for what is left to judge. UserError, naming the answer, for one that does
+    not fit the guard's context.
+    """
+    prompts, names = [], []
+    for answer in job.to_do:
+        response = strip_reasoning(answer["response"])
+        messages = job.guard.messages(answer[job.task.prompt_field], response)
+        prompts.append(checkpoint.tokenizer.encode_chat(messages))
+        names.append(f"the answer to {answer['id']} with the guard's policy")
+    check_prompts(checkpoint.config, prompts, names)
+    return prompts
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What there is to judge; `checkpoint` is None if no model is needed."""
+
+    settings: JudgingSettings  # with the guard's name, checkpoint, dtype and device
+    guard: Guard
+    jobs: list[JudgingJob]
+    checkpoint: Checkpoint | None
+    prompts: list[Prompts]  # one list a job, for its `to_do`
+    dtype: torch.dtype
+    device: torch.device
+
+
+def make_plan(settings: JudgingSettings) -> Plan:
+    """Find out what is to do and check all of it, before any model is loaded."""
+    if settings.model:
+        raise UserError(f"judge.py has no --model: name the guard with --guard {settings.model}")
+    refuse_old_files(settings.run)
+    guard, ref = choose_guard(settings.guard)
+    tasks = choose_tasks(settings, guard)
+    if not settings.dry_run:
+        runs.prepare_run(settings.run)
+    device = device_of_rank(resolve_device(settings.device))
+    dtype = resolve_dtype(settings.dtype, device)
+    settings = replace(
+        settings,
+        guard=guard.name,
+        model=ref or "",
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(device),
+        max_new_tokens=settings.max_new_tokens or guard.max_new_tokens,
+    )
+    jobs = [JudgingJob(task, guard, settings, device) for task in tasks]
+    checkpoint = None
+    if ref is not None and any(job.to_do for job in jobs):
+        checkpoint = load_checkpoint(ref, guard, settings.grammar)
+    prompts = [build_prompts(job, checkpoint) if checkpoint else [] for job in jobs]
+    return Plan(settings, guard, jobs, checkpoint, prompts, dtype, device)
+
+
+def refuse_old_files(run: Path) -> None:
+    """UserError for the verdicts of a version that knew one judge a run."""
+    found = [run / name for name in OLD_FILES if (run / name).exists()]
+    if found:
+        raise UserError(
+            f"{' and '.join(map(str, found))}: verdicts of an earlier version, which nothing reads "
+            "any more; move them away, then judge.py judges the answers anew"
+        )
+
+
+def describe_plan(plan: Plan) -> str:
+    """A line for each task, and a note where its answers are not finished."""
+    lines = []
+    by = plan.settings.model or plan.guard.name
+    for job in plan.jobs:
+        answering = plan.settings.run / f"{job.task.name}.summary.json"
+        if answering.exists() and not read_json(answering).get("finished"):
+            count = len(job.answers)
+            lines.append(
+                f"Note: {answering} is not finished: judging the {count} answers there are so far."
+            )
+        count, to_do = len(job.planned), len(job.to_do)
+        lines.append(f"{job.task.title}: {count} answers, {to_do} of them to judge by {by}")
+    return "\n".join(lines)
+
+
+def judge_by_model(
+    job: JudgingJob, plan: Plan, checkpoint: Checkpoint, prompts: Prompts, model: Decoder
+) -> None:
+    """Generate the verdicts that are left to do, of several processes each its share."""
+    settings, tokenizer = plan.settings, checkpoint.tokenizer
+    assert settings.max_new_tokens is not None
+    own = shard_by_work(prompts, settings.max_new_tokens, world_size())[rank()]
+    answers = [job.to_do[i] for i in own]
+    own_prompts = [prompts[i] for i in own]
+    with job.recording(len(own)) as add:
+
+        def on_finish(i: int, output: Output) -> None:
+            raw = tokenizer.decode(output.token_ids)
+            generated: Generated = {
+                "raw": raw,
+                "finish_reason": output.finish_reason,
+                "prompt_tokens": len(own_prompts[i]),
+                "new_tokens": len(output.token_ids),
+            }
+            add(make_verdict(job.task, job.guard, answers[i], job.guard.parse(raw), generated))
+
+        generate(
+            model,
+            own_prompts,
+            settings.max_new_tokens,
+            tokenizer.stop_ids,
+            settings.batch_size,
+            on_finish=on_finish,
+            stats=job.costs.stats,
+            guide=checkpoint.allowed_tokens,
+            **settings.cache_arguments(),
+        )
+
+
+def judge_by_text(job: JudgingJob) -> None:
+    """Make the verdicts of a guard without a model, of several processes each its share."""
+    own = range(rank(), len(job.to_do), world_size())
+    with job.recording(len(own)) as add:
+        for i in own:
+            answer = job.to_do[i]
+            labels = job.guard.parse(strip_reasoning(answer["response"]))
+            add(make_verdict(job.task, job.guard, answer, labels, NOT_GENERATED))
+
+
+def judge(settings: JudgingSettings) -> None:
     with inference_group():
         with rank_zero_first():
-            task, guard = plan(arguments)
-        if task.to_do:
-            work(task, guard)
-        if rank() == 0:
-            summary = task.write_summary(finished=True)
-            print(format_table(summary))
-            if arguments.method == "guard" and summary["unparsed"]["count"] == summary["answers"]:
-                print(f"No verdict could be read: is {arguments.model} a Qwen3Guard-Gen model?")
+            plan = make_plan(settings)
+            if rank() == 0:
+                print(describe_plan(plan), flush=True)
+        if settings.dry_run:
+            return
+        model = None
+        if plan.checkpoint:  # may fail: old verdict files are replaced only after it
+            model = load_model(
+                plan.checkpoint.ref,
+                dtype=plan.dtype,
+                device=plan.device,
+                quantize=settings.quantize,
+            )
+        for job, prompts in zip(plan.jobs, plan.prompts, strict=True):
+            if job.to_do and plan.checkpoint and model:
+                judge_by_model(job, plan, plan.checkpoint, prompts, model)
+            elif job.to_do:
+                judge_by_text(job)
+            if rank() == 0:
+                report(job, job.write_summary(finished=True))
 
 
-def plan(arguments: argparse.Namespace) -> tuple[JudgeTask, "Guard | None"]:
-    """What there is to judge, and the guard with its prompts, all checked, if there is one and
-    anything to do.
-    """
-    answers = read_answers(arguments.run / "ailuminate.jsonl")
-    answering = arguments.run / "ailuminate.summary.json"
-    if rank() == 0 and answering.exists() and not read_json(answering).get("finished"):
-        print(
-            f"Note: {answering} is not finished: judging the {len(answers)} answers there are so far."
-        )
-    runs.prepare_run(arguments.run)
-    device = device_of_rank(resolve_device(arguments.device))
-    dtype = resolve_dtype(arguments.dtype, device)
-    task = JudgeTask(
-        arguments.run, judging_settings(arguments, dtype, device), answers, arguments.resume, device
-    )
-    if rank() == 0:
-        by = arguments.model if arguments.method == "guard" else "refusal phrases (no guard)"
-        print(
-            f"{len(task.planned)} answers, {len(task.to_do)} of them to judge by {by}", flush=True
-        )
-    guard = (
-        Guard(arguments, dtype, device, task.to_do)
-        if task.to_do and arguments.method == "guard"
-        else None
-    )
-    return task, guard
+def report(job: JudgingJob, summary: Record) -> None:
+    print(format_table(summary, job.task, job.guard), flush=True)
+    unparsed = summary["unparsed"]
+    if unparsed and unparsed["count"] == summary["answers"]:
+        print(f"No verdict could be read: is {job.settings['model']} a {job.guard.title} model?")
 
 
-def work(task: JudgeTask, guard: "Guard | None") -> None:
-    """Judge what is left to do, of several processes each its share."""
-    if guard:
-        guard.load()  # may fail: an old verdict file is replaced only after it
-        own = shard_by_work(guard.prompts, guard.arguments.max_new_tokens, world_size())[rank()]
-        with task.recording(len(own)) as add:
-            guard.judge(own, add, task.costs.stats)
-        return
-    own = range(rank(), len(task.to_do), world_size())
-    with task.recording(len(own)) as add:
-        for i in own:
-            add(phrase_verdict(task.to_do[i]))
-
-
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     return cli.run_script(judge, parse_arguments(argv))
 
 

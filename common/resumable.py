@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from common import runs
 from common.distributed import barrier_or_exit
+from common.options import Settings
 from common.ranks import rank, world_size
 from data.records import (
     Record,
@@ -37,9 +38,10 @@ class ResumableJob(ABC):
     """Records to make, one for each of `planned`, in RUN/STEM.jsonl with RUN/STEM.summary.json.
 
     `finished` holds the records by id that an earlier call or this one made, `to_do` what of
-    `planned` has none. `settings` are recorded in the summary. A subclass sets what its `read` needs
-    before it calls `super().__init__`. UserError if an earlier call left records that this one must
-    not add to.
+    `planned` has none. `settings` are recorded in the summary; `declared`, the dataclass of the
+    script's options, says which of them may differ from an earlier call's. A subclass sets what its
+    `read` needs before it calls `super().__init__`, which writes nothing. UserError if an earlier
+    call left records that this one must not add to.
     """
 
     counted = ""  # on the progress bar, in front of the share of records that `counts` counts
@@ -52,24 +54,31 @@ class ResumableJob(ABC):
         settings: Record,
         resume: bool,
         device: torch.device,
-        records_name: str | None = None,  # of the records' file, where it is not the stem's
+        declared: type[Settings] | None = None,
     ) -> None:
         self.stem, self.planned, self.settings = stem, planned, settings
-        self.path = run / (records_name or f"{stem}.jsonl")
-        self.summary_path = run / f"{stem}.summary.json"
+        self.path, self.summary_path = run / f"{stem}.jsonl", run / f"{stem}.summary.json"
         self.resume, self.device = resume, device
         parts = self._parts()
         records_path = parts[0] if parts and not self.path.exists() else self.path
-        earlier = runs.load_previous_summary(records_path, self.summary_path, settings, resume)
+        earlier = runs.load_previous_summary(
+            records_path, self.summary_path, settings, resume, declared
+        )
         self.costs = runs.RunCosts(earlier, device)
-        if earlier and rank() == 0:
-            self._join(parts)
-        self.finished: dict[str, Record] = self.read() if earlier else {}
+        self.finished: dict[str, Record] = {}
+        if earlier:
+            self.costs.add_parallel(self._costs_of_parts())
+            for path in (self.path, *parts):
+                if path.exists():
+                    self.finished |= self.read(path)
         self.to_do = [record for record in planned if record["id"] not in self.finished]
 
     @abstractmethod
-    def read(self) -> dict[str, Record]:
-        """The finished records in `path` by id. UserError for one that does not belong here."""
+    def read(self, path: Path) -> dict[str, Record]:
+        """The finished records in a file by id. UserError for one that does not belong here.
+
+        The last line may be half written. Writes nothing.
+        """
 
     @abstractmethod
     def result(self, done: list[Record]) -> Record:
@@ -124,6 +133,8 @@ class ResumableJob(ABC):
 
     def write_summary(self, finished: bool) -> Record:
         """Replace the summary by what is true now, and return it."""
+        if finished:
+            self._join_parts()  # of a call that was killed before it did
         done = self.done()
         summary = {
             "task": self.stem,
@@ -145,13 +156,13 @@ class ResumableJob(ABC):
         return tqdm(total=initial + count, initial=initial, desc=title, disable=hidden)
 
     def _begin(self) -> None:
-        # Delete the previous call's files only after every rank has passed its checks.
+        # Replace the previous call's files only after every rank has passed its checks.
         barrier_or_exit()
         if rank() == 0:
-            if not self.resume:
-                for path in (self.path, *self._parts()):
-                    path.unlink(missing_ok=True)
-                    _costs_path(path).unlink(missing_ok=True)
+            if self.resume:
+                self._join_parts()
+            else:
+                self._remove_records()
             self.write_summary(finished=False)
         barrier_or_exit()
         if world_size() > 1:  # of this process alone: those of earlier calls are in the summary
@@ -161,8 +172,9 @@ class ResumableJob(ABC):
         barrier_or_exit()
         if world_size() > 1 and rank() == 0:
             self.costs = runs.RunCosts(read_json(self.summary_path), self.device)
-            self._join(self._parts())
-            self.finished = self.read()
+            self.costs.add_parallel(self._costs_of_parts())
+            self._join_parts()
+            self.finished = self.read(self.path)
 
     def _save(self) -> None:
         if world_size() == 1:
@@ -171,13 +183,18 @@ class ResumableJob(ABC):
             write_json(_costs_path(self._own_part()), self.costs.summary())
 
     def _own_part(self) -> Path:
-        return self.path.with_name(f"{self.path.stem}.rank{rank()}.jsonl")
+        return self.path.with_name(f"{self.stem}.rank{rank()}.jsonl")
 
     def _parts(self) -> list[Path]:
-        return sorted(self.path.parent.glob(f"{self.path.stem}.rank*.jsonl"))
+        return sorted(self.path.parent.glob(f"{self.stem}.rank*.jsonl"))
 
-    def _join(self, parts: Sequence[Path]) -> None:
-        """Move the records of the parts into the one file, and their costs into the summary."""
+    def _costs_of_parts(self) -> list[Record]:
+        paths = [_costs_path(part) for part in self._parts()]
+        return [read_json(path) for path in paths if path.exists()]
+
+    def _join_parts(self) -> None:
+        """Move the records of the parts into the one file; `costs` holds theirs already."""
+        parts = self._parts()
         if not parts:
             return
         # By id: parts that were joined but not yet removed when a call was killed change nothing.
@@ -189,11 +206,17 @@ class ResumableJob(ABC):
         places = {record["id"]: place for place, record in enumerate(self.planned)}
         in_order = sorted(records.values(), key=lambda r: places.get(r["id"], len(places)))
         rewrite_records(self.path, in_order)
-        costs = [_costs_path(part) for part in parts]
-        self.costs.add_parallel([read_json(path) for path in costs if path.exists()])
         write_json(self.summary_path, read_json(self.summary_path) | self.costs.summary())
-        for path in (*parts, *costs):
-            path.unlink(missing_ok=True)
+        self._remove_parts()
+
+    def _remove_parts(self) -> None:
+        for path in self._parts():
+            path.unlink()
+            _costs_path(path).unlink(missing_ok=True)
+
+    def _remove_records(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self._remove_parts()
 
 
 class _Share:

@@ -1,12 +1,12 @@
-"""What a judge is: how it is asked about an answer, and what it says of it.
+"""A judge of answers: how it is asked about an answer, and what it says of it.
 
-A subclass in a file of its own and a line in `guards/registry.py` make a guard; `judge.py`, reports
-and recipes know guards through this interface alone. It holds no model: `judge.py` runs that.
+A subclass in a file of its own and a line in `guards/registry.py` make a guard. `judge.py`, reports
+and recipes know guards through this interface alone. A guard holds no model: `judge.py` runs that.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, ClassVar, TypedDict
+from typing import ClassVar, TypedDict
 
 from data.prompts import Message
 
@@ -24,29 +24,34 @@ class Labels(TypedDict):
 
 
 class Guard(ABC):
-    """A judge of one answer to one prompt."""
+    """A judge of one answer to one prompt; stateless, one instance in the registry."""
 
     name: ClassVar[str]  # on the command line and in file names: RUN/TASK.NAME.jsonl
     title: ClassVar[str]  # in reports
     labels: ClassVar[frozenset[str]]  # what it gives of "safety" and "refusal"
-    has_model: ClassVar[bool] = True
-    default_model: ClassVar[str | None] = None
-    max_new_tokens: ClassVar[int] = 0  # the length of a verdict
+    default_model: ClassVar[str | None] = None  # a Hub id; None for a guard without a model
+    max_new_tokens: ClassVar[int] = 0  # enough for the longest verdict
     note: ClassVar[str] = ""  # what a reader of its rates must know
+    # Which of its categories are about which hazard of AILuminate, by the hazard's code.
+    hazards: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
-    @classmethod
-    @abstractmethod
-    def recognises(cls, policy: str) -> bool:
-        """Whether a checkpoint is this guard's, by what its chat template prints of an answer.
+    @property
+    def has_model(self) -> bool:
+        """Whether it is a language model: one without judges the text of the answer itself."""
+        return self.default_model is not None
 
-        `policy` is the rendered prompt of an empty conversation, special tokens included.
+    def recognises(self, policy: str) -> bool:
+        """Whether a checkpoint is this guard's, by what its chat template prints around an answer.
+
+        `policy` is the prompt for a conversation of two empty turns, special tokens included.
         """
+        return False
 
-    def messages(self, answer: Mapping[str, Any]) -> list[Message]:
+    def messages(self, prompt: str, response: str) -> list[Message]:
         """The conversation to judge, for the guard's own chat template."""
         return [
-            {"role": "user", "content": answer["prompt"]},
-            {"role": "assistant", "content": answer["response"]},
+            {"role": "user", "content": prompt},
+            {"role": "assistant", "content": response},
         ]
 
     def allowed_tokens(self, encode: Encode, end_id: int) -> AllowedTokens | None:
@@ -55,4 +60,7 @@ class Guard(ABC):
 
     @abstractmethod
     def parse(self, text: str) -> Labels:
-        """The labels in a verdict's text, of which nothing is guessed."""
+        """The labels in a verdict's text, of which nothing is guessed.
+
+        A guard without a model gets the response in place of a verdict.
+        """

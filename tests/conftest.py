@@ -6,6 +6,7 @@ import pytest
 
 from llama.hub import resolve
 from tests.tiny import save_chat_checkpoint
+from tests.toy_guard import train_guard
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +24,9 @@ def smollm2_folder() -> Path:
 def chat_checkpoint(tmp_path_factory) -> Path:
     """A tiny random chat model, to run the scripts on."""
     return save_chat_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny-chat")
+
+
+@pytest.fixture(scope="session")
+def guard(tmp_path_factory) -> Path:
+    """A toy Qwen3Guard checkpoint that knows the replies in tests/toy_guard.py."""
+    return train_guard(tmp_path_factory.mktemp("checkpoints") / "toy-guard")

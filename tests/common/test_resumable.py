@@ -21,8 +21,8 @@ class Squares(ResumableJob):
         planned = [{"id": str(number)} for number in range(count)]
         super().__init__(run, "squares", planned, {}, resume, torch.device("cpu"))
 
-    def read(self) -> dict[str, Record]:
-        return {record["id"]: record for record in read_jsonl(self.path)}
+    def read(self, path: Path) -> dict[str, Record]:
+        return {record["id"]: record for record in read_jsonl(path)}
 
     def result(self, done: list[Record]) -> Record:
         self.summed += 1
