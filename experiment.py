@@ -1,19 +1,18 @@
-"""Run recipes from the first step to the table: python experiment.py recipes/greedy-3-shots.yaml
+"""Run recipes from the first step to the table: python experiment.py recipes/03-greedy-3-shots.yaml
 --model MODEL
 
-A recipe goes through self-instruct, training, GSM8K, AILuminate, judging and the divergence from
-the base, as far as it asks for them, in RUNS/MODEL/RECIPE. Every step is one of the scripts, which
-keeps what an earlier call finished: kill it whenever you like and start it again. At the end come a
-report on all recipes of the call and, as one table, the original's figures beside ours.
+A recipe goes through self-instruct, training, answering the tasks it names, judging and the
+divergence from the base, as far as it asks for them, in RUNS/MODEL/RECIPE. Every step is one of the
+scripts, which keeps what an earlier call finished: kill it whenever you like and start it again.
+At the end come a report on all recipes of the call and, as one table, the original's figures beside
+ours. --dry-run lists the steps.
 """
 
-import argparse
 import contextlib
 import io
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePath
+from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -24,251 +23,88 @@ import report
 import train
 from common import cli
 from common.errors import UserError
+from common.options import parse_settings
 from common.self_instruct_file import training_file
-from data.records import write_json
-from guards.verdicts import METHODS
-from recipes.schema import Options, Recipe, Setting, load_recipe, parse_setting
+from data.records import read_json, write_json
+from data.registry import TASKS
+from recipes.overlap import check_overlap
+from recipes.schema import Recipe, Setting, find_recipe, load_recipe, parse_setting
+from recipes.settings import ExperimentSettings
+from recipes.steps import Step, Training, plan, run_name, trainings
 from reporting.load_runs import RECIPE, load_runs, short_names
 from reporting.reproduction_table import row_tables
 from reporting.tables import to_text
 
-SCRIPTS = {
-    "self-instruct": generate,
+SCRIPTS: dict[str, ModuleType] = {
     "train": train,
-    "gsm8k": generate,
-    "ailuminate": generate,
+    "generate": generate,
     "judge": judge,
+    "divergence": divergence,
 }
-# What a recipe does not say: which machine, model and data, and what links its steps.
-OURS = {
+# Options that a recipe must leave alone: which machine, model and data, and what links its steps.
+RESERVED_OPTIONS = {
     "run",
     "model",
     "device",
     "dtype",
     "quantize",
     "resume",
+    "dry_run",
     "limit",
     "task",
     "data",
     "adapter",
     "no_adapter",
     "adapter_scale",
+    "init_adapter",
+    "method",
+    "guard",
 }
-OURS |= {"init_adapter", "guard", "dry_run"}
 
 
-@dataclass(frozen=True)
-class Step:
-    """A script and what its `main` is called with."""
-
-    name: str
-    script: ModuleType
-    argv: list[str]
-
-
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = cli.Parser(__doc__)
-    parser.add_argument(
-        "recipes", nargs="+", type=Path, metavar="RECIPE", help="YAML file, as in recipes/"
-    )
-    parser.add_argument(
-        "--model", default="meta-llama/Llama-3.2-1B-Instruct", help="see train.py (%(default)s)"
-    )
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs go (%(default)s)"
-    )
-    parser.add_argument(
-        "--data",
-        choices=("official", "demo"),
-        default="official",
-        help="to train and test on (official)",
-    )
-    parser.add_argument(
-        "--limit",
-        type=cli.positive_int,
-        metavar="N",
-        help="test questions and hazard prompts (all)",
-    )
-    parser.add_argument(
-        "--train-limit", type=cli.positive_int, metavar="N", help="training questions (all)"
-    )
-    parser.add_argument(
-        "--kl-limit",
-        type=cli.positive_int,
-        default=200,
-        metavar="N",
-        help="see divergence.py --limit (%(default)s)",
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.OPTION=VALUE",
-        help="overrules every recipe that has the section, as in train.lr=1e-3; may be repeated",
-    )
-    parser.add_argument(
-        "--judge", choices=METHODS, default="guard", help="who judges the answers (%(default)s)"
-    )
-    parser.add_argument(
-        "--guard",
-        default="Qwen/Qwen3Guard-Gen-4B",
-        metavar="MODEL",
-        help="see judge.py (%(default)s)",
-    )
-    parser.add_argument(
-        "--embedder", metavar="MODEL", help="of similar shots, instead of the recipe's"
-    )
-    parser.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: CUDA if there is one"
-    )
-    parser.add_argument(
-        "--dtype", default="auto", choices=cli.DTYPES, metavar="TYPE", help="see train.py (auto)"
-    )
-    return parser.parse_args(argv)
+def parse_arguments(argv: list[str] | None) -> ExperimentSettings:
+    return parse_settings(ExperimentSettings, __doc__, argv)
 
 
 def option_names() -> dict[str, set[str]]:
-    """What each section of a recipe may say: the options of its script."""
-    return {
-        section: {
-            name.replace("_", "-") for name in vars(script.parse_arguments([])) if name not in OURS
-        }
-        for section, script in SCRIPTS.items()
-    }
+    """The options that each section of a recipe may hold: those of its script."""
+    scripts = {"self-instruct": generate, "train": train, "judge": judge}
+    scripts |= dict.fromkeys(TASKS, generate)
+    names = {}
+    for section, script in scripts.items():
+        settings = vars(script.parse_arguments([]))
+        names[section] = {n.replace("_", "-") for n in settings if n not in RESERVED_OPTIONS}
+    return names
 
 
-def to_argv(options: Options) -> list[str]:
-    """`{"shots": 3, "system-header": False}` -> `["--shots", "3", "--no-system-header"]`."""
-    argv = []
-    for name, value in options.items():
-        if isinstance(value, bool):
-            argv.append(f"--{'' if value else 'no-'}{name}")
-        elif isinstance(value, str) and value.startswith("-"):
-            argv.append(f"--{name}={value}")  # argparse would take it for another option
-        else:
-            argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return argv
+def check_steps(recipe: Recipe, steps: Sequence[Step]) -> None:
+    """UserError, naming the recipe, for a value that a script would refuse.
 
-
-def plan(recipe: Recipe, folder: Path, arguments: argparse.Namespace) -> list[Step]:
-    """The steps of a recipe in the order they run. `folder` holds the runs of all recipes."""
-    run = folder / recipe.name
-    machine = ["--device", arguments.device, "--dtype", arguments.dtype]
-    shared = ["--model", str(arguments.model), *machine]
-    embedder = ["--embedder", arguments.embedder] if arguments.embedder else []
-    amount = ["--limit", str(arguments.train_limit)] if arguments.train_limit else []
-    steps, data = [], ["--data", arguments.data]
-    if isinstance(recipe.self_instruct, str):
-        data = ["--data", str(training_file(folder / recipe.self_instruct))]
-    elif recipe.self_instruct is not None:
-        argv = [
-            "--task",
-            "self-instruct",
-            "--run",
-            str(run),
-            "--no-adapter",
-            *shared,
-            *amount,
-            *data,
-        ]
-        steps.append(
-            Step("self-instruct", generate, [*argv, *to_argv(recipe.self_instruct), *embedder])
-        )
-        data = ["--data", str(training_file(run))]
-    adapter = folder / recipe.adapter / "adapter" if recipe.adapter else None
-    for number, stage in enumerate(recipe.train, start=1):
-        last = number == len(recipe.train)
-        stage_run = run if last else run / f"stage-{number}"
-        argv = ["--run", str(stage_run), *shared, *amount, *data, *to_argv(stage), *embedder]
-        argv += ["--init-adapter", str(adapter)] if adapter else []
-        steps.append(Step("training" if last else f"training, stage {number}", train, argv))
-        adapter = stage_run / "adapter"
-    steps += answering_steps(recipe, run, adapter, 1.0, shared, embedder, arguments)
-    for scale in recipe.sweep:
-        steps += answering_steps(
-            recipe, run / f"scale-{scale:g}", adapter, scale, shared, embedder, arguments
-        )
-    return steps
-
-
-def answering_steps(
-    recipe: Recipe,
-    run: Path,
-    adapter: Path | None,
-    scale: float,
-    shared: list[str],
-    embedder: list[str],
-    arguments: argparse.Namespace,
-) -> Iterator[Step]:
-    """Answer, judge and measure with one adapter at one scale."""
-    which = (
-        ["--adapter", str(adapter), "--adapter-scale", f"{scale:g}"]
-        if adapter
-        else ["--no-adapter"]
-    )
-    limit = ["--limit", str(arguments.limit)] if arguments.limit else []
-    at = f", scale {scale:g}" if scale != 1 else ""
-    for task, options in (
-        ("gsm8k", [*to_argv(recipe.gsm8k), *embedder]),
-        ("ailuminate", to_argv(recipe.ailuminate)),
-    ):
-        argv = [
-            "--task",
-            task,
-            "--run",
-            str(run),
-            *which,
-            *shared,
-            *limit,
-            "--data",
-            arguments.data,
-            *options,
-        ]
-        yield Step(f"{task}{at}", generate, argv)
-    guard = str(arguments.guard) if arguments.judge == "guard" else "refusal-phrases"
-    judging = ["--run", str(run), "--guard", guard, *to_argv(recipe.judge)]
-    if arguments.judge == "guard":
-        judging += ["--device", arguments.device, "--dtype", arguments.dtype]
-    yield Step(f"judging{at}", judge, judging)
-    measuring = [
-        "--run",
-        str(run),
-        "--device",
-        arguments.device,
-        "--limit",
-        str(arguments.kl_limit),
-    ]
-    yield Step(f"divergence{at}", divergence, measuring)
-
-
-def check_steps(recipe: Recipe, steps: list[Step]) -> None:
-    """ValueError, naming the recipe, for a value that a script would refuse: before any step has
-    taken hours.
+    It comes before any step has taken hours.
     """
     for step in steps:
-        said = io.StringIO()
+        printed = io.StringIO()
         try:
-            with contextlib.redirect_stderr(said):
-                step.script.parse_arguments(step.argv)
+            with contextlib.redirect_stderr(printed):
+                SCRIPTS[step.script].parse_arguments(step.argv)
         except SystemExit:
-            message = said.getvalue().strip().removeprefix("error: ")
-            message = message.replace(
-                f"({Path(sys.argv[0]).name} --help", f"({step.script.__name__}.py --help"
-            )
+            message = printed.getvalue().strip().removeprefix("error: ")
+            called = f"({Path(sys.argv[0]).name} --help"
+            message = message.replace(called, f"({step.script}.py --help")
             raise UserError(f"{recipe.path}: {step.name}: {message}") from None
 
 
-def check_together(recipes: list[Recipe], settings: list[Setting]) -> None:
-    """UserError for recipes that would share a run folder, and for a setting that none of them
-    takes.
-    """
+def check_together(recipes: Sequence[Recipe], settings: Sequence[Setting], seeds: int) -> None:
+    """UserError for recipes that would share a run folder, and for a setting that none takes."""
     paths: dict[str, Path] = {}
     for recipe in recipes:
-        if recipe.name in paths:
-            raise UserError(
-                f"{paths[recipe.name]} and {recipe.path}: runs are named by the file; rename one of them"
-            )
-        paths[recipe.name] = recipe.path
+        for name in {run_name(recipe.name, number) for number in range(seeds)}:
+            if name in paths:
+                raise UserError(
+                    f"{paths[name]} and {recipe.path}: runs are named by the file, and both would "
+                    f"have the run {name}; rename one of them"
+                )
+            paths[name] = recipe.path
     for section, option, value in settings:
         if not any(isinstance(recipe.raw.get(section), dict | list) for recipe in recipes):
             raise UserError(
@@ -276,74 +112,118 @@ def check_together(recipes: list[Recipe], settings: list[Setting]) -> None:
             )
 
 
-def check_needs(recipe: Recipe, before: set[str], folder: Path) -> None:
-    """UserError if what the recipe borrows is neither there nor made by the recipes that run
-    `before` it.
-    """
-    needs = {"adapter": (recipe.adapter, lambda run: run / "adapter")}
+def check_needs(training: Training, before: set[str]) -> None:
+    """UserError if what the recipe borrows is neither there nor made by the runs `before` it."""
+    recipe, folder = training.recipe, training.settings.folder
+    needs: dict[str, tuple[str, Path]] = {}
+    if recipe.adapter:
+        source = run_name(recipe.adapter, training.number)
+        needs["adapter"] = (source, folder / source / "adapter")
     if isinstance(recipe.self_instruct, str):
-        needs["self-instruct"] = (recipe.self_instruct, training_file)
-    for key, (name, where) in needs.items():
-        if name and name not in before and not where(folder / name).exists():
+        source = recipe.self_instruct
+        needs["self-instruct"] = (source, training_file(folder / source))
+    for key, (source, path) in needs.items():
+        if source not in before and not path.exists():
             raise UserError(
-                f"{recipe.path}: {key}: {name!r} has made no {where(folder / name)}; run that recipe first"
+                f"{recipe.path}: {key}: {source!r} has made no {path}; run that recipe first"
             )
 
 
-def write_recipe(
-    recipe: Recipe, run: Path, steps: list[Step], arguments: argparse.Namespace, scale: float = 1
-) -> None:
-    """Beside the results, everything that produced them; the report reads title and original from
-    here.
-    """
-    about: dict[str, Any] = {
+def write_recipe(training: Training, steps: Sequence[Step], run: Path, scale: float) -> None:
+    """Write, beside the results, everything that produced them; the report reads it from there."""
+    recipe = training.recipe
+    content: dict[str, Any] = {
         "name": recipe.name,
         "title": recipe.title,
-        "original": recipe.original,
+        "original": recipe.original if scale == 1 else {},
+        "training": training.number,
+        "scale": scale,
+        "model": training.settings.model,
+        "recipe": recipe.raw,
+        "commands": [step.command for step in steps],
     }
     if scale != 1:
-        about |= {"title": f"{recipe.title}, adapter x {scale:g}", "original": {}}
-    commands = [f"{step.script.__name__}.py {' '.join(step.argv)}" for step in steps]
-    write_json(
-        run / RECIPE,
-        {**about, "model": str(arguments.model), "recipe": recipe.raw, "commands": commands},
-    )
+        content["title"] = f"{recipe.title}, adapter x {scale:g}"
+    if training.number:
+        content["title"] += f", training {training.number + 1}"
+    write_json(run / RECIPE, content)
 
 
-def run_recipes(arguments: argparse.Namespace) -> None:
+def load_recipes(settings: ExperimentSettings) -> list[Recipe]:
+    """The recipes of this call, each checked and all together."""
+    overruling = [parse_setting(text) for text in settings.set]
     names = option_names()
-    settings = [parse_setting(text) for text in arguments.set]
-    recipes = [load_recipe(path, names, settings) for path in arguments.recipes]
-    check_together(recipes, settings)
-    folder: Path = arguments.runs / PurePath(str(arguments.model)).name
-    planned = [(recipe, plan(recipe, folder, arguments)) for recipe in recipes]
-    for index, (recipe, steps) in enumerate(planned):
-        check_steps(recipe, steps)
-        check_needs(recipe, {earlier.name for earlier in recipes[:index]}, folder)
-    made = []
-    for recipe, steps in planned:
-        run = folder / recipe.name
-        for number, step in enumerate(steps, start=1):
-            print(f"\n{recipe.name}, step {number} of {len(steps)}: {step.name}", flush=True)
-            status = step.script.main(step.argv)
-            if status == 130:
-                raise KeyboardInterrupt("told by the step")
-            if status:
-                raise UserError(
-                    f"{recipe.path}: {step.name} has failed. Once that is put right, the same command goes on from "
-                    f"there; for other settings, take another --runs or remove {run}"
-                )
-        for path, scale in [
-            (run, 1.0),
-            *((run / f"scale-{scale:g}", scale) for scale in recipe.sweep),
-        ]:
-            write_recipe(
-                recipe, path, steps, arguments, scale
-            )  # only now: refused settings have made nothing here
-            made.append(path)
+    recipes = [load_recipe(find_recipe(name), names, overruling) for name in settings.recipes]
+    check_together(recipes, overruling, settings.seeds)
+    return recipes
+
+
+def plan_all(recipes: Sequence[Recipe], settings: ExperimentSettings) -> list[Training]:
+    """Every training of every recipe, checked as far as that is possible before the first runs."""
+    planned: list[Training] = []
+    for recipe in recipes:
+        for training in trainings(recipe, settings):
+            check_steps(recipe, plan(training))
+            check_needs(training, {earlier.run_name for earlier in planned})
+            planned.append(training)
+    return planned
+
+
+def run_step(training: Training, step: Step) -> None:
+    """Call the step's script. UserError if it fails, which says how to go on."""
+    status = SCRIPTS[step.script].main(step.argv)
+    if status == 130:
+        raise KeyboardInterrupt("told by the step")
+    if status:
+        raise UserError(
+            f"{training.recipe.path}: {step.name} has failed. Once that is put right, the same "
+            "command goes on from there; for other settings, take another --runs or remove "
+            f"{training.run}"
+        )
+
+
+def run_training(training: Training) -> list[Path]:
+    """Do all steps of a training and return the run folders that hold its results."""
+    steps = plan(training)
+    for number, step in enumerate(steps, start=1):
+        print(f"\n{training.run_name}, step {number} of {len(steps)}: {step.name}", flush=True)
+        run_step(training, step)
+    # Only now: settings that a script refuses have changed nothing in the run.
+    runs = {training.run: 1.0}
+    runs |= {training.sweep_run(scale): scale for scale in training.recipe.sweep}
+    for run, scale in runs.items():
+        write_recipe(training, steps, run, scale)
+    return list(runs)
+
+
+def list_steps(planned: Sequence[Training]) -> None:
+    """Print what would be run, one command a line."""
+    for training in planned:
+        print(f"\n{training.run_name}: {training.recipe.title}")
+        for step in plan(training):
+            finished = step.summary and step.summary.exists() and is_finished(step.summary)
+            print(f"  {step.name}{' (finished already)' if finished else ''}: {step.command}")
+
+
+def is_finished(summary: Path) -> bool:
+    return bool(read_json(summary).get("finished"))
+
+
+def run_recipes(settings: ExperimentSettings) -> None:
+    recipes = load_recipes(settings)
+    planned = plan_all(recipes, settings)
+    if settings.dry_run:
+        list_steps(planned)
+        return
+    for recipe in recipes:
+        check_overlap(recipe, settings.data, settings.limits())
+    made: list[Path] = []
+    for training in planned:
+        made += run_training(training)
     print()
-    report.report(report.parse_arguments([*map(str, made), "--output", str(folder / "report")]))
-    runs = load_runs(made)
+    output = settings.folder / "report"
+    report.report(report.parse_arguments([*map(str, made), "--output", str(output)]))
+    runs = load_runs(list(made))
     print(f"\n{to_text(row_tables(runs)[0], short_names(runs))}")
 
 

@@ -21,9 +21,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
 
-import yaml
-
 from common.errors import UserError
+from common.yaml_files import read_yaml
 
 
 class Scope(Enum):
@@ -281,26 +280,6 @@ def _parse_config_value(path: Path, item: "dataclasses.Field[Any]", value: Any) 
     return parsed if takes_several else parsed[0]
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. UserError, naming the file, for anything else.
-
-    Aliases are refused: a few lines of them unfold to gigabytes.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        aliased = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
-        values = None if aliased else yaml.safe_load(text)
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"{path}: no such file") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
-    if aliased:
-        raise UserError(f"{path}: a YAML alias (*name): write the values out")
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected keys and values, found {type(values).__name__}")
-    return values
-
-
 def check_keys(found: Iterable[Any], known: Iterable[str], where: str, what: str) -> None:
     """UserError, with the nearest valid name, for a key of `found` that is not `known`."""
     names = list(known)
@@ -308,7 +287,7 @@ def check_keys(found: Iterable[Any], known: Iterable[str], where: str, what: str
         if key not in names:
             close = get_close_matches(str(key), names, n=1, cutoff=0)
             nearest = f"; the nearest valid name is {close[0]!r}" if close else ""
-            raise UserError(f"{where}: unknown {what} {key!r}{nearest}")
+            raise UserError(f"{where}: unknown {what} {key!r:.60}{nearest}")
 
 
 def to_argv(values: Mapping[str, Any], settings: type[Settings]) -> list[str]:

@@ -5,168 +5,292 @@
     train: {rank: 8, shots: 3}              # a list of such stages is trained one after the other
     gsm8k: {shots: 3, max-new-tokens: 1024}
     ailuminate: {max-new-tokens: 1024}
+    sources:                                # where the values of the original's rows come from
+      record: [gsm8k.shots, gsm8k.max-new-tokens, ailuminate.max-new-tokens]
+      code: [train.rank]
+      assumed: {train.shots: as at test}
 
-The keys of a section are options of the script that does the step, without their dashes. `adapter:
-NAME` answers with the adapter of another recipe, `self-instruct: NAME` trains on the answers that
-another recipe has had written.
+Every registered task may be a section. The keys of a section are options of the script that does
+the step, without their dashes. `adapter: NAME` answers with the adapter of another recipe,
+`self-instruct: NAME` trains on the answers that another recipe has had written.
 """
 
+import copy
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Any, NamedTuple
 
 from common.errors import UserError
+from common.options import check_keys
+from common.yaml_files import parse_yaml, read_yaml
+from data.registry import TASKS
 
+SHIPPED = Path(__file__).parent  # this project's own recipes, installed with the package
 Options = dict[str, Any]
-Setting = tuple[str, str, Any]  # section, option, value
 
-REQUIRED = ("title", "gsm8k", "ailuminate")
-SECTIONS = ("self-instruct", "train", "gsm8k", "ailuminate", "judge")  # in the order of the steps
-KEYS = (*REQUIRED, "about", "original", "adapter", "sweep", *SECTIONS)
+# In the order of the steps; a task's section is called as the task.
+SECTIONS = ("self-instruct", "train", *TASKS, "judge")
+KEYS = ("title", "about", "original", "sources", "adapter", "sweep", *SECTIONS)
 ORIGINALS = ("gsm8k", "safe")
+SOURCES = ("record", "code", "assumed")
+RESERVED_NAMES = ("report",)  # what lies beside the runs of the recipes
+
+TYPE_NAMES = {dict: "keys and values", list: "a list", float: "a number", str: "text"}
+
+
+class Setting(NamedTuple):
+    """An option of a section with the value that overrules the recipes'."""
+
+    section: str
+    option: str
+    value: Any
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a file says, checked. Recipes in `adapter` and `self_instruct` are named as their files,
-    without suffix.
+    """A recipe file, checked. `adapter` and `self_instruct` name other recipes by file, without
+    suffix.
     """
 
     name: str  # the file's, without its suffix
     path: Path
     title: str
-    gsm8k: Options
-    ailuminate: Options
+    tasks: dict[str, Options]  # what is answered, by task, in the order of the registry
     judge: Options
     train: list[Options]
     self_instruct: Options | str | None
     adapter: str | None
     sweep: list[float]  # scales of the adapter that are answered with as well
     original: dict[str, float] = field(default_factory=dict)  # in percent
-    raw: dict[str, Any] = field(
-        default_factory=dict
-    )  # the file, with the settings that overrule it
+    sources: dict[str, dict[str, str]] = field(default_factory=dict)  # kind -> option -> remark
+    raw: dict[str, Any] = field(default_factory=dict)  # the file, with what overruled it
+
+    @property
+    def judged(self) -> list[str]:
+        """The tasks whose answers a judge has to read."""
+        return [name for name in self.tasks if TASKS[name].kind == "safety"]
+
+
+def find_recipe(name: str) -> Path:
+    """The recipe file called `name`: a path, or one of this project's own by its bare name.
+
+    UserError with the nearest name for one that does not exist.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = {recipe.stem: recipe for recipe in sorted(SHIPPED.glob("*.yaml"))}
+    if path.name == name and path.name.removesuffix(".yaml") in shipped:
+        return shipped[path.name.removesuffix(".yaml")]
+    close = get_close_matches(path.stem, shipped, n=1, cutoff=0)
+    raise UserError(f"{name}: no such recipe; the nearest of our own is {close[0]}")
 
 
 def parse_setting(text: str) -> Setting:
-    """`train.lr=1e-3` -> section, option and value, which is read as in a recipe. UserError for
-    anything else.
+    """`train.lr=1e-3` as section, option and value, which is read as in a recipe.
+
+    UserError for anything else.
     """
     name, equals, value = text.partition("=")
     section, dot, option = name.partition(".")
     if not (equals and dot and option) or section not in SECTIONS:
-        raise UserError(
-            f"{text!r}: expected SECTION.OPTION=VALUE with a section of {', '.join(SECTIONS)}"
-        )
-    try:
-        return section, option, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(
-            f"{text!r}: the value is not valid YAML ({' '.join(str(error).split())})"
-        ) from None
+        expected = f"SECTION.OPTION=VALUE with a section of {', '.join(SECTIONS)}"
+        raise UserError(f"{text!r}: expected {expected}")
+    return Setting(section, option, parse_yaml(value, repr(text)))
 
 
 def load_recipe(
     path: Path, options: Mapping[str, set[str]], settings: Iterable[Setting] = ()
 ) -> Recipe:
-    """Read a recipe. `options`: the option names that each section may use. `settings` overrule the
-    file.
+    """Read and check a recipe.
 
+    `options` holds the option names that each section may use. `settings` overrule the file.
     UserError with file, key and nearest valid name for a key that is unknown, missing or holds
     another kind of value.
     """
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"{path}: no such recipe; the files in recipes/ are some") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
-    _check(raw, dict, path, "the recipe")
-    for section, option, value in settings:
-        _check_keys({option: value}, options[section], path, f"option of {section}")
-        if section == "judge":  # a step of every recipe
-            raw.setdefault(section, {})
-        if section in raw and not isinstance(
-            raw[section], str
-        ):  # else there is no such step here to overrule
-            raw[section] = raw[section] or {}
-            for stage in raw[section] if isinstance(raw[section], list) else [raw[section]]:
-                _check(stage, dict, path, section)[option] = value
-    _check_keys(raw, KEYS, path, "key")
-    missing = [key for key in REQUIRED if key not in raw]
-    if missing:
-        raise UserError(
-            f"{path}: the key {missing[0]!r} is missing; a recipe has {', '.join(REQUIRED)}"
+    name = _checked_name(path.stem, str(path))
+    raw = read_yaml(path)
+    check_keys(raw, KEYS, str(path), "key")
+    for setting in settings:
+        check_keys(
+            [setting.option],
+            sorted(options[setting.section]),
+            str(path),
+            f"option of {setting.section}",
         )
-    if "adapter" in raw and "train" in raw:
-        raise UserError(
-            f"{path}: both 'train' and 'adapter': an adapter is trained here or taken from another recipe"
-        )
+        _overrule(raw, setting, path)
+    if "title" not in raw:
+        raise UserError(f"{path}: the key 'title' is missing")
+    sections = _read_sections(raw, options, path)
     borrowed = raw.get("self-instruct") if isinstance(raw.get("self-instruct"), str) else None
-    own = [
-        section
-        for section in SECTIONS
-        if section in raw and not (borrowed and section == "self-instruct")
-    ]
-    sections = {section: _stages(raw[section], path, section) for section in own}
-    for section, stages in sections.items():
+    if borrowed is not None:
+        _checked_name(borrowed, f"{path}: self-instruct")
+    recipe = Recipe(
+        name=name,
+        path=path,
+        title=_typed(raw["title"], str, path, "title"),
+        tasks={task: sections[task][0] for task in TASKS if task in sections},
+        judge=sections.get("judge", [{}])[0],
+        train=sections.get("train", []),
+        self_instruct=borrowed or sections.get("self-instruct", [None])[0],
+        adapter=_read_adapter(raw, path),
+        sweep=_read_sweep(raw, path),
+        original=_read_original(raw, path),
+        sources=_read_sources(raw, sections, path),
+        raw=raw,
+    )
+    _typed(raw.get("about", ""), str, path, "about")
+    _check_parts(recipe)
+    return recipe
+
+
+def _check_parts(recipe: Recipe) -> None:
+    """UserError for parts that lack one another or exclude each other."""
+    if not recipe.tasks:
+        raise UserError(f"{recipe.path}: no task in it; a recipe has one of {', '.join(TASKS)}")
+    if recipe.adapter and recipe.train:
+        raise UserError(
+            f"{recipe.path}: both 'train' and 'adapter': an adapter is trained here or taken from "
+            "another recipe"
+        )
+    if recipe.sweep and not recipe.train:
+        raise UserError(
+            f"{recipe.path}: 'sweep' scales the adapter that is trained here, and there is no "
+            "'train'"
+        )
+    if recipe.name in (recipe.adapter, recipe.self_instruct):
+        raise UserError(f"{recipe.path}: it borrows from itself; name another recipe")
+    if recipe.self_instruct is not None and not recipe.train:
+        raise UserError(
+            f"{recipe.path}: 'self-instruct' makes training data, and there is no 'train'"
+        )
+
+
+def _checked_name(name: str, where: str) -> str:
+    """The name, which is also that of a folder. UserError for one that would be another place."""
+    separators = {"/", "\\"} & set(name)
+    if not name or separators or name.startswith(".") or name in RESERVED_NAMES:
+        raise UserError(f"{where}: {name!r} cannot be the name of a recipe and of its run folder")
+    return name
+
+
+def _overrule(raw: dict[str, Any], setting: Setting, path: Path) -> None:
+    """Put the setting into every stage of its section, if the recipe does that step itself."""
+    section = setting.section
+    if section == "judge":  # a step of every recipe
+        raw.setdefault(section, {})
+    if section not in raw or isinstance(raw[section], str):
+        return
+    if raw[section] is None:
+        raw[section] = {}
+    stages = raw[section] if isinstance(raw[section], list) else [raw[section]]
+    for stage in stages:
+        _typed(stage, dict, path, section)[setting.option] = copy.deepcopy(setting.value)
+
+
+def _read_sections(
+    raw: dict[str, Any], options: Mapping[str, set[str]], path: Path
+) -> dict[str, list[Options]]:
+    """The steps that the recipe does itself; training may have several stages."""
+    sections: dict[str, list[Options]] = {}
+    for section in SECTIONS:
+        value = raw.get(section)
+        if section not in raw or (section == "self-instruct" and isinstance(value, str)):
+            continue
+        stages = value if section == "train" and isinstance(value, list) else [value]
+        if not stages:
+            raise UserError(f"{path}: {section} is an empty list")
+        sections[section] = []
         for stage in stages:
-            _check_keys(stage, options[section], path, f"option of {section}")
-    original = _check(raw.get("original", {}), dict, path, "original")
-    _check_keys(original, ORIGINALS, path, "key of original")
+            checked = _typed({} if stage is None else stage, dict, path, section)
+            check_keys(checked, sorted(options[section]), str(path), f"option of {section}")
+            for option, value in checked.items():
+                _check_value(value, f"{path}: {section}: {option}")
+            sections[section].append(checked)
+    return sections
+
+
+def _check_value(value: Any, where: str) -> None:
+    """UserError unless the value, or each of a list, is text, a number, true or false."""
+    for item in value if isinstance(value, list) else [value]:
+        if not isinstance(item, str | int | float):
+            raise UserError(
+                f"{where} should be text, a number, true or false, or a list of such, found "
+                f"{_shown(item)}"
+            )
+
+
+def _read_adapter(raw: dict[str, Any], path: Path) -> str | None:
+    if "adapter" not in raw:
+        return None
+    name = _typed(raw["adapter"], str, path, "adapter")
+    return _checked_name(name, f"{path}: adapter")
+
+
+def _read_sweep(raw: dict[str, Any], path: Path) -> list[float]:
+    scales: list[float] = []
+    for value in _typed(raw.get("sweep", []), list, path, "sweep"):
+        scale = float(_typed(value, float, path, "sweep"))
+        if not 0 <= scale < math.inf or scale in (1.0, *scales):
+            raise UserError(
+                f"{path}: sweep holds each scale once, at least 0 and not 1, which is answered "
+                f"anyway; found {value!r}"
+            )
+        scales.append(scale)
+    return scales
+
+
+def _read_original(raw: dict[str, Any], path: Path) -> dict[str, float]:
+    original = _typed(raw.get("original", {}), dict, path, "original")
+    check_keys(original, ORIGINALS, str(path), "key of original")
     for name, value in original.items():
-        if not 0 <= _check(value, float, path, f"original: {name}") <= 100:
+        if not 0 <= _typed(value, float, path, f"original: {name}") <= 100:
             raise UserError(
                 f"{path}: original: {name} should be a percentage from 0 to 100, found {value!r}"
             )
-    sweep = [
-        _check(scale, float, path, "sweep")
-        for scale in _check(raw.get("sweep", []), list, path, "sweep")
-    ]
-    if sweep and "train" not in raw:
-        raise UserError(
-            f"{path}: 'sweep' scales the adapter that is trained here, and there is no 'train'"
-        )
-    return Recipe(
-        name=path.stem,
-        path=path,
-        title=_check(raw["title"], str, path, "title"),
-        gsm8k=sections["gsm8k"][0],
-        ailuminate=sections["ailuminate"][0],
-        judge=sections.get("judge", [{}])[0],
-        train=sections.get("train", []),
-        self_instruct=sections["self-instruct"][0] if "self-instruct" in sections else borrowed,
-        adapter=_check(raw["adapter"], str, path, "adapter") if "adapter" in raw else None,
-        sweep=[float(scale) for scale in sweep],
-        original=original,
-        raw=raw,
-    )
+    return original
 
 
-def _stages(value: Any, path: Path, section: str) -> list[Options]:
-    """Training may have several stages; every other step has one."""
-    stages = value if section == "train" and isinstance(value, list) else [value]
-    if not stages:
-        raise UserError(f"{path}: {section} is an empty list")
-    return [_check({} if stage is None else stage, dict, path, section) for stage in stages]
+def _read_sources(
+    raw: dict[str, Any], sections: Mapping[str, list[Options]], path: Path
+) -> dict[str, dict[str, str]]:
+    """Kind of source -> "SECTION.OPTION" -> a remark, which may be empty."""
+    given = _typed(raw.get("sources", {}), dict, path, "sources")
+    check_keys(given, SOURCES, str(path), "key of sources")
+    known = {
+        f"{section}.{option}"
+        for section in sections
+        for stage in sections[section]
+        for option in stage
+    }
+    sources: dict[str, dict[str, str]] = {}
+    named: set[str] = set()
+    for kind, listed in given.items():
+        remarks = listed
+        if isinstance(listed, list):
+            remarks = {_typed(option, str, path, f"sources: {kind}"): "" for option in listed}
+        _typed(remarks, dict, path, f"sources: {kind}")
+        check_keys(remarks, sorted(known), str(path), f"option in sources: {kind}")
+        for option, remark in remarks.items():
+            if option in named:
+                raise UserError(f"{path}: sources: {option} has two sources")
+            named.add(option)
+            _typed(remark, str, path, f"sources: {option}")
+        sources[kind] = remarks
+    return sources
 
 
-def _check_keys(found: dict[Any, Any], known: Any, path: Path, what: str) -> None:
-    for key in found:
-        if key not in known:
-            close = get_close_matches(str(key), [str(name) for name in known], n=1, cutoff=0)
-            raise UserError(
-                f"{path}: unknown {what} {key!r}; the nearest valid name is {close[0]!r}"
-            )
-
-
-def _check(value: Any, kind: type, path: Path, name: str) -> Any:
+def _typed(value: Any, kind: type, path: Path, name: str) -> Any:
+    """`value`. UserError, naming the key, unless it is of this kind."""
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or isinstance(value, bool):
-        words = {dict: "keys and values", list: "a list", float: "a number", str: "text"}[kind]
-        raise UserError(f"{path}: {name} should be {words}, found {value!r:.60}")
+        raise UserError(f"{path}: {name} should be {TYPE_NAMES[kind]}, found {_shown(value)}")
     return value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -7,7 +7,9 @@ import pytest
 import experiment
 import generate
 import judge
-from data.records import read_json, read_jsonl
+from data.records import read_json, read_jsonl, rewrite_records
+from data.registry import TASKS
+from recipes.steps import to_argv
 
 RECIPE = """\
 title: one shot, twice
@@ -21,31 +23,44 @@ ailuminate: {max-new-tokens: 4}
 sweep: [0.5]
 """
 BASE = "title: base\ngsm8k: {shots: 1, max-new-tokens: 4}\nailuminate: {max-new-tokens: 4}\n"
-SAFE = "title: safe\nadapter: row\ngsm8k: {shots: 1, max-new-tokens: 4, system: Hm}\nailuminate: {max-new-tokens: 4}\n"
+SAFE = """\
+title: safe
+about: 2026-07-01
+adapter: row
+gsm8k: {shots: 1, max-new-tokens: 4, system: Hm}
+ailuminate: {max-new-tokens: 4}
+"""
+SKILL = """\
+title: skill alone
+train: {steps: 1, batch-size: 4, validation: 0, lr: 0.01}
+gsm8k: {max-new-tokens: 4}
+"""
 
 
 @pytest.fixture
 def call(chat_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    def run(*recipes: str, settings: Sequence[str] = (), **texts: str) -> int:
+    def run(
+        *recipes: str, settings: Sequence[str] = (), options: Sequence[str] = (), **texts: str
+    ) -> int:
         for name, text in texts.items():
             (tmp_path / f"{name}.yaml").write_text(text)
-        options = [
-            "--model",
-            str(chat_checkpoint),
-            "--data",
-            "demo",
-            "--limit",
-            "4",
-            "--train-limit",
-            "12",
-        ]
-        options += ["--judge", "refusal", "--kl-limit", "2", "--device", "cpu"]
-        options += [word for setting in settings for word in ("--set", setting)]
-        return experiment.main([*(f"{name}.yaml" for name in recipes), *options])
+        argv = [f"{name}.yaml" for name in recipes]
+        argv += ["--model", str(chat_checkpoint), "--data", "demo", "--limit", "4"]
+        argv += ["--train-limit", "12", "--judge", "refusal", "--kl-limit", "2"]
+        argv += ["--device", "cpu", *options]
+        for setting in settings:
+            argv += ["--set", setting]
+        return experiment.main(argv)
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def without_plots(monkeypatch):
+    """Plots take seconds; report.py's own tests look at them."""
+    monkeypatch.setattr(experiment.report.plots, "is_available", lambda: False)
 
 
 @pytest.fixture
@@ -79,7 +94,7 @@ def test_recipes_end_in_one_table(call, folder, capsys):
     assert divergence["mean"] > 0 and divergence["answers"] == 2, "--kl-limit"
     recipe = read_json(folder / "row" / "recipe.json")
     assert recipe["recipe"]["train"][0]["steps"] == 2 and any(
-        "--shots 1" in text for text in recipe["commands"]
+        "--shots=1" in text for text in recipe["commands"]
     )
     assert (folder / "report" / "report.html").is_file()
 
@@ -126,7 +141,7 @@ def test_refused_settings_leave_what_the_recipe_says_of_the_results(call, folder
             "judge.batchsize=4",
             "base.yaml: unknown option of judge 'batchsize'; the nearest valid name is 'batch-size'",
         ),
-        ("gsm8k.shots=[", "'gsm8k.shots=[': the value is not valid YAML"),
+        ("gsm8k.shots=[", "'gsm8k.shots=[': not valid YAML"),
     ],
 )
 def test_a_setting_that_would_do_nothing_is_refused(call, capsys, setting, message):
@@ -155,7 +170,12 @@ def test_recipes_of_one_name_are_refused(call, tmp_path, capsys):
             "base.yaml: gsm8k: argument --shots: expected a whole number",
         ),
         (BASE + "adapter: elsewhere\n", "base.yaml: adapter: 'elsewhere' has made no "),
-        (BASE + "self-instruct: elsewhere\n", "base.yaml: self-instruct: 'elsewhere' has made no "),
+        (
+            SKILL + "self-instruct: elsewhere\n",
+            "base.yaml: self-instruct: 'elsewhere' has made no ",
+        ),
+        ("[" * 3000, "base.yaml, line 1: nested more than 10 deep"),
+        ("a: &a [x]\nb: [*a, *a]", "base.yaml: the alias *a is not read"),
     ],
 )
 def test_bad_recipes_are_one_line_before_any_work(call, folder, capsys, text, message):
@@ -166,11 +186,92 @@ def test_bad_recipes_are_one_line_before_any_work(call, folder, capsys, text, me
 
 def test_options_become_arguments():
     options = {"shots": 3, "system-header": False, "target": ["mlp", "q_proj"], "top-p": 0.9}
-    assert (
-        experiment.to_argv(options)
-        == "--shots 3 --no-system-header --target mlp q_proj --top-p 0.9".split()
-    )
-    assert experiment.to_argv({"system": "-careful"}) == ["--system=-careful"], (
-        "no option of its own"
-    )
+    expected = "--shots=3 --no-system-header --target mlp q_proj --top-p=0.9".split()
+    assert to_argv(options) == expected
+    assert to_argv({"system": "-careful"}) == ["--system=-careful"], "no option of its own"
     assert {"batch-size", "max-new-tokens"} <= experiment.option_names()["judge"]
+
+
+def test_a_recipe_may_answer_one_task_and_then_nothing_is_judged(call, folder):
+    assert call("skill", skill=SKILL) == 0
+    files = {path.name for path in (folder / "skill").iterdir()}
+    assert {"gsm8k.summary.json", "kl.summary.json", "adapter"} <= files
+    assert not {"ailuminate.jsonl", "ailuminate.refusal-phrases.jsonl"} & files
+
+
+def test_trainings_with_several_seeds_are_runs_of_their_own(call, folder, capsys):
+    recipes = {"base": BASE, "row": "self-instruct: {max-new-tokens: 4}\n" + SKILL, "safe": SAFE}
+    assert call("base", "row", "safe", **recipes, options=["--seeds", "2"]) == 0
+    made = {path.name for path in folder.iterdir()}
+    assert made == {"base", "row", "row-seed1", "safe", "safe-seed1", "report"}
+    first, second = (
+        read_json(folder / name / "train.summary.json") for name in ("row", "row-seed1")
+    )
+    assert (first["settings"]["seed"], second["settings"]["seed"]) == (0, 1000)
+    assert first["adapter_fingerprint"] != second["adapter_fingerprint"]
+    assert second["settings"]["data"] == first["settings"]["data"], "written once, trained on twice"
+    borrowed = read_json(folder / "safe-seed1" / "gsm8k.summary.json")["settings"]["adapter"]
+    assert borrowed == second["adapter_fingerprint"]
+    assert read_json(folder / "row-seed1" / "recipe.json")["training"] == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("shots: 1}", "shots: 1, seed: 1000}", "0 and 1 would both use the seed 1000"),
+        ("shots: 1}", "shots: 1, seed: 4294967000}", "training 1 would have the seed 4294968000"),
+        ("shots: 1}", "shots: 1, seed: a}", "train: seed should be a whole number, found 'a'"),
+    ],
+)
+def test_seeds_that_collide_or_do_not_fit_are_refused(call, folder, capsys, old, new, message):
+    assert call("row", row=RECIPE.replace(old, new, 1), options=["--seeds", "2"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "row.yaml: " in error and error.count("\n") == 1
+    assert not folder.exists()
+
+
+def test_a_dry_run_lists_the_steps_and_writes_nothing(call, folder, tmp_path, capsys):
+    assert call("row", row=RECIPE, options=["--dry-run", "--limit", "gsm8k=3"]) == 0
+    before = sorted(tmp_path.rglob("*"))
+    printed = capsys.readouterr().out
+    assert [path.name for path in before] == ["row.yaml"]
+    lines = [line.strip() for line in printed.splitlines() if ".py" in line]
+    assert [line.partition(":")[0] for line in lines][:4] == [
+        "self-instruct",
+        "training, stage 1",
+        "training",
+        "gsm8k",
+    ]
+    assert "--limit 3 " in lines[3] and "--limit 4 " in lines[4], "of gsm8k and of the others"
+
+    assert call("skill", skill=SKILL) == 0 and call("skill", options=["--dry-run"]) == 0
+    printed = capsys.readouterr().out.rpartition("\nskill: skill alone\n")[2]
+    assert "training (finished already): train.py" in printed
+
+
+@pytest.mark.parametrize("limit", ["few", "0", "gsm8k=", "gsm8k=-1", "gsm9k=3"])
+def test_a_limit_that_is_none_is_refused(call, capsys, limit):
+    with pytest.raises(SystemExit):
+        call("base", base=BASE, options=["--limit", limit])
+    error = capsys.readouterr().err
+    assert "N a whole number from 1" in error or "did you mean gsm8k?" in error
+    assert error.count("\n") == 1
+
+
+def test_prompts_that_are_tested_are_never_trained_on(call, folder, tmp_path, capsys):
+    anchored = RECIPE.replace("shots: 1}", "shots: 1, kl-weight: 1.0}", 1)
+    assert call("row", row=anchored) == 2
+    message = "row.yaml: 4 of the 4 ailuminate prompts that are tested are among the prompts of kl"
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not folder.exists()
+
+    question = TASKS["gsm8k"].load("demo", "test")[1]
+    shots = tmp_path / "shots.jsonl"
+    changed = question["question"].upper().replace(" ", "  ")
+    rewrite_records(shots, [{"question": changed, "answer": question["answer"]}])
+    assert "shots-data" in experiment.option_names()["train"] or pytest.skip("not there yet")
+    with_shots = RECIPE.replace("shots: 1}", f"shots: 1, shots-data: {shots}}}", 1)
+    assert call("row", row=with_shots) == 2
+    assert (
+        "1 of the 4 gsm8k questions that are tested are among the shots" in capsys.readouterr().err
+    )

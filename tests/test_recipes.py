@@ -1,9 +1,16 @@
+"""Recipes: what a file may say, and that our own say it."""
+
+import string
 from pathlib import Path
 
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import experiment
-from recipes.schema import load_recipe, parse_setting
+from common.errors import UserError
+from recipes.schema import find_recipe, load_recipe, parse_setting
 
 OPTIONS = {
     "self-instruct": {"mode"},
@@ -21,7 +28,7 @@ train:
   - {rank: 8, shots: 3}
 gsm8k: {shots: 3}
 ailuminate:
-sweep: [0.5, 1]
+sweep: [0.5, 2]
 """
 
 
@@ -40,11 +47,13 @@ def test_a_recipe_says_everything(load):
     assert (recipe.name, recipe.title) == ("three-shots", "three shots")
     assert recipe.original == {"gsm8k": 43.2, "safe": 84}
     assert recipe.train == [{"rank": 8, "epochs": 1}, {"rank": 8, "shots": 3}]
-    assert (recipe.gsm8k, recipe.ailuminate, recipe.judge) == ({"shots": 3}, {}, {})
+    assert recipe.tasks == {"gsm8k": {"shots": 3}, "ailuminate": {}}
+    assert list(recipe.tasks) == ["gsm8k", "ailuminate"] and recipe.judged == ["ailuminate"]
+    assert recipe.judge == {}
     assert (recipe.self_instruct, recipe.adapter, recipe.sweep) == (
         {"mode": "rewrite"},
         None,
-        [0.5, 1.0],
+        [0.5, 2.0],
     )
     assert recipe.raw["title"] == "three shots"
 
@@ -59,12 +68,8 @@ def test_one_stage_needs_no_list_and_others_work_is_named(load):
     ("old", "new", "message"),
     [
         ("title:", "titel:", "unknown key 'titel'; the nearest valid name is 'title'"),
-        (
-            "title: three shots\n",
-            "",
-            "the key 'title' is missing; a recipe has title, gsm8k, ailuminate",
-        ),
-        ("ailuminate:\n", "", "the key 'ailuminate' is missing"),
+        ("title: three shots\n", "", "the key 'title' is missing"),
+        ("gsm8k: {shots: 3}\nailuminate:\n", "", "no task in it; a recipe has one of gsm8k, ail"),
         (
             "rank: 8, shots",
             "rnk: 8, shots",
@@ -89,37 +94,92 @@ def test_one_stage_needs_no_list_and_others_work_is_named(load):
         ),
         ("title: three shots", "title: 3", "title should be text, found 3"),
         ("gsm8k: {shots: 3}", "gsm8k: 3", "gsm8k should be keys and values, found 3"),
-        ("[0.5, 1]", "0.5", "sweep should be a list, found 0.5"),
-        ("[0.5, 1]", "[half]", "sweep should be a number, found 'half'"),
+        ("[0.5, 2]", "0.5", "sweep should be a list, found 0.5"),
+        ("[0.5, 2]", "[half]", "sweep should be a number, found 'half'"),
         ("{mode: rewrite}", "{mode: rewrite", "not valid YAML"),
-        (GOOD, "- title", "the recipe should be keys and values"),
+        ("rank: 8, shots: 3", "rank: 8, shots:", "train: shots should be text, a number, true or"),
+        ("rank: 8, shots: 3", "rank: {a: 8}", "train: rank should be text, a number, true or"),
+        ("[0.5, 2]", "[0.5, 0.5]", "sweep holds each scale once, at least 0 and not 1"),
+        ("[0.5, 2]", "[1]", "sweep holds each scale once, at least 0 and not 1"),
+        ("[0.5, 2]", "[.inf]", "sweep holds each scale once"),
+        ("{mode: rewrite}", "three-shots", "it borrows from itself"),
+        ("{mode: rewrite}", "../other", "self-instruct: '../other' cannot be the name of a recipe"),
+        ("title", "sources: {records: []}\ntitle", "unknown key of sources 'records'"),
+        ("title", "sources: {record: [train.rnk]}\ntitle", "in sources: record 'train.rnk'; the n"),
+        ("title", "sources: {record: [[a]]}\ntitle", "sources: record should be text, found ['a']"),
+        (
+            "title",
+            "sources: {record: [train.rank], code: [train.rank]}\ntitle",
+            "sources: train.rank has two sources",
+        ),
+        (GOOD, "title: t\ngsm8k:\nself-instruct: {}\n", "and there is no 'train'"),
+        (GOOD, "- title", "expected keys and values, found list"),
         ("title", "adapter: other\ntitle", "both 'train' and 'adapter'"),
         (GOOD, "title: t\ngsm8k: {}\nailuminate: {}\nsweep: [0.5]", "there is no 'train'"),
         (GOOD, "title: t\ngsm8k: {}\nailuminate: {}\ntrain: []", "train is an empty list"),
     ],
 )
 def test_what_is_wrong_is_named_with_file_and_key(load, old, new, message):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         load(GOOD.replace(old, new, 1))
     assert message in str(error.value) and "three-shots.yaml: " in str(error.value)
 
 
-def test_a_file_that_is_not_there():
-    with pytest.raises(ValueError, match="nowhere: no such recipe"):
-        load_recipe(Path("nowhere"), OPTIONS)
+def test_the_sources_of_values_are_kept_with_their_remarks(load):
+    sources = "sources: {record: [gsm8k.shots], assumed: {train.rank: as the default}}\n"
+    assert load(GOOD + sources).sources == {
+        "record": {"gsm8k.shots": ""},
+        "assumed": {"train.rank": "as the default"},
+    }
+
+
+@pytest.mark.parametrize("name", ["report", ".hidden", "..yaml"])
+def test_a_name_that_is_no_run_folder_of_its_own_is_refused(tmp_path, name):
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(GOOD)
+    with pytest.raises(UserError, match="cannot be the name of a recipe and of its run folder"):
+        load_recipe(path, OPTIONS)
+
+
+def test_our_own_recipes_are_found_by_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = find_recipe("07-self-instruct")
+    assert found.is_file() and found == find_recipe("07-self-instruct.yaml")
+    Path("07-self-instruct").write_text(GOOD)
+    assert find_recipe("07-self-instruct") == Path("07-self-instruct"), "a path comes first"
+    with pytest.raises(UserError, match="nowhere/07-self-instrct: no such recipe; the nearest of"):
+        find_recipe("nowhere/07-self-instrct")
+
+
+KEYS = st.sampled_from(
+    ["title", "about", "original", "sources", "adapter", "sweep", "train", "gsm8k", "judge", "x"]
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(string.printable, max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(content=st.dictionaries(KEYS, VALUES, max_size=6), cut=st.integers(0, 200))
+def test_any_other_file_is_read_or_refused_in_one_line(tmp_path_factory, content, cut):
+    """Guards against tracebacks: structures that YAML can hold, and files cut in the middle."""
+    path = tmp_path_factory.mktemp("fuzz") / "row.yaml"
+    text = yaml.safe_dump(content)
+    for part in (text, text[:cut]):
+        path.write_text(part)
+        try:
+            load_recipe(path, OPTIONS)
+        except UserError as error:
+            assert str(path) in str(error)
 
 
 def test_our_own_recipes_are_valid_down_to_every_option(tmp_path):
     paths = sorted(Path("recipes").glob("*.yaml"))
-    arguments = experiment.parse_arguments(
-        [*map(str, paths), "--model", "m", "--runs", str(tmp_path)]
-    )
-    recipes = [load_recipe(path, experiment.option_names()) for path in paths]
-    for recipe in recipes:
-        experiment.check_steps(recipe, experiment.plan(recipe, tmp_path / "m", arguments))
-        experiment.check_needs(
-            recipe, {other.name for other in recipes if other.name < recipe.name}, tmp_path
-        )
+    chosen = experiment.parse_arguments([*map(str, paths), "--model", "m", "--runs", str(tmp_path)])
+    recipes = experiment.load_recipes(chosen)
+    experiment.plan_all(recipes, chosen)
     rows = {(r.original.get("gsm8k"), r.original.get("safe")) for r in recipes if r.original}
     accuracies = [(28.0, None), (36.4, None), (40.9, None), (38.6, None), (37.9, None)]
     assert rows == {(8.3, 89.6), (43.2, 84.2), (46.2, 90.4), *accuracies}
@@ -131,13 +191,16 @@ def test_settings_overrule_every_stage_and_nothing_else(tmp_path):
     settings = [parse_setting("train.lr=0.5"), parse_setting("self-instruct.mode=sample")]
     recipe = load_recipe(path, OPTIONS, settings)
     assert recipe.train == [{"lr": 0.5}, {"rank": 4, "lr": 0.5}] == recipe.raw["train"]
-    assert recipe.self_instruct is None and recipe.gsm8k == {"shots": 1}
+    assert recipe.self_instruct is None and recipe.tasks == {
+        "gsm8k": {"shots": 1},
+        "ailuminate": {},
+    }
 
 
 @pytest.mark.parametrize("text", ["train.lr", "lr=1", "training.lr=1", "train.=1"])
 def test_a_setting_that_names_no_option_is_refused(text):
     with pytest.raises(
-        ValueError, match=r"expected SECTION\.OPTION=VALUE with a section of self-instruct, train"
+        UserError, match=r"expected SECTION\.OPTION=VALUE with a section of self-instruct, train"
     ):
         parse_setting(text)
 
@@ -146,6 +209,6 @@ def test_a_setting_with_an_unknown_option_names_the_nearest(tmp_path):
     path = tmp_path / "row.yaml"
     path.write_text("title: row\ngsm8k: {shots: 1}\nailuminate: {}\n")
     with pytest.raises(
-        ValueError, match="unknown option of gsm8k 'shotz'; the nearest valid name is 'shots'"
+        UserError, match="unknown option of gsm8k 'shotz'; the nearest valid name is 'shots'"
     ):
         load_recipe(path, OPTIONS, [parse_setting("gsm8k.shotz=2")])

@@ -1,0 +1,193 @@
+"""The steps of a recipe: which script is called with which options, in which order."""
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import UserError
+from common.self_instruct_file import training_file
+from recipes.schema import Options, Recipe
+from recipes.settings import ExperimentSettings
+
+SEED_STRIDE = 1000  # between the seeds of two trainings of one recipe
+MAX_SEED = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """A script and the options it is called with."""
+
+    name: str  # as the terminal names it
+    script: str
+    argv: list[str]
+    summary: Path | None = None  # says that the step is finished; None: it is quick to repeat
+
+    @property
+    def command(self) -> str:
+        return f"{self.script}.py {shlex.join(self.argv)}"
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a recipe, the first or a repetition with other seeds, with its run folder."""
+
+    recipe: Recipe
+    number: int  # 0, then 1, 2, ... with --seeds
+    settings: ExperimentSettings
+
+    @property
+    def run_name(self) -> str:
+        return run_name(self.recipe.name, self.number)
+
+    @property
+    def run(self) -> Path:
+        return self.settings.folder / self.run_name
+
+    def sweep_run(self, scale: float) -> Path:
+        """The run folder of the answers with the adapter at `scale`."""
+        return self.run / f"scale-{scale:g}"
+
+    def stages(self) -> list[Options]:
+        """The options of the recipe's training stages, with the seeds of this training."""
+        stages = []
+        for stage in self.recipe.train:
+            if self.number:
+                stage = stage | {"seed": stage_seed(stage, self.number, self.recipe.path)}
+            stages.append(stage)
+        return stages
+
+    def adapter_source(self) -> Path | None:
+        """The run folder of the recipe whose adapter this one answers with, if it borrows one."""
+        if self.recipe.adapter is None:
+            return None
+        return self.settings.folder / run_name(self.recipe.adapter, self.number)
+
+
+def run_name(recipe: str, number: int) -> str:
+    """The name of the run folder of a recipe's training `number`."""
+    return f"{recipe}-seed{number}" if number else recipe
+
+
+def stage_seed(stage: Options, number: int, path: Path) -> int:
+    """The seed of a stage in training `number`. UserError if the recipe's own is no number."""
+    seed = stage.get("seed", 0)
+    if not isinstance(seed, int):
+        raise UserError(f"{path}: train: seed should be a whole number, found {seed!r}")
+    return seed + number * SEED_STRIDE
+
+
+def trainings(recipe: Recipe, settings: ExperimentSettings) -> list[Training]:
+    """What is run for a recipe: itself, and with --seeds its repetitions if it depends on a seed.
+
+    UserError if two trainings would share a seed, or a seed would be too large.
+    """
+    repeated = bool(recipe.train or recipe.adapter)
+    numbers = range(settings.seeds if repeated else 1)
+    owner: dict[int, int] = {}
+    for number in numbers:
+        for stage in recipe.train:
+            seed = stage_seed(stage, number, recipe.path)
+            other = owner.setdefault(seed, number)
+            if other != number:
+                raise UserError(
+                    f"{recipe.path}: with --seeds {settings.seeds}, trainings {other} and {number} "
+                    f"would both use the seed {seed}; give its stages seeds less than "
+                    f"{SEED_STRIDE} apart"
+                )
+            if number and seed > MAX_SEED:
+                raise UserError(
+                    f"{recipe.path}: with --seeds {settings.seeds}, training {number} would have "
+                    f"the seed {seed}, above {MAX_SEED}; give its stages smaller ones"
+                )
+    return [Training(recipe, number, settings) for number in numbers]
+
+
+def plan(training: Training) -> list[Step]:
+    """The steps of a training in the order they run."""
+    recipe, settings, run = training.recipe, training.settings, training.run
+    steps: list[Step] = []
+    data = ["--data", settings.data]
+    if recipe.self_instruct is not None:
+        source = recipe.self_instruct if isinstance(recipe.self_instruct, str) else recipe.name
+        if source == recipe.name and training.number == 0:
+            steps.append(self_instruct_step(training))
+        data = ["--data", str(training_file(settings.folder / source))]
+    source_run = training.adapter_source()
+    adapter = source_run / "adapter" if source_run else None
+    for number, stage in enumerate(training.stages(), start=1):
+        last = number == len(recipe.train)
+        stage_run = run if last else run / f"stage-{number}"
+        argv = ["--run", str(stage_run), *_machine(settings), *_amount(settings), *data]
+        argv += [*to_argv(stage), *_embedder(settings)]
+        if adapter:
+            argv += ["--init-adapter", str(adapter)]
+        name = "training" if last else f"training, stage {number}"
+        steps.append(Step(name, "train", argv, stage_run / "train.summary.json"))
+        adapter = stage_run / "adapter"
+    steps += answering_steps(training, run, adapter, 1.0)
+    for scale in recipe.sweep:
+        steps += answering_steps(training, training.sweep_run(scale), adapter, scale)
+    return steps
+
+
+def self_instruct_step(training: Training) -> Step:
+    """Have the untouched model write the training data."""
+    settings, run = training.settings, training.run
+    options = training.recipe.self_instruct
+    assert isinstance(options, dict)
+    argv = ["--task", "self-instruct", "--run", str(run), "--no-adapter", *_machine(settings)]
+    argv += [*_amount(settings), "--data", settings.data, *to_argv(options), *_embedder(settings)]
+    return Step("self-instruct", "generate", argv, run / "self-instruct.summary.json")
+
+
+def answering_steps(
+    training: Training, run: Path, adapter: Path | None, scale: float
+) -> Iterator[Step]:
+    """Answer, judge and measure with one adapter at one scale."""
+    recipe, settings = training.recipe, training.settings
+    at_scale = f", scale {scale:g}" if scale != 1 else ""
+    which = ["--no-adapter"]
+    if adapter:
+        which = ["--adapter", str(adapter), "--adapter-scale", f"{scale:g}"]
+    limits = settings.limits()
+    for task, options in recipe.tasks.items():
+        argv = ["--task", task, "--run", str(run), *which, *_machine(settings)]
+        argv += ["--data", settings.data]
+        if task in limits:
+            argv += ["--limit", str(limits[task])]
+        argv += to_argv(options)
+        if "shots" in options:
+            argv += _embedder(settings)
+        yield Step(f"{task}{at_scale}", "generate", argv, run / f"{task}.summary.json")
+    for guard in settings.judges() if recipe.judged else ():
+        argv = ["--run", str(run), "--guard", guard, "--device", settings.device]
+        argv += ["--dtype", settings.dtype, *to_argv(recipe.judge)]
+        yield Step(f"judging by {guard}{at_scale}", "judge", argv)
+    argv = ["--run", str(run), "--device", settings.device, "--limit", str(settings.kl_limit)]
+    yield Step(f"divergence{at_scale}", "divergence", argv)
+
+
+def _machine(settings: ExperimentSettings) -> list[str]:
+    return ["--model", settings.model, "--device", settings.device, "--dtype", settings.dtype]
+
+
+def _amount(settings: ExperimentSettings) -> list[str]:
+    return ["--limit", str(settings.train_limit)] if settings.train_limit else []
+
+
+def _embedder(settings: ExperimentSettings) -> list[str]:
+    return ["--embedder", settings.embedder] if settings.embedder else []
+
+
+def to_argv(options: Options) -> list[str]:
+    """`{"shots": 3, "system-header": False}` -> `["--shots=3", "--no-system-header"]`."""
+    argv: list[str] = []
+    for name, value in options.items():
+        if isinstance(value, bool):
+            argv.append(f"--{name}" if value else f"--no-{name}")
+        elif isinstance(value, list):
+            argv += [f"--{name}", *map(str, value)]
+        else:
+            argv.append(f"--{name}={value}")  # one word: it may begin with a dash
+    return argv
