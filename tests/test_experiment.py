@@ -68,6 +68,7 @@ def folder(chat_checkpoint, tmp_path):
     return tmp_path / "runs" / chat_checkpoint.name
 
 
+@pytest.mark.slow
 def test_recipes_end_in_one_table(call, folder, capsys):
     assert call("base", "row", "safe", base=BASE, row=RECIPE, safe=SAFE) == 0
     printed = capsys.readouterr().out
@@ -99,6 +100,7 @@ def test_recipes_end_in_one_table(call, folder, capsys):
     assert (folder / "report" / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_an_interrupted_recipe_goes_on_where_it_stopped(call, folder, monkeypatch, capsys):
     real = judge.main
     monkeypatch.setattr(judge, "main", lambda argv: 130)
@@ -126,6 +128,7 @@ def test_a_failing_step_stops_with_its_name(call, monkeypatch, capsys):
     )
 
 
+@pytest.mark.slow
 def test_refused_settings_leave_what_the_recipe_says_of_the_results(call, folder):
     assert call("base", base=BASE) == 0
     before = (folder / "base" / "recipe.json").read_text()
@@ -192,6 +195,7 @@ def test_options_become_arguments():
     assert {"batch-size", "max-new-tokens"} <= experiment.option_names()["judge"]
 
 
+@pytest.mark.slow
 def test_a_recipe_may_answer_one_task_and_then_nothing_is_judged(call, folder):
     assert call("skill", skill=SKILL) == 0
     files = {path.name for path in (folder / "skill").iterdir()}
@@ -199,6 +203,7 @@ def test_a_recipe_may_answer_one_task_and_then_nothing_is_judged(call, folder):
     assert not {"ailuminate.jsonl", "ailuminate.refusal-phrases.jsonl"} & files
 
 
+@pytest.mark.slow
 def test_trainings_with_several_seeds_are_runs_of_their_own(call, folder, capsys):
     recipes = {"base": BASE, "row": "self-instruct: {max-new-tokens: 4}\n" + SKILL, "safe": SAFE}
     assert call("base", "row", "safe", **recipes, options=["--seeds", "2"]) == 0
@@ -230,6 +235,7 @@ def test_seeds_that_collide_or_do_not_fit_are_refused(call, folder, capsys, old,
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_lists_the_steps_and_writes_nothing(call, folder, tmp_path, capsys):
     assert call("row", row=RECIPE, options=["--dry-run", "--limit", "gsm8k=3"]) == 0
     before = sorted(tmp_path.rglob("*"))
@@ -269,7 +275,6 @@ def test_prompts_that_are_tested_are_never_trained_on(call, folder, tmp_path, ca
     shots = tmp_path / "shots.jsonl"
     changed = question["question"].upper().replace(" ", "  ")
     rewrite_records(shots, [{"question": changed, "answer": question["answer"]}])
-    assert "shots-data" in experiment.option_names()["train"] or pytest.skip("not there yet")
     with_shots = RECIPE.replace("shots: 1}", f"shots: 1, shots-data: {shots}}}", 1)
     assert call("row", row=with_shots) == 2
     assert (

@@ -161,6 +161,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(content=st.dictionaries(KEYS, VALUES, max_size=6), cut=st.integers(0, 200))
 def test_any_other_file_is_read_or_refused_in_one_line(tmp_path_factory, content, cut):
