@@ -24,9 +24,9 @@ import train
 from common import cli
 from common.errors import UserError
 from common.options import parse_settings
-from common.self_instruct_file import training_file
 from data.records import read_json, write_json
 from data.registry import TASKS
+from data.self_instruct import training_file
 from recipes.overlap import check_overlap
 from recipes.schema import Recipe, Setting, find_recipe, load_recipe, parse_setting
 from recipes.settings import ExperimentSettings

@@ -4,7 +4,6 @@ to the model.
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from common import cli
@@ -12,7 +11,7 @@ from common.likelihood import mean_log_likelihoods
 from data.examples import build_example
 from data.gsm8k import gsm8k_training_messages
 from data.records import rewrite_records
-from data.self_instruct import FALLBACKS, MODES, assemble, count_sources
+from data.self_instruct import FALLBACKS, MODES, assemble, count_sources, training_file
 from llama.model import Decoder
 from llama.tokenizer import Tokenizer
 
@@ -49,11 +48,6 @@ def check_self_instruct_options(
             f"--samples {arguments.samples} with --mode {arguments.mode} and --temperature {arguments.temperature:g}: "
             "several attempts are for --mode sample with a temperature above 0"
         )
-
-
-def training_file(run: Path) -> Path:
-    """Where self-instruct leaves what train.py --data reads."""
-    return run / "self-instruct.train.jsonl"
 
 
 def write_training_file(

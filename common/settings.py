@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from common.defaults import DEFAULT_MODEL, DTYPES
 from common.options import (
     Scope,
     non_negative_int,
@@ -18,9 +19,6 @@ from data.few_shot import SELECTIONS
 from llama.embedding import POOLINGS
 from llama.quantization import SCHEMES
 from llama.tokenizer import DEFAULT_DATE
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-DEFAULT_MODEL = "meta-llama/Llama-3.2-1B-Instruct"
 
 
 @dataclass(frozen=True, kw_only=True)

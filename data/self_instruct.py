@@ -25,6 +25,11 @@ FALLBACKS = ("gold", "drop")
 SOURCES = (*MODES, "gold")
 
 
+def training_file(run: Path) -> Path:
+    """The file in which self-instruct leaves what train.py --data reads."""
+    return run / "self-instruct.train.jsonl"
+
+
 class SelfInstruct(GSM8K):
     """GSM8K's training questions, each attempted `samples` times under the ids ID#0, ID#1, ...
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from common.defaults import DEFAULT_MODEL, DTYPES
 from common.errors import UserError
 from common.options import option, positive_int
-from common.settings import DEFAULT_MODEL, DTYPES
 from data.registry import TASKS, get_task
 
 JUDGES = ("guard", "refusal")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
-from common.self_instruct_file import training_file
+from data.self_instruct import training_file
 from recipes.schema import Options, Recipe
 from recipes.settings import ExperimentSettings
 
