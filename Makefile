@@ -1,6 +1,8 @@
 # make demo   the whole path on a small real model, in minutes on a laptop
 # make test   lint, types and tests
 # make quick  lint, types and the tests that take under a second each
+# make lowest parity and training tests with the lowest versions that setup.cfg allows (Python 3.10 to 3.12);
+#             TORCH=2.13.0 for another torch than the lowest
 # make reproduce MODEL=...   every recipe, then the original's figures beside ours; LIMIT=N for fewer test questions,
 #             TRAIN_LIMIT=N for fewer to train on, JUDGE=refusal where there is no guard, EMBEDDER=... for similar shots,
 #             SET="train.lr=1e-3 ..." for options that overrule the recipes
@@ -16,7 +18,7 @@ DEMO := --model smollm2 --data demo
 MODEL ?= meta-llama/Llama-3.2-1B-Instruct
 JUDGE ?= guard
 
-.PHONY: demo reproduce lint test quick clean
+.PHONY: demo reproduce lint test quick lowest clean
 
 demo: .venv/installed
 	$(PYTHON) generate.py $(DEMO) --run $(BASE) --no-adapter --max-new-tokens 128 --batch-size 64
@@ -46,6 +48,16 @@ test: lint
 quick: lint
 	$(PYTHON) -m pytest -m 'not slow'
 
+lowest: .venv-lowest/installed
+	.venv-lowest/bin/python -m pytest tests/llama tests/lora tests/common/test_likelihood.py tests/test_train.py
+
+.venv-lowest/installed: setup.cfg
+	$(PYTHON3) -m venv .venv-lowest
+	sed -n 's/^ *\([A-Za-z-]*\)>=\([0-9.]*\)$$/\1==\2/p' setup.cfg > .venv-lowest/versions.txt
+	$(if $(TORCH),sed -i 's/^torch==.*/torch==$(TORCH)/' .venv-lowest/versions.txt)
+	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/versions.txt --editable '.[demo,plots,test]'
+	touch $@
+
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON3) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or newer is needed: make PYTHON3=..."'
 	$(PYTHON3) -m venv .venv
@@ -53,4 +65,4 @@ quick: lint
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-lowest build *.egg-info .pytest_cache .ruff_cache .mypy_cache
