@@ -122,3 +122,8 @@ def test_the_wheel_holds_every_module_and_data_file(tmp_path):
         held = set(archive.namelist())
     demo_makers = {"data/demo/make_demo.py", "data/demo/word_problems.py"}
     assert expected - held == demo_makers
+
+
+def test_the_version_to_cite_is_this_one():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {unforget.version()}\n" in citation
