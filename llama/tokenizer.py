@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,8 @@ class Tokenizer:
 
         The ids are those of transformers' `apply_chat_template`, with one deliberate difference:
         added tokens spelled out in a message's content (`<|eot_id|>`, and also `<think>`) stay
-        plain text. Raises UserError for messages of another form, a checkpoint without a template,
+        plain text. A template that reads contents as lists of parts gets each as one text part.
+        Raises UserError for messages of another form, a checkpoint without a template,
         or a chat that the template refuses.
         """
         return self._encode_rendered(self._render(messages, add_generation_prompt))
@@ -148,7 +150,7 @@ class Tokenizer:
         try:
             return self._template.render(
                 messages=[
-                    message | {"content": message["content"].translate(self._hide)}
+                    message | {"content": self._template_content(message["content"])}
                     for message in messages
                 ],
                 tools=None,
@@ -160,6 +162,34 @@ class Tokenizer:
             raise UserError(
                 f"{self.path.parent}: the chat template refuses these messages: {_one_line(error)}"
             ) from error
+
+    def _template_content(self, text: str) -> Any:
+        """A message's content as the template takes it, with stand-ins; see `_render`."""
+        hidden = text.translate(self._hide)
+        return _text_part(hidden) if self._reads_parts else hidden
+
+    @cached_property
+    def _reads_parts(self) -> bool:
+        """Whether the template reads contents as lists of parts, as Llama-Guard-3-1B's does.
+
+        From plain text such a template prints an empty turn, without a word.
+        """
+        return not self._prints("probe", "probe") and self._prints("probe", _text_part("probe"))
+
+    def _prints(self, text: str, content: Any) -> bool:
+        assert self._template is not None
+        messages = [{"role": "user", "content": content}]
+        try:
+            rendered = self._template.render(
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=True,
+                **self._named,
+            )
+        except Exception:  # `_render` says so of the messages that are really asked for
+            return False
+        return text in rendered
 
     def _check_message(self, name: str, message: Any) -> None:
         if not isinstance(message, dict) or set(message) != {"role", "content"}:
@@ -215,6 +245,10 @@ class Tokenizer:
                 "generation_config.json or config.json, or an eos_token in tokenizer_config.json"
             )
         return frozenset(stop_ids)
+
+
+def _text_part(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
 
 
 def _require_text(name: str, value: Any) -> None:
