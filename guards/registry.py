@@ -5,7 +5,13 @@ from guards.guard import Guard
 from guards.qwen3guard import Qwen3Guard
 from guards.refusal_phrases import RefusalPhrases
 
-GUARDS: dict[str, Guard] = {guard.name: guard for guard in (Qwen3Guard(), RefusalPhrases())}
+GUARDS: dict[str, Guard] = {
+    guard.name: guard
+    for guard in (
+        Qwen3Guard(),
+        RefusalPhrases(),
+    )
+}
 
 
 def get_guard(name: str) -> Guard:

@@ -503,7 +503,7 @@ def test_the_model_is_named_with_guard(run, guard, capsys):
 
 @pytest.mark.parametrize(
     "name, hint",
-    [("qwen3gard", "did you mean qwen3guard?"), ("xyz", "(qwen3guard, refusal-phrases")],
+    [("qwen3gard", "did you mean qwen3guard?"), ("xyz", "neither a guard (qwen3guard, ")],
 )
 def test_a_guard_that_there_is_not(run, capsys, name, hint):
     assert hint in refused(capsys, run, "--guard", name)
