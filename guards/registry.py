@@ -2,6 +2,7 @@
 
 from common.errors import UserError
 from guards.guard import Guard
+from guards.llama_guard import LlamaGuard
 from guards.qwen3guard import Qwen3Guard
 from guards.refusal_phrases import RefusalPhrases
 
@@ -9,6 +10,7 @@ GUARDS: dict[str, Guard] = {
     guard.name: guard
     for guard in (
         Qwen3Guard(),
+        LlamaGuard(),
         RefusalPhrases(),
     )
 }
