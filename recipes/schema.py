@@ -6,18 +6,19 @@
     gsm8k: {shots: 3, max-new-tokens: 1024}
     ailuminate: {max-new-tokens: 1024}
     sources:                                # where the values of the original's rows come from
-      record: [gsm8k.shots, gsm8k.max-new-tokens, ailuminate.max-new-tokens]
+      record: [gsm8k, ailuminate]
       code: [train.rank]
       assumed: {train.shots: as at test}
 
 Every registered task may be a section. The keys of a section are options of the script that does
 the step, without their dashes. `adapter: NAME` answers with the adapter of another recipe,
-`self-instruct: NAME` trains on the answers that another recipe has had written.
+`self-instruct: NAME` trains on the answers that another recipe has had written, and
+`shots-data: self-instruct` shows such answers as shots at test.
 """
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -31,8 +32,10 @@ from data.registry import TASKS
 SHIPPED = Path(__file__).parent  # this project's own recipes, installed with the package
 Options = dict[str, Any]
 
+SELF_INSTRUCT = "self-instruct"
+SHOTS_DATA = "shots-data"
 # In the order of the steps; a task's section is called as the task.
-SECTIONS = ("self-instruct", "train", *TASKS, "judge")
+SECTIONS = (SELF_INSTRUCT, "train", *TASKS, "judge")
 KEYS = ("title", "about", "original", "sources", "adapter", "sweep", *SECTIONS)
 ORIGINALS = ("gsm8k", "safe")
 SOURCES = ("record", "code", "assumed")
@@ -163,9 +166,14 @@ def _check_parts(recipe: Recipe) -> None:
         )
     if recipe.name in (recipe.adapter, recipe.self_instruct):
         raise UserError(f"{recipe.path}: it borrows from itself; name another recipe")
-    if recipe.self_instruct is not None and not recipe.train:
+    shown = any(options.get(SHOTS_DATA) == SELF_INSTRUCT for options in recipe.tasks.values())
+    if shown and recipe.self_instruct is None:
         raise UserError(
-            f"{recipe.path}: 'self-instruct' makes training data, and there is no 'train'"
+            f"{recipe.path}: {SHOTS_DATA}: {SELF_INSTRUCT} without a section '{SELF_INSTRUCT}'"
+        )
+    if recipe.self_instruct is not None and not recipe.train and not shown:
+        raise UserError(
+            f"{recipe.path}: '{SELF_INSTRUCT}' makes training data, and there is no 'train'"
         )
 
 
@@ -257,30 +265,44 @@ def _read_original(raw: dict[str, Any], path: Path) -> dict[str, float]:
 def _read_sources(
     raw: dict[str, Any], sections: Mapping[str, list[Options]], path: Path
 ) -> dict[str, dict[str, str]]:
-    """Kind of source -> "SECTION.OPTION" -> a remark, which may be empty."""
+    """Kind of source -> "SECTION.OPTION" -> a remark, which may be empty.
+
+    A section named alone stands for those of its options that have no source of their own.
+    """
     given = _typed(raw.get("sources", {}), dict, path, "sources")
     check_keys(given, SOURCES, str(path), "key of sources")
-    known = {
-        f"{section}.{option}"
-        for section in sections
-        for stage in sections[section]
-        for option in stage
-    }
+    options = {section: _option_names(section, stages) for section, stages in sections.items()}
+    known = {*options, *(name for names in options.values() for name in names)}
     sources: dict[str, dict[str, str]] = {}
-    named: set[str] = set()
+    kind_of: dict[str, str] = {}
     for kind, listed in given.items():
-        remarks = listed
-        if isinstance(listed, list):
-            remarks = {_typed(option, str, path, f"sources: {kind}"): "" for option in listed}
-        _typed(remarks, dict, path, f"sources: {kind}")
-        check_keys(remarks, sorted(known), str(path), f"option in sources: {kind}")
-        for option, remark in remarks.items():
-            if option in named:
+        sources[kind] = _read_remarks(listed, path, f"sources: {kind}")
+        check_keys(sources[kind], sorted(known), str(path), f"option in sources: {kind}")
+        for option in sources[kind]:
+            if option in kind_of:
                 raise UserError(f"{path}: sources: {option} has two sources")
-            named.add(option)
-            _typed(remark, str, path, f"sources: {option}")
-        sources[kind] = remarks
+            kind_of[option] = kind
+    for section, names in options.items():
+        if section in kind_of:
+            remarks = sources[kind_of[section]]
+            remark = remarks.pop(section)
+            remarks |= {name: remark for name in names if name not in kind_of}
     return sources
+
+
+def _option_names(section: str, stages: Sequence[Options]) -> list[str]:
+    """The section's options as "SECTION.OPTION", each once, in the order of the file."""
+    return list(dict.fromkeys(f"{section}.{option}" for stage in stages for option in stage))
+
+
+def _read_remarks(listed: Any, path: Path, where: str) -> dict[str, str]:
+    """Remarks by option, empty ones for a list of options."""
+    if isinstance(listed, list):
+        return {_typed(option, str, path, where): "" for option in listed}
+    remarks = _typed(listed, dict, path, where)
+    for option, remark in remarks.items():
+        _typed(remark, str, path, f"{where}: {option}")
+    return dict(remarks)
 
 
 def _typed(value: Any, kind: type, path: Path, name: str) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from data.self_instruct import training_file
-from recipes.schema import Options, Recipe
+from recipes.schema import SELF_INSTRUCT, SHOTS_DATA, Options, Recipe
 from recipes.settings import ExperimentSettings
 
 SEED_STRIDE = 1000  # between the seeds of two trainings of one recipe
@@ -56,6 +56,14 @@ class Training:
                 stage = stage | {"seed": stage_seed(stage, self.number, self.recipe.path)}
             stages.append(stage)
         return stages
+
+    def own_words(self) -> Path | None:
+        """The file of answers that self-instruct wrote for this recipe, or for the one it names."""
+        source = self.recipe.self_instruct
+        if source is None:
+            return None
+        name = source if isinstance(source, str) else self.recipe.name
+        return training_file(self.settings.folder / name)
 
     def adapter_source(self) -> Path | None:
         """The run folder of the recipe whose adapter this one answers with, if it borrows one."""
@@ -108,11 +116,11 @@ def plan(training: Training) -> list[Step]:
     recipe, settings, run = training.recipe, training.settings, training.run
     steps: list[Step] = []
     data = ["--data", settings.data]
-    if recipe.self_instruct is not None:
-        source = recipe.self_instruct if isinstance(recipe.self_instruct, str) else recipe.name
-        if source == recipe.name and training.number == 0:
-            steps.append(self_instruct_step(training))
-        data = ["--data", str(training_file(settings.folder / source))]
+    if isinstance(recipe.self_instruct, dict) and training.number == 0:
+        steps.append(self_instruct_step(training, recipe.self_instruct))
+    own_words = training.own_words()
+    if own_words:
+        data = ["--data", str(own_words)]
     source_run = training.adapter_source()
     adapter = source_run / "adapter" if source_run else None
     for number, stage in enumerate(training.stages(), start=1):
@@ -131,11 +139,9 @@ def plan(training: Training) -> list[Step]:
     return steps
 
 
-def self_instruct_step(training: Training) -> Step:
+def self_instruct_step(training: Training, options: Options) -> Step:
     """Have the untouched model write the training data."""
     settings, run = training.settings, training.run
-    options = training.recipe.self_instruct
-    assert isinstance(options, dict)
     argv = ["--task", "self-instruct", "--run", str(run), "--no-adapter", *_machine(settings)]
     argv += [*_amount(settings), "--data", settings.data, *to_argv(options), *_embedder(settings)]
     return Step("self-instruct", "generate", argv, run / "self-instruct.summary.json")
@@ -156,6 +162,8 @@ def answering_steps(
         argv += ["--data", settings.data]
         if task in limits:
             argv += ["--limit", str(limits[task])]
+        if options.get(SHOTS_DATA) == SELF_INSTRUCT:
+            options = options | {SHOTS_DATA: str(training.own_words())}
         argv += to_argv(options)
         if "shots" in options:
             argv += _embedder(settings)
