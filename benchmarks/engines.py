@@ -2,7 +2,7 @@
 
 A request names the engine and holds prompts as token ids; the result holds the new tokens of each
 prompt, the seconds they took (loading and a small warm-up excluded) and the process's peak memory.
-Imports are inside the runners, since each engine may live in another Python environment.
+Imports are inside the functions, since each engine may live in another Python environment.
 """
 
 import gc
@@ -10,24 +10,19 @@ import json
 import resource
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-Request = dict[
-    str, Any
-]  # engine, model, prompts, max_new_tokens, stop_ids, batch_size, threads and the peer's own files
-Run = Callable[
-    [list[list[int]], int], list[list[int]]
-]  # prompts, max_new_tokens -> new tokens, a stop id included
+Prompts = list[list[int]]
+# engine, model, prompts, max_new_tokens, stop_ids, batch_size, threads and the peer's own files
+Request = dict[str, Any]
+Run = Callable[[Prompts, int], Prompts]  # (prompts, max_new_tokens) -> new tokens with stop ids
 OPENVINO_BLOCK = 32  # tokens of a block of OpenVINO's cache on CPU
 
 
 def load_unforget(request: Request, result: dict[str, Any]) -> Run:
-    """This project's engine. Adds its counts of tokens and passes, and the parameters, to
-    `result`.
-    """
+    """This project's engine; `result` gets its counts of tokens and passes, and the parameters."""
     import torch
 
     from llama import generate, load_model
@@ -35,25 +30,20 @@ def load_unforget(request: Request, result: dict[str, Any]) -> Run:
 
     torch.set_num_threads(request["threads"])
     model = load_model(request["model"], dtype="float32")
-    ends = [
-        p.numel()
-        for name, p in model.named_parameters()
-        if "embed_tokens" in name or "lm_head" in name
-    ]
+    total, ends = 0, []
+    for name, parameter in model.named_parameters():
+        total += parameter.numel()
+        if "embed_tokens" in name or "lm_head" in name:
+            ends.append(parameter.numel())
     result["head_parameters"] = ends[0]
-    result["body_parameters"] = sum(p.numel() for p in model.parameters()) - sum(ends)
+    result["body_parameters"] = total - sum(ends)
     result["versions"] = {"torch": torch.__version__}
+    stop_ids = frozenset(request["stop_ids"])
 
-    def run(prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+    def run(prompts: Prompts, max_new_tokens: int) -> Prompts:
         stats = DecodingStats()
-        outputs = generate(
-            model,
-            prompts,
-            max_new_tokens,
-            frozenset(request["stop_ids"]),
-            request["batch_size"],
-            stats=stats,
-        )
+        size = request["batch_size"]
+        outputs = generate(model, prompts, max_new_tokens, stop_ids, size, stats=stats)
         result["stats"] = vars(stats).copy()
         return [output.token_ids for output in outputs]
 
@@ -67,23 +57,23 @@ def load_transformers(request: Request, result: dict[str, Any]) -> Run:
 
     torch.set_num_threads(request["threads"])
     transformers.utils.logging.disable_progress_bar()
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(
         request["model"], dtype=torch.float32
-    ).eval()
+    )
+    model = loaded.eval()
     result["versions"] = {"transformers": transformers.__version__, "torch": torch.__version__}
     size, stop_ids = request["batch_size"], request["stop_ids"]
 
-    def run_batch(prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+    def run_batch(prompts: Prompts, max_new_tokens: int) -> Prompts:
         longest = max(map(len, prompts))
-        input_ids = torch.tensor(
-            [[stop_ids[0]] * (longest - len(prompt)) + prompt for prompt in prompts]
-        )
-        mask = torch.tensor(
-            [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-        )
+        rows, mask = [], []
+        for prompt in prompts:
+            padding = longest - len(prompt)
+            rows.append([stop_ids[0]] * padding + prompt)
+            mask.append([0] * padding + [1] * len(prompt))
         output = model.generate(
-            input_ids,
-            attention_mask=mask,
+            torch.tensor(rows),
+            attention_mask=torch.tensor(mask),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             eos_token_id=stop_ids,
@@ -91,105 +81,28 @@ def load_transformers(request: Request, result: dict[str, Any]) -> Run:
         )
         return [until_stop(row, stop_ids) for row in output[:, longest:].tolist()]
 
-    def run(prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
-        batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-        return [row for batch in batches for row in run_batch(batch, max_new_tokens)]
+    def run(prompts: Prompts, max_new_tokens: int) -> Prompts:
+        answers: Prompts = []
+        for start in range(0, len(prompts), size):
+            answers += run_batch(prompts[start : start + size], max_new_tokens)
+        return answers
 
     return run
 
 
 def load_llama_cpp(request: Request, result: dict[str, Any]) -> Run:
-    """llama.cpp through its C interface: one sequence per row in flight, the common prefix decoded
-    once and copied.
-    """
-    import llama_cpp as c
-    import numpy as np
+    """llama.cpp through its C interface; see `benchmarks.llama_cpp`."""
+    from benchmarks.llama_cpp import LlamaCpp
 
-    prompts, max_new_tokens = request["prompts"], request["max_new_tokens"]
-    rows, prefix_length = request["batch_size"], common_prefix_length(prompts)
-    longest = max(map(len, prompts))
-    c.llama_log_set(SILENT := c.llama_log_callback(lambda level, text, data: None), None)
-    result["versions"] = {"llama-cpp-python": c.__version__}
-    model = c.llama_model_load_from_file(request["gguf"].encode(), c.llama_model_default_params())
-    vocab_size = c.llama_vocab_n_tokens(c.llama_model_get_vocab(model))
-    options = c.llama_context_default_params()
-    options.n_threads = options.n_threads_batch = request["threads"]
-    options.n_seq_max = rows + 1  # the last sequence holds the prefix
-    # As its documentation advises: one buffer for all sequences where they share a large prefix,
-    # else one for each.
-    options.kv_unified = 2 * prefix_length > longest
-    shared = prefix_length if options.kv_unified else 0
-    cells = longest - shared + max_new_tokens
-    options.n_ctx = -(-(shared + cells * options.n_seq_max) // 256) * 256
-    if not options.kv_unified:
-        options.n_ctx = (
-            -(-cells // 256) * 256 * options.n_seq_max
-        )  # divided by the number of sequences
-    options.n_batch, options.n_ubatch = rows * longest, 512
-    options.type_k = options.type_v = 0  # GGML_TYPE_F32; the default is float16
-    context = c.llama_init_from_model(model, options)
-    memory = c.llama_get_memory(context)
-    batch = c.llama_batch_init(rows * longest, 0, 1)
-
-    def decode(entries: list[tuple[int, int, list[int], bool]]) -> list[int]:
-        """Read the tokens of each (sequence, position, tokens, wanted); the greedy next token of
-        those wanted.
-        """
-        count, last = 0, []
-        for sequence, position, tokens, wanted in entries:
-            for i, token in enumerate(tokens):
-                batch.token[count], batch.pos[count] = token, position + i
-                batch.n_seq_id[count], batch.seq_id[count][0] = 1, sequence
-                batch.logits[count] = wanted and i == len(tokens) - 1
-                count += 1
-            if wanted:
-                last.append(count - 1)
-        batch.n_tokens = count
-        if status := c.llama_decode(context, batch):
-            raise RuntimeError(f"llama_decode returned {status} for {count} tokens")
-        logits = (
-            np.ctypeslib.as_array(c.llama_get_logits_ith(context, i), (vocab_size,)) for i in last
-        )
-        return [int(row.argmax()) for row in logits]
-
-    def run(prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
-        c.llama_memory_clear(memory, True)
-        prefix = prompts[0][: common_prefix_length(prompts)]
-        if prefix:
-            decode([(rows, 0, prefix, False)])
-        new, waiting = [[] for _ in prompts], deque(range(len(prompts)))
-        slots = [None] * rows
-        while waiting or any(index is not None for index in slots):
-            entries, active = [], []
-            for slot in range(rows):
-                if slots[slot] is None and waiting:
-                    slots[slot] = waiting.popleft()
-                    c.llama_memory_seq_rm(memory, slot, -1, -1)
-                    c.llama_memory_seq_cp(memory, rows, slot, -1, -1)
-                    entries.append((slot, len(prefix), prompts[slots[slot]][len(prefix) :], True))
-                elif slots[slot] is not None:
-                    tokens = new[slots[slot]]
-                    entries.append(
-                        (slot, len(prompts[slots[slot]]) + len(tokens) - 1, tokens[-1:], True)
-                    )
-                else:
-                    continue
-                active.append(slot)
-            for slot, token in zip(active, decode(entries), strict=True):
-                tokens = new[slots[slot]]
-                tokens.append(token)
-                if token in request["stop_ids"] or len(tokens) == max_new_tokens:
-                    slots[slot] = None
-                    c.llama_memory_seq_rm(memory, slot, -1, -1)
-        return new
-
-    run.keep = SILENT  # the C library calls it for as long as it is loaded
-    return run
+    engine = LlamaCpp(request)
+    result["versions"] = engine.versions
+    return engine.run
 
 
 def load_openvino(request: Request, result: dict[str, Any]) -> Run:
-    """OpenVINO GenAI's continuous batching with prefix caching; one request warms the prefix, and
-    its time counts.
+    """OpenVINO GenAI's continuous batching with prefix caching.
+
+    One request warms the prefix, and its time counts.
     """
     import numpy as np
     import openvino
@@ -201,18 +114,16 @@ def load_openvino(request: Request, result: dict[str, Any]) -> Run:
     }
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.enable_prefix_caching = True
+    properties = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "KV_CACHE_PRECISION": "f32",
+        "INFERENCE_NUM_THREADS": request["threads"],
+    }
     pipeline = openvino_genai.ContinuousBatchingPipeline(
-        request["openvino_model"],
-        scheduler,
-        "CPU",
-        {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "KV_CACHE_PRECISION": "f32",
-            "INFERENCE_NUM_THREADS": request["threads"],
-        },
+        request["openvino_model"], scheduler, "CPU", properties
     )
 
-    def submit(prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+    def submit(prompts: Prompts, max_new_tokens: int) -> Prompts:
         config = openvino_genai.GenerationConfig()
         config.max_new_tokens, config.do_sample = max_new_tokens, False
         config.stop_token_ids = set(request["stop_ids"])
@@ -220,7 +131,7 @@ def load_openvino(request: Request, result: dict[str, Any]) -> Run:
         outputs = pipeline.generate(tensors, [config] * len(prompts))
         return [list(output.m_generation_ids[0]) for output in outputs]
 
-    def run(prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+    def run(prompts: Prompts, max_new_tokens: int) -> Prompts:
         # Whole blocks only: after a request that ends within a block, 2026.4 gives wrong tokens to
         # those that share it.
         blocks = common_prefix_length(prompts) // OPENVINO_BLOCK
@@ -231,7 +142,7 @@ def load_openvino(request: Request, result: dict[str, Any]) -> Run:
     return run
 
 
-ENGINES = {
+ENGINES: dict[str, Callable[[Request, dict[str, Any]], Run]] = {
     "unforget": load_unforget,
     "transformers": load_transformers,
     "llama.cpp": load_llama_cpp,
@@ -241,24 +152,31 @@ ENGINES = {
 
 def until_stop(tokens: list[int], stop_ids: list[int]) -> list[int]:
     """`tokens` up to the first stop id, which is kept."""
-    end = next((i for i, token in enumerate(tokens) if token in stop_ids), len(tokens))
-    return tokens[: end + 1]
+    for position, token in enumerate(tokens):
+        if token in stop_ids:
+            return tokens[: position + 1]
+    return tokens
 
 
-def common_prefix_length(prompts: list[list[int]]) -> int:
-    """How many leading tokens all prompts share, leaving each one of its own; 0 for a single
-    prompt.
+def common_prefix_length(prompts: Prompts) -> int:
+    """The number of leading tokens that all prompts share, leaving each one of its own.
+
+    0 for a single prompt.
     """
     if len(prompts) < 2:
         return 0
     low, high = min(prompts), max(prompts)
     limit = min(map(len, prompts)) - 1
-    return next((i for i in range(limit) if low[i] != high[i]), limit)
+    for position in range(limit):
+        if low[position] != high[position]:
+            return position
+    return limit
 
 
 def peak_memory() -> int:
-    """Bytes. On Linux VmHWM, since ru_maxrss there also counts what the parent held when it started
-    this process.
+    """The largest resident set of this process in bytes.
+
+    On Linux from VmHWM: ru_maxrss there also counts what the parent held when it started this one.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -269,7 +187,8 @@ def peak_memory() -> int:
 
 
 def main() -> None:
-    request, result = json.loads(Path(sys.argv[1]).read_text()), {}
+    request: Request = json.loads(Path(sys.argv[1]).read_text())
+    result: dict[str, Any] = {}
     run = ENGINES[request["engine"]](request, result)
     # Reversed prompts share no prefix with the real ones, so no cache is warm but the machine's
     # own.
@@ -277,11 +196,8 @@ def main() -> None:
     gc.collect()
     start = time.perf_counter()
     token_ids = run(request["prompts"], request["max_new_tokens"])
-    result |= {
-        "seconds": time.perf_counter() - start,
-        "token_ids": token_ids,
-        "peak_memory_bytes": peak_memory(),
-    }
+    seconds = time.perf_counter() - start
+    result |= {"seconds": seconds, "token_ids": token_ids, "peak_memory_bytes": peak_memory()}
     Path(sys.argv[2]).write_text(json.dumps(result))
 
 

