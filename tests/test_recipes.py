@@ -15,7 +15,7 @@ from recipes.schema import find_recipe, load_recipe, parse_setting
 OPTIONS = {
     "self-instruct": {"mode"},
     "train": {"rank", "epochs", "shots", "lr"},
-    "gsm8k": {"shots", "max-new-tokens"},
+    "gsm8k": {"shots", "max-new-tokens", "shots-data"},
     "ailuminate": {"max-new-tokens"},
     "judge": {"max-new-tokens"},
 }
@@ -113,6 +113,7 @@ def test_one_stage_needs_no_list_and_others_work_is_named(load):
             "sources: train.rank has two sources",
         ),
         (GOOD, "title: t\ngsm8k:\nself-instruct: {}\n", "and there is no 'train'"),
+        (GOOD, "title: t\ngsm8k: {shots-data: self-instruct}", "without a section 'self-instruct'"),
         (GOOD, "- title", "expected keys and values, found list"),
         ("title", "adapter: other\ntitle", "both 'train' and 'adapter'"),
         (GOOD, "title: t\ngsm8k: {}\nailuminate: {}\nsweep: [0.5]", "there is no 'train'"),
@@ -213,3 +214,40 @@ def test_a_setting_with_an_unknown_option_names_the_nearest(tmp_path):
         UserError, match="unknown option of gsm8k 'shotz'; the nearest valid name is 'shots'"
     ):
         load_recipe(path, OPTIONS, [parse_setting("gsm8k.shotz=2")])
+
+
+def test_the_rows_of_the_original_say_where_every_value_comes_from():
+    """Guards the reproduction: 01 to 08 name the record, the code or an assumption for each."""
+    names = experiment.option_names()
+    rows = [load_recipe(path, names) for path in sorted(Path("recipes").glob("0[1-8]-*.yaml"))]
+    assert len(rows) == 8 and all(row.original for row in rows)
+    for row in rows:
+        sections = dict(row.tasks)
+        if isinstance(row.self_instruct, dict):
+            sections["self-instruct"] = row.self_instruct
+        said = {f"{section}.{option}" for section, stage in sections.items() for option in stage}
+        said |= {f"train.{option}" for stage in row.train for option in stage}
+        named = {option for options in row.sources.values() for option in options}
+        assert said == named, row.name
+        assert all(row.sources.get("assumed", {}).values()), f"{row.name}: assumed for a reason"
+
+
+def test_the_original_trained_as_its_code_says():
+    """Guards the settings that the rows 02 to 07 share: one random shot, the loss on all tokens."""
+    names = experiment.option_names()
+    for path in sorted(Path("recipes").glob("0[2-7]-*.yaml")):
+        recipe = load_recipe(path, names)
+        for stage in recipe.train:
+            assert (stage["shots"], stage["shot-selection"], stage["loss"]) == (1, "random", "all")
+            assert (stage["schedule"], stage["warmup"], float(stage["lr"])) == ("linear", 0, 1e-4)
+            assert (stage["batch-size"], stage["alpha"], stage["seed"]) == (4, 16, 1126)
+            assert not stage["system-header"] and stage["epochs"] == 1
+        assert len(recipe.train) == (1 if path.name[:2] in ("02", "07") else 2), "1 + 1 epochs"
+
+
+def test_a_section_named_alone_gives_its_source_to_what_has_none(load):
+    sources = "sources: {record: [train.shots], code: {train: the notebook}}\n"
+    assert load(GOOD + sources).sources == {
+        "record": {"train.shots": ""},
+        "code": {"train.rank": "the notebook", "train.epochs": "the notebook"},
+    }
