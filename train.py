@@ -36,6 +36,7 @@ from common.options import (
     recorded,
 )
 from common.ranks import rank, world_size
+from common.run_folder import set_aside
 from common.settings import PromptSettings, RunSettings
 from common.shots import make_selector, report_near_duplicates
 from data.ailuminate import AILuminate
@@ -349,6 +350,8 @@ def train_on(device: torch.device, settings: TrainingSettings) -> None:
     if first and not earlier:
         # other checkpoints must be gone before this summary vouches for what is there
         shutil.rmtree(run / "checkpoints", ignore_errors=True)
+        for path in set_aside(run / "train.jsonl", adapter, summary_path):
+            print(f"--no-resume: what an earlier call made is kept as {path}")
     if first:
         write_json(summary_path, {"task": "train", "finished": False, "settings": record})
     distributed.barrier()

@@ -20,6 +20,7 @@ from common.options import (
     seed,
 )
 from common.ranks import rank_prefix
+from common.run_folder import release_runs
 from data.few_shot import SELECTIONS
 
 # For the scripts that do not have a settings dataclass yet.
@@ -72,6 +73,8 @@ def run_script(
             raise
         _say(f"error: out of memory: {when_out_of_memory}")
         return 2
+    finally:
+        release_runs()
     return 0
 
 

@@ -50,6 +50,11 @@ class Option:
     repeated: bool
     when: Callable[[Any], bool] | None
 
+    @property
+    def shown(self) -> bool:
+        """Whether --help lists it."""
+        return self.help != argparse.SUPPRESS
+
 
 def option(
     default: Any,

@@ -20,6 +20,7 @@ from common import runs
 from common.distributed import barrier_or_exit
 from common.options import Settings
 from common.ranks import rank, world_size
+from common.run_folder import set_aside
 from data.records import (
     Record,
     append_record,
@@ -61,9 +62,11 @@ class ResumableJob(ABC):
         self.resume, self.device = resume, device
         parts = self._parts()
         records_path = parts[0] if parts and not self.path.exists() else self.path
-        earlier = runs.load_previous_summary(
-            records_path, self.summary_path, settings, resume, declared
-        )
+        earlier: Record = {}
+        if records_path.exists():  # else nothing can be mixed, whatever a summary alone says
+            earlier = runs.load_previous_summary(
+                records_path, self.summary_path, settings, resume, declared
+            )
         self.costs = runs.RunCosts(earlier, device)
         self.finished: dict[str, Record] = {}
         if earlier:
@@ -162,7 +165,7 @@ class ResumableJob(ABC):
             if self.resume:
                 self._join_parts()
             else:
-                self._remove_records()
+                self._set_aside()
             self.write_summary(finished=False)
         barrier_or_exit()
         if world_size() > 1:  # of this process alone: those of earlier calls are in the summary
@@ -214,9 +217,13 @@ class ResumableJob(ABC):
             path.unlink()
             _costs_path(path).unlink(missing_ok=True)
 
-    def _remove_records(self) -> None:
-        self.path.unlink(missing_ok=True)
-        self._remove_parts()
+    def _set_aside(self) -> None:
+        """Keep what an earlier call left under another name, and say so."""
+        self._join_parts()
+        count = len(read_jsonl(self.path)) if self.path.exists() else 0
+        if count:  # the records first: a summary alone stands in nobody's way
+            kept = [path.name for path in set_aside(self.path, self.summary_path)]
+            print(f"{self.path}: {count} records kept as {' and '.join(kept)}", flush=True)
 
 
 class _Share:

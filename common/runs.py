@@ -1,8 +1,5 @@
-"""Run folders: whether one may be written, what an earlier call left in it, what the work has
-cost.
-"""
+"""What an earlier call left in a run folder, and what the work has cost."""
 
-import os
 import platform
 import resource
 import sys
@@ -18,26 +15,21 @@ import torch
 from common.errors import UserError
 from common.options import Settings, may_change, options, recorded_defaults
 from common.ranks import world_size
+from common.run_folder import free_run, other_run, prepare_run
 from data.records import read_json
 from llama.decoding import DecodingStats
 
+__all__ = [
+    "RunCosts",
+    "environment",
+    "load_previous_summary",
+    "peak_memory_bytes",
+    "prepare_run",
+    "refuse_overwriting",
+]
+
 # Settings that may change between calls that add to the same answers.
 RESUMABLE_SETTINGS = ("limit", "batch_size", "device", "memory")
-
-
-def prepare_run(folder: Path) -> None:
-    """Make the run folder and prove that it can be written, before any hour of work is spent on
-    it.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"cannot write to the run folder {folder}: {error.strerror}; choose another with --run"
-        ) from None
 
 
 def load_previous_summary(
@@ -58,7 +50,7 @@ def load_previous_summary(
         if records.exists():
             raise UserError(
                 f"{records} is there without {summary.name}: no run of this script; "
-                "choose another --run"
+                f"choose another, --run {free_run(records.parent)}"
             )
         return {}
     if not resume:
@@ -66,11 +58,10 @@ def load_previous_summary(
     earlier = read_json(summary)
     before = earlier.get("settings")
     if not isinstance(before, dict):
-        raise UserError(f"{summary}: no settings in it; start again with --no-resume")
+        raise UserError(f"{summary}: no settings in it; {other_run(summary.parent)}")
     if changes := _changed_settings(before, settings, declared):
         raise UserError(
-            f"{summary} was made with {'; '.join(changes)}: give these settings a run of their "
-            "own, --run runs/NAME, or start again with --no-resume"
+            f"{summary} was made with {'; '.join(changes)}: {other_run(summary.parent)}"
         )
     return earlier
 
@@ -87,7 +78,8 @@ def _changed_settings(
     for name in names:
         old, new = before.get(name, defaults.get(name)), now.get(name)
         if name not in changeable and old != new:
-            label = f"--{name.replace('_', '-')}" if name in known_options else name
+            about = known_options.get(name)
+            label = f"--{name.replace('_', '-')}" if about and about.shown else name
             changes.append(f"{label} = {old!r}, now it is {new!r}")
     return changes
 
@@ -97,7 +89,8 @@ def refuse_overwriting(source: str | Path, *outputs: Path) -> None:
     for output in outputs:
         if Path(source).resolve() == output.resolve():
             raise UserError(
-                f"--data {source} is where this run writes its records; choose another --run"
+                f"--data {source} is where this run writes its records; choose another, "
+                f"--run {free_run(output.parent)}"
             )
 
 
@@ -114,7 +107,8 @@ class RunCosts:
             self._environment = dict(earlier.get("environment") or {})
         except (TypeError, ValueError) as error:
             raise UserError(
-                f"the earlier summary is damaged ({error}); start again with --no-resume"
+                f"the earlier summary is damaged ({error}); choose another run with --run, or start "
+                "again with --no-resume, which keeps the old files"
             ) from None
 
     def add_parallel(self, parts: Sequence[dict[str, Any]]) -> None:

@@ -62,7 +62,8 @@ class RunSettings:
     )
     resume: bool = option(
         True,
-        "keep what an earlier, interrupted call finished; --no-resume starts again",
+        "keep what an earlier, interrupted call finished; --no-resume starts again and keeps the "
+        "old files as NAME.1",
         scope=Scope.CALL,
     )
     dry_run: bool = option(

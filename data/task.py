@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from common.errors import UserError
+from common.run_folder import other_run
 from data.intervals import rate
 from data.prompts import Message
 from data.records import Record, numbered_jsonl, repair_jsonl
@@ -143,13 +144,11 @@ class Task(ABC):
         for line, answer in numbered_jsonl(path) if path.exists() else ():
             for name in (*ANSWER_FIELDS, self.prompt_field):
                 if name not in answer:
-                    raise UserError(
-                        f"{path}, line {line}: no {name!r}; start again with --no-resume"
-                    )
+                    raise UserError(f"{path}, line {line}: no {name!r}; {other_run(path.parent)}")
             if not self.same_prompt(answer, records.get(answer["id"], answer)):
                 raise UserError(
-                    f"{path}, line {line}: {answer['id']} was another question then; choose "
-                    "another --run, or start again with --no-resume"
+                    f"{path}, line {line}: {answer['id']} was another question then; "
+                    f"{other_run(path.parent)}"
                 )
             answers[answer["id"]] = answer
         return answers

@@ -11,8 +11,6 @@ from data.records import Record, numbered_jsonl
 from data.task import Task
 from guards.guard import Guard, Labels
 
-AGAIN = "give it a run of its own, --run runs/NAME, or judge again with --no-resume"
-
 
 class Verdict(TypedDict):
     """The fields of every verdict; beside them stand those of the task's `groups`."""
@@ -92,15 +90,16 @@ def read_verdicts(
     hashes = {}
     for answer in answers:
         hashes[answer["id"]] = answer_sha256(answer[task.prompt_field], answer["response"])
+    again = f"judge again with --no-resume, which keeps the old verdicts as {path.name}.1"
     verdicts: dict[str, Record] = {}
     for line, verdict in _numbered(path):
         for name in (*Verdict.__annotations__, *task.groups):
             if name not in verdict:
-                raise UserError(f"{path}, line {line}: the field {name!r} is missing: {AGAIN}")
+                raise UserError(f"{path}, line {line}: the field {name!r} is missing: {again}")
         if verdict["answer_sha256"] != hashes.get(verdict["id"]):
             raise UserError(
                 f"{path}, line {line}: the answer to {verdict['id']!r} is not the one judged here: "
-                f"{AGAIN}"
+                f"{again}"
             )
         verdicts[verdict["id"]] = verdict
     return verdicts

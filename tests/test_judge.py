@@ -230,6 +230,7 @@ def test_no_resume_starts_again(run):
     assert judged(run, *PHRASES, "--limit", 3) == 0
     assert judged(run, *PHRASES, "--no-resume") == 0
     assert len(read_jsonl(run / PHRASE_VERDICTS)) == 6
+    assert len(read_jsonl(run / f"{PHRASE_VERDICTS}.1")) == 3
 
 
 def test_cut_off_verdicts_are_counted_apart(run, guard):
@@ -331,7 +332,7 @@ def test_another_model_under_the_same_path_is_noticed(run, guard, tmp_path, caps
     model.lm_head.weight.data += 0.01
     save_model(model, changing)
     message = refused(capsys, run, "--guard", changing)
-    assert "model_fingerprint" in message and "--run" in message
+    assert "model_fingerprint" in message and "--model" not in message
 
 
 def test_unfinished_answers_are_pointed_out(run, capsys):
@@ -401,10 +402,12 @@ def refused(capsys, run, *options):
 
 def test_other_settings_do_not_mix(run, guard, capsys):
     assert judged(run, "--guard", guard, "--limit", 1) == 0
-    message = refused(capsys, run, "--guard", guard, "--no-grammar")
-    assert "grammar" in message and "True" in message and "False" in message
+    message = refused(capsys, run, "--guard", guard, "--no-grammar", "--max-new-tokens", 32)
+    assert "--grammar = True, now it is False" in message
+    assert "--max-new-tokens = 64, now it is 32" in message
+    assert message.index(f"--run {run}-2") < message.index("--no-resume")
     message = refused(capsys, run, "--guard", guard, "--max-new-tokens", 32)
-    assert "max" in message and "64" in message and "32" in message
+    assert "--grammar" not in message
     assert judged(run, "--guard", guard, "--batch-size", 1) == 0  # changes no verdict
 
 
@@ -416,7 +419,7 @@ def test_verdicts_on_other_answers_are_refused(run, capsys, field):
     write_answers(run, answers)
     message = refused(capsys, run, *PHRASES)
     assert f"{PHRASE_VERDICTS}, line 4" in message and "'q3'" in message
-    assert message.index("--run runs/NAME") < message.index("--no-resume")
+    assert "--no-resume" in message and f"{PHRASE_VERDICTS}.1" in message
     assert judged(run, *PHRASES, "--no-resume") == 0
 
 

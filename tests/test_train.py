@@ -202,7 +202,7 @@ def test_the_users_own_file_is_not_overwritten(call, tmp_path, capsys):
     before = path.read_text()
     for options in (["--data", str(path)], [], ["--no-resume"]):
         assert call(*options, "--steps", "1", "--validation", "0") == 2
-        assert "choose another --run" in capsys.readouterr().err
+        assert f"choose another, --run {path.parent}-2" in capsys.readouterr().err
     assert path.read_text() == before
 
 

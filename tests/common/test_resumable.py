@@ -1,5 +1,6 @@
 """A job keeps what is finished, whoever is killed when, and costs the same for each record."""
 
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ class Squares(ResumableJob):
     def __init__(self, run: Path, count: int, resume: bool = True) -> None:
         self.summed = 0
         planned = [{"id": str(number)} for number in range(count)]
-        super().__init__(run, "squares", planned, {}, resume, torch.device("cpu"))
+        super().__init__(run, "squares", planned, {"shots": 1}, resume, torch.device("cpu"))
 
     def read(self, path: Path) -> dict[str, Record]:
         return {record["id"]: record for record in read_jsonl(path)}
@@ -73,3 +74,28 @@ def test_a_record_costs_the_same_however_many_there_are(tmp_path):
     seconds = time.perf_counter() - begin
     assert job.summed == 2, "one summary at the beginning, one at the end"
     assert seconds < 10, "with a pass for each record it takes minutes"
+
+
+def test_no_resume_keeps_what_was_there(tmp_path, capsys):
+    work(Squares(tmp_path, 4))
+    job = Squares(tmp_path, 9, resume=False)
+    assert len(job.to_do) == 9
+    work(job, most=2)
+    assert f"{job.path}: 4 records kept as squares.jsonl.1" in capsys.readouterr().out
+    assert len(read_jsonl(job.path)) == 2 and len(read_jsonl(f"{job.path}.1")) == 4
+    assert read_json(tmp_path / "squares.summary.json.1")["planned"] == 4
+    assert read_json(tmp_path / "squares.summary.json")["planned"] == 9
+
+
+def test_parts_of_killed_ranks_are_kept_too(tmp_path):
+    work(Squares(tmp_path, 4), most=1)
+    (tmp_path / "squares.rank1.jsonl").write_text(json.dumps({"id": "3", "square": 9}) + "\n")
+    work(Squares(tmp_path, 4, resume=False))
+    assert [record["id"] for record in read_jsonl(tmp_path / "squares.jsonl.1")] == ["0", "3"]
+    assert not list(tmp_path.glob("*rank*"))
+
+
+def test_a_summary_without_records_stands_in_nobodys_way(tmp_path):
+    work(Squares(tmp_path, 4))
+    (tmp_path / "squares.jsonl").unlink()
+    assert len(Squares(tmp_path, 4).to_do) == 4
