@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llama.checkpoint_files import locate, read_json
 from llama.errors import UserError
-from llama.json_files import read_json_object, read_number
+from llama.json_files import read_number
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ FAMILIES = {
         },
     ),
 }
+
+MAX_LAYERS = 1024  # several times the deepest model's; each is a module, built before weights load
 
 # Fields that change the result unless they have this value.
 NEUTRAL_VALUES: dict[str, Any] = {
@@ -147,14 +150,16 @@ class ModelConfig:
             )
 
     @classmethod
-    def load(cls, folder: str | Path) -> "ModelConfig":
-        """Read `folder/config.json`. UserError names the file and the field."""
-        path = Path(folder) / "config.json"
-        raw = read_json_object(path)
+    def load(cls, source: str | Path) -> "ModelConfig":
+        """Read the configuration of a checkpoint folder or GGUF file. UserError names the file and
+        the field.
+        """
+        source = Path(source)
+        raw = read_json(source, "config.json", required=True)
         try:
-            return cls.from_dict(raw)
+            return cls.from_dict(raw or {})
         except UserError as error:
-            raise UserError(f"{path}: {error}") from None
+            raise UserError(f"{locate(source, 'config.json')}: {error}") from None
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "ModelConfig":
@@ -164,7 +169,7 @@ class ModelConfig:
         _refuse_unsupported(raw, family)
         heads = read_number(raw, "num_attention_heads", int)
         hidden_size = read_number(raw, "hidden_size", int)
-        num_hidden_layers = read_number(raw, "num_hidden_layers", int)
+        num_hidden_layers = read_number(raw, "num_hidden_layers", int, largest=MAX_LAYERS)
         no_rope_layers = None
         if family.unrotated_layers:
             no_rope_layers = _read_no_rope_layers(raw, num_hidden_layers)

@@ -1,8 +1,10 @@
 """Identify a checkpoint by its content, so that another model under the same path is noticed."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
+from llama.gguf import read_header
 from llama.hub import TOKENIZER_FILES, resolve
 from llama.weights import StoredTensor, stored_tensors
 
@@ -12,27 +14,36 @@ SAMPLES = 3  # at the start, in the middle and at the end of a tensor
 
 
 def model_fingerprint(ref: str | Path) -> str:
-    """Return 12 hexadecimal digits that identify the checkpoint `ref` (local folder, Hub id or
-    alias) by what is stored in it: weights, configuration, generation configuration, tokenizer and
-    chat template.
+    """Return 12 hexadecimal digits that identify the checkpoint `ref` (local folder, GGUF file, Hub
+    id or alias) by what is stored in it: weights, configuration, generation configuration,
+    tokenizer and chat template.
 
-    The small files count whole. Of the weights, the name, dtype, shape and three blocks of 4 KiB of
-    every tensor count (the whole tensor if it is no larger), so that the cost is some hundred reads
+    The small files, and the header of a GGUF file, count whole. Of every tensor its name, dtype
+    and shape count, and three blocks of 4 KiB (all of it if it is no larger): some hundred reads
     whatever the size of the model. A change to a few values between the blocks goes unnoticed; a
     training step, a merged adapter or a conversion does not. Path, file names and sharding do not
     count.
 
     Raises UserError if the checkpoint cannot be resolved or has no readable weights.
     """
-    folder = resolve(ref)
+    source = resolve(ref)
     digest = hashlib.sha256()
-    for name in sorted(TOKENIZER_FILES):
-        path = folder / name
-        if path.is_file():
-            _add(digest, name, hashlib.sha256(path.read_bytes()).hexdigest())
-    for tensor in sorted(stored_tensors(folder), key=lambda tensor: tensor.name):
+    for name, content in _small_files(source):
+        _add(digest, name, hashlib.sha256(content).hexdigest())
+    for tensor in sorted(stored_tensors(source), key=lambda tensor: tensor.name):
         _add(digest, tensor.name, tensor.dtype, str(tensor.shape), _sample(tensor))
     return digest.hexdigest()[:DIGITS]
+
+
+def _small_files(source: Path) -> Iterator[tuple[str, bytes]]:
+    if source.is_file():
+        with open(source, "rb") as file:
+            yield "GGUF header", file.read(read_header(source).header_size)
+        return
+    for name in sorted(TOKENIZER_FILES):
+        path = source / name
+        if path.is_file():
+            yield name, path.read_bytes()
 
 
 def _add(digest: "hashlib._Hash", *fields: str) -> None:

@@ -1,10 +1,11 @@
-"""Resolve the model reference a user gives (local folder, Hub id or alias) to a checkpoint folder."""
+"""Resolve the model reference a user gives (folder, GGUF file, Hub id or alias) to a local path."""
 
 import os
 import re
 from pathlib import Path
 
 from llama.errors import UserError
+from llama.gguf import is_gguf
 from llama.smollm2 import make_checkpoint
 
 ALIAS = "smollm2"
@@ -27,20 +28,21 @@ MIRROR = "a copy from a mirror such as ModelScope works too: download it and giv
 
 
 def resolve(ref: str | Path, allow_weights: bool = True) -> Path:
-    """Return the checkpoint folder of `ref`: an existing folder, the alias `smollm2` or a Hub id
-    (`owner/name`).
+    """Return the checkpoint folder or GGUF file of `ref`: an existing path, the alias `smollm2` or
+    a Hub id (`owner/name`).
 
     Missing files are downloaded once, weights only if `allow_weights`; cached files need no
-    network. Raises UserError if there is no such folder or repository, access to it is gated, or
-    the network fails.
+    network. Raises UserError if there is no such path or repository, access to it is gated, or the
+    network fails.
     """
     name = str(ref)
-    folder = Path(name).expanduser()
-    if name and folder.is_dir():
-        return folder
-    if name and folder.exists():
+    path = Path(name).expanduser()
+    if name and (path.is_dir() or is_gguf(path)):
+        return path
+    if name and path.exists():
         raise UserError(
-            f"{name}: no such folder, this is a file; give the checkpoint folder it lies in"
+            f"{name}: no such folder, this is a file; give the checkpoint folder it lies in, or a "
+            "GGUF file"
         )
     if name == ALIAS:
         return smollm2_folder()

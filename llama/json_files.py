@@ -26,22 +26,27 @@ def read_json_object(path: str | Path) -> dict[str, Any]:
     return value
 
 
-def read_number(raw: dict[str, Any], field: str, kind: type, default: Any = REQUIRED) -> Any:
+def read_number(
+    raw: dict[str, Any],
+    field: str,
+    kind: type,
+    default: Any = REQUIRED,
+    largest: int | float | None = None,
+) -> Any:
     """Return the positive number `raw[field]` as `kind` (int or float), or `default` if it is null
     or absent.
 
     UserError names the field and its value: missing without a default, another type, zero or
-    less, NaN, infinite or beyond `LARGEST[kind]`.
+    less, NaN, infinite or beyond `largest` (by default `LARGEST[kind]`).
     """
+    largest = LARGEST[kind] if largest is None else largest
     value = raw.get(field)
     if value is None and default is REQUIRED:
         raise UserError(f"field {field} is missing")
     if value is None:
         return default
     is_number = type(value) in (int, float)  # bool is a subclass of int
-    if not is_number or not 0 < value <= LARGEST[kind] or value != kind(value):
+    if not is_number or not 0 < value <= largest or value != kind(value):
         expected = "integer" if kind is int else "number"
-        raise UserError(
-            f"{field} = {value!r}: expected a positive {expected} of at most {LARGEST[kind]}"
-        )
+        raise UserError(f"{field} = {value!r}: expected a positive {expected} of at most {largest}")
     return kind(value)

@@ -20,9 +20,9 @@ import tokenizers
 from jinja2 import ext, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from llama.checkpoint_files import CHAT_TEMPLATE, locate, read_chat_template, read_json
 from llama.errors import UserError
 from llama.hub import resolve
-from llama.json_files import read_json_object
 
 DEFAULT_DATE = "26 Jul 2024"  # what Llama 3.2's template prints where no date is given
 MONTHS = (
@@ -58,12 +58,10 @@ class Tokenizer:
     model's embedding may have more rows).
     """
 
-    def __init__(self, folder: Path, date: str = DEFAULT_DATE) -> None:
-        self.path = folder / "tokenizer.json"
-        raw = read_json_object(self.path) | {
-            "truncation": None,
-            "padding": None,
-        }  # leftovers of somebody's training
+    def __init__(self, source: Path, date: str = DEFAULT_DATE) -> None:
+        self.path = locate(source, "tokenizer.json")
+        raw = read_json(source, "tokenizer.json", required=True) or {}
+        raw |= {"truncation": None, "padding": None}  # leftovers of somebody's training
         self._tokenizer = _build(raw, self.path)
         self._plain = _build(
             raw | {"added_tokens": []}, self.path
@@ -80,14 +78,13 @@ class Tokenizer:
         self._reveal = {FIRST_SURROGATE + index: edge for index, edge in enumerate(edges)}
         self._check_added_tokens()
 
-        config_path = folder / "tokenizer_config.json"
-        config = read_json_object(config_path) if config_path.is_file() else {}
-        self._named = _named_tokens(config, config_path)
+        config = read_json(source, "tokenizer_config.json") or {}
+        self._named = _named_tokens(config, locate(source, "tokenizer_config.json"))
         self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
-        self.stop_ids: frozenset[int] = self._read_stop_ids(folder)
+        self.stop_ids: frozenset[int] = self._read_stop_ids(source)
         named_end = self._tokenizer.token_to_id(self._named.get("eos_token", ""))
         self.end_id: int = min(self.stop_ids) if named_end is None else named_end
-        self._template = _load_template(folder, config, date)
+        self._template = _load_template(source, config, date)
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text` as plain text: nothing is added, and special tokens spelled out in it stay
@@ -220,11 +217,12 @@ class Tokenizer:
                         f"{self.path}: added token {token!r} does not cut text just where it stands: not supported"
                     )
 
-    def _read_stop_ids(self, folder: Path) -> frozenset[int]:
+    def _read_stop_ids(self, source: Path) -> frozenset[int]:
         """Every end token in generation_config.json, config.json and tokenizer_config.json."""
         stop_ids = set()
-        for path in (folder / "generation_config.json", folder / "config.json"):
-            ids = read_json_object(path).get("eos_token_id") if path.is_file() else None
+        for name in ("generation_config.json", "config.json"):
+            path = locate(source, name)
+            ids = (read_json(source, name) or {}).get("eos_token_id")
             for index in ids if isinstance(ids, list) else [ids] if ids is not None else []:
                 known = type(index) is int and 0 <= index < 2**32  # what id_to_token takes
                 if not known or self._tokenizer.id_to_token(index) is None:
@@ -241,7 +239,7 @@ class Tokenizer:
             stop_ids.add(index)
         if not stop_ids:
             raise UserError(
-                f"{folder}: names no end token, so no answer would ever end: expected an eos_token_id in "
+                f"{source}: names no end token, so no answer would ever end: expected an eos_token_id in "
                 "generation_config.json or config.json, or an eos_token in tokenizer_config.json"
             )
         return frozenset(stop_ids)
@@ -292,30 +290,24 @@ def _named_tokens(config: dict[str, Any], path: Path) -> dict[str, str]:
     return named
 
 
-def _load_template(folder: Path, config: dict[str, Any], date: str) -> jinja2.Template | None:
+def _load_template(source: Path, config: dict[str, Any], date: str) -> jinja2.Template | None:
     """The compiled chat template: `chat_template.jinja`, else the one in tokenizer_config.json,
     else None.
     """
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        try:
-            source = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{path}: not UTF-8 text ({error.reason} at byte {error.start})"
-            ) from None
-    else:
-        path = folder / "tokenizer_config.json"
-        source = config.get("chat_template")
-        if isinstance(source, list):  # several templates by name
-            source = _default_template(source, path)
+    path = locate(source, CHAT_TEMPLATE)
+    template = read_chat_template(source)
+    if template is None:
+        path = locate(source, "tokenizer_config.json")
+        template = config.get("chat_template")
+        if isinstance(template, list):  # several templates by name
+            template = _default_template(template, path)
     environment = _environment(date)
-    if source is None:
+    if template is None:
         return None
-    if not isinstance(source, str):
-        raise UserError(f"{path}: chat_template must be text, found {type(source).__name__}")
+    if not isinstance(template, str):
+        raise UserError(f"{path}: chat_template must be text, found {type(template).__name__}")
     try:
-        return environment.from_string(source)
+        return environment.from_string(template)
     except jinja2.TemplateSyntaxError as error:
         raise UserError(
             f"{path}: broken chat template, line {error.lineno}: {error.message}"

@@ -1,4 +1,4 @@
-"""Load and save the weights of a `Decoder`: safetensors, in one file or in shards."""
+"""Load the weights of a `Decoder` from safetensors (one file or shards) or GGUF, and save them."""
 
 import json
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from llama import gguf, gguf_model
 from llama.config import ModelConfig
 from llama.errors import UserError
 from llama.hub import resolve
@@ -30,7 +31,7 @@ def load_model(
     quantize: str | None = None,
     head: bool = True,
 ) -> Decoder:
-    """Load the decoder at `ref` (local folder, Hub id or alias): in eval mode, its weights frozen.
+    """Load the decoder at `ref` (local folder, GGUF file, Hub id or alias): in eval mode, frozen.
 
     `dtype` is that of the weights. With `quantize="int8"` the linears of the blocks hold 8-bit
     weights, rounded one tensor at a time. Without `head`, for hidden states alone, no output head
@@ -41,13 +42,13 @@ def load_model(
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     if quantize not in (None, *SCHEMES):
         raise UserError(f"quantize = {quantize!r}: expected None or one of {', '.join(SCHEMES)}")
-    folder = resolve(ref)
-    config = ModelConfig.load(folder)
+    source = resolve(ref)
+    config = ModelConfig.load(source)
     tied = config.tie_word_embeddings or not head
     model = _build_on_meta(config, tied, quantize)
-    state, problems = _read_state(model, folder, dtype, torch.device(device), tied)
+    state, problems = _read_state(model, source, dtype, torch.device(device), tied)
     if problems:
-        raise UserError(f"{folder}: weights do not fit config.json: " + "; ".join(problems))
+        raise UserError(f"{source}: weights do not fit config.json: " + "; ".join(problems))
     model.load_state_dict(state, strict=False, assign=True)
     if tied:
         model.lm_head.weight = _embedding(model).weight
@@ -71,7 +72,7 @@ def _embedding(model: Decoder) -> nn.Embedding:
 
 
 def _read_state(
-    model: Decoder, folder: Path, dtype: torch.dtype, device: torch.device, tied: bool
+    model: Decoder, source: Path, dtype: torch.dtype, device: torch.device, tied: bool
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return the state dict for `model` on the meta device, and what is wrong with it, in words."""
     shapes = _stored_shapes(model)
@@ -79,7 +80,7 @@ def _read_state(
     state: dict[str, Tensor] = {}
     problems = []
     misshapen = set()
-    for name, tensor in read_tensors(folder):
+    for name, tensor in read_tensors(source):
         if name == "lm_head.weight" and tied:
             continue  # some exports store the shared matrix twice
         if name not in shapes and f"model.{name}" in shapes:
@@ -117,11 +118,15 @@ def _quantized_weights(model: Decoder) -> set[str]:
     return names
 
 
-def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor of the checkpoint with its name, one at a time: peak memory stays near
-    the model's own size.
+def read_tensors(source: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor of the folder or GGUF file with its name, one at a time: peak memory stays
+    near the model's own size. Those of a GGUF file are dequantised to float32.
     """
-    for path in weight_files(folder):
+    if source.is_file():
+        for name, weight in gguf_model.read_tensors(gguf.read_header(source)):
+            yield name, torch.from_numpy(weight)
+        return
+    for path in weight_files(source):
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - the handle is no mapping
@@ -146,19 +151,33 @@ class StoredTensor:
     nbytes: int
 
 
-def stored_tensors(folder: Path) -> list[StoredTensor]:
-    """List every tensor of the checkpoint from the headers of its weights files, reading no weights.
+def stored_tensors(source: Path) -> list[StoredTensor]:
+    """List every tensor of the checkpoint from the headers of its files, reading no weights.
 
-    UserError names a file that is no safetensors file or shorter than its header says.
+    UserError names a file that is damaged or shorter than its header says.
     """
+    if source.is_file():
+        return _gguf_tensors(gguf.read_header(source))
     tensors = []
-    for path in weight_files(folder):
+    for path in weight_files(source):
         try:
             tensors += _read_header(path)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{path}: not a readable safetensors file ({error}); download it again"
             ) from None
+    return tensors
+
+
+def _gguf_tensors(file: gguf.GGUFFile) -> list[StoredTensor]:
+    tensors = []
+    for tensor in file.tensors.values():
+        layout = gguf.tensor_layout(file, tensor)
+        dtype = layout.quantisation.name
+        stored = StoredTensor(
+            tensor.name, dtype, tensor.shape, file.path, tensor.offset, layout.nbytes
+        )
+        tensors.append(stored)
     return tensors
 
 

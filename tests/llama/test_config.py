@@ -149,6 +149,7 @@ def test_to_dict_reads_back(model_type):
         ({"vocab_size": math.inf}, "vocab_size = inf"),
         ({"hidden_size": math.nan}, "hidden_size = nan"),
         ({"num_hidden_layers": 2.5}, "num_hidden_layers = 2.5"),
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers = 1000000: .* of at most 1024"),
         ({"num_attention_heads": True}, "num_attention_heads = True"),
         ({"rms_norm_eps": math.inf}, "rms_norm_eps = inf"),
         ({"rope_theta": math.nan}, "rope_theta = nan"),
