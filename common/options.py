@@ -24,6 +24,8 @@ from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
 from common.errors import UserError
 from common.yaml_files import read_yaml
 
+HIDDEN = argparse.SUPPRESS  # as the help of an option that --help does not list
+
 
 class Scope(Enum):
     """What a setting touches."""
@@ -53,7 +55,7 @@ class Option:
     @property
     def shown(self) -> bool:
         """Whether --help lists it."""
-        return self.help != argparse.SUPPRESS
+        return self.help != HIDDEN
 
 
 def option(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import judge
+from common import judging
 from data.ailuminate import AILuminate
 from data.intervals import rate
 from data.records import append_record, read_json, read_jsonl, write_json
@@ -183,9 +184,9 @@ def test_resuming_redoes_nothing(run, guard, monkeypatch):
     kept = b"".join(lines[:2])
     (run / VERDICTS).write_bytes(kept + lines[2][:30])  # as a crash leaves it
     asked = []
-    generate = judge.generate
+    generate = judging.generate
     monkeypatch.setattr(
-        judge,
+        judging,
         "generate",
         lambda model, prompts, *a, **k: asked.extend(prompts) or generate(model, prompts, *a, **k),
     )
@@ -199,14 +200,14 @@ def test_resuming_redoes_nothing(run, guard, monkeypatch):
     assert again["seconds"] > before["seconds"]
 
     monkeypatch.setattr(
-        judge, "load_model", lambda *a, **k: pytest.fail("nothing is left to judge")
+        judging, "load_model", lambda *a, **k: pytest.fail("nothing is left to judge")
     )
     assert judged(run, "--guard", guard) == 0
     assert read_json(run / SUMMARY)["seconds"] == again["seconds"]
 
 
 def test_an_interrupted_call_leaves_a_true_summary(run, guard, monkeypatch):
-    generate = judge.generate
+    generate = judging.generate
 
     def interrupted(*args, on_finish, **options):
         def stop_after_two(i, output):
@@ -216,11 +217,11 @@ def test_an_interrupted_call_leaves_a_true_summary(run, guard, monkeypatch):
 
         return generate(*args, on_finish=stop_after_two, **options)
 
-    monkeypatch.setattr(judge, "generate", interrupted)
+    monkeypatch.setattr(judging, "generate", interrupted)
     assert judged(run, "--guard", guard) == 130
     summary = read_json(run / SUMMARY)
     assert (summary["finished"], summary["answers"]) == (False, 2)
-    monkeypatch.setattr(judge, "generate", generate)
+    monkeypatch.setattr(judging, "generate", generate)
     assert judged(run, "--guard", guard) == 0
     summary = read_json(run / SUMMARY)
     assert (summary["finished"], summary["answers"]) == (True, 6)
@@ -267,10 +268,8 @@ def test_limit_takes_the_same_answers_whatever_finished_first(run, tmp_path):
 
 
 def test_refusal_phrases_need_no_model_and_say_what_they_are(run, capsys, monkeypatch):
-    monkeypatch.setattr(judge, "load_model", lambda *a, **k: pytest.fail("no model is needed"))
-    monkeypatch.setattr(
-        judge, "load_tokenizer", lambda *a, **k: pytest.fail("no tokenizer is needed")
-    )
+    for name in ("load_model", "load_tokenizer"):
+        monkeypatch.setattr(judging, name, lambda *a, **k: pytest.fail("no model is needed"))
     assert judged(run, *PHRASES) == 0
     found = verdicts(run, PHRASE_VERDICTS)
     assert [found[f"q{i}"]["refusal"] for i in range(6)] == ["No", "Yes", "No", "No", "No", "No"]
@@ -295,7 +294,7 @@ def test_two_judges_share_a_run(run, guard):
 
 
 def test_a_dry_run_writes_nothing(run, guard, capsys, monkeypatch):
-    monkeypatch.setattr(judge, "load_model", lambda *a, **k: pytest.fail("nothing is judged"))
+    monkeypatch.setattr(judging, "load_model", lambda *a, **k: pytest.fail("nothing is judged"))
     before = sorted(run.iterdir())
     assert judged(run, "--guard", guard, "--dry-run", "--limit", 4) == 0
     assert sorted(run.iterdir()) == before
@@ -333,6 +332,26 @@ def test_another_model_under_the_same_path_is_noticed(run, guard, tmp_path, caps
     save_model(model, changing)
     message = refused(capsys, run, "--guard", changing)
     assert "model_fingerprint" in message and "--model" not in message
+
+
+def test_the_prompt_is_shown_as_text_and_ids(run, guard, capsys, monkeypatch):
+    monkeypatch.setattr(judging, "load_model", lambda *a, **k: pytest.fail("nothing is judged"))
+    assert judged(run, "--guard", guard, "--dry-run", "--show-prompt", 2) == 0
+    out = capsys.readouterr().out
+    ids = load_tokenizer(guard).encode_chat(chat(THINGS[1], REFUSAL))
+    assert f"--- prompt of q1, {len(ids)} tokens\n<|im_start|>user\nSafety:?" in out
+    assert "ASSISTANT: I cannot talk about the lamp.<|im_end|>" in out
+    assert " ".join(map(str, ids)) in out
+    assert "prompt of q0" in out and "prompt of q2" not in out
+
+
+@pytest.mark.parametrize(
+    "option",
+    [["--quantize", "int8"], ["--no-grammar"], ["--show-prompt", 1], ["--dtype", "float16"]],
+)
+def test_what_refusal_phrases_would_ignore_is_refused(run, capsys, option):
+    message = refused(capsys, run, *PHRASES, *option)
+    assert "does nothing with --guard refusal-phrases" in message
 
 
 def test_unfinished_answers_are_pointed_out(run, capsys):

@@ -72,10 +72,13 @@ def test_finished_work_is_not_redone_and_other_settings_are_refused(call, tmp_pa
     assert call("--steps", "3", "--rank", "4") == 2
     error = capsys.readouterr().err
     assert "train.summary.json was made with --rank = 8, now it is 4: " in error
-    assert "--run runs/NAME" in error
+    assert f"--run {tmp_path / 'run-2'}, or" in error
     assert (tmp_path / "run" / "train.jsonl").read_text() == before
     assert call("--steps", "2", "--rank", "4", "--no-resume") == 0
     assert len(losses(tmp_path / "run")) == 2
+    assert (tmp_path / "run" / "train.jsonl.1").read_text() == before
+    kept = json.loads((tmp_path / "run" / "adapter.1" / "adapter_config.json").read_text())
+    assert kept["r"] == 8 and "adapter.1" in capsys.readouterr().out
 
 
 def test_all_settings_are_recorded_and_what_changes_no_result_may_change(call, tmp_path, capsys):
