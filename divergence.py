@@ -1,30 +1,39 @@
-"""How far a run's model has moved from its base, in what it wrote: python divergence.py --run RUN
+"""Measure how far a run's model has moved from its base, in what it wrote: python divergence.py
+--run RUN
 
-KL(base || tuned), in nats a token, along the answers in RUN/gsm8k.jsonl and RUN/ailuminate.jsonl;
-base and tuned are the same weights with the adapter off and on. Writes RUN/kl.jsonl, a line an
-answer, and RUN/kl.summary.json, which report.py shows.
+KL(base || tuned), in nats a token, along the answers in RUN/TASK.jsonl of every task; base and
+tuned are the same weights with the adapter off and on. Writes RUN/kl.jsonl, a line an answer, and
+RUN/kl.summary.json, which report.py shows.
 """
 
-import argparse
-import hashlib
-import json
 import sys
 import time
-from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from common import cli, runs
+from common.answering import (
+    PromptBuilder,
+    json_sha256,
+    load_shots,
+    result_settings,
+    settings_of_summary,
+)
 from common.devices import resolve_device, resolve_dtype
 from common.errors import UserError
-from common.shots import make_selector
-from data.answers import read_answers
+from common.options import Scope, option, parse_settings, positive_int
 from data.examples import IGNORE_INDEX, Example
 from data.intervals import mean_interval
-from data.records import read_json, rewrite_records, write_json
-from generate import TASKS, build_prompts, load_shots, sha256
+from data.records import Record, read_json, rewrite_records, write_json
+from data.registry import TASKS
+from data.task import Task
+from llama.config import ModelConfig
+from llama.fingerprint import model_fingerprint
+from llama.hub import resolve
 from llama.tokenizer import load_tokenizer
 from llama.weights import load_model
 from lora import adapter_fingerprint, load_adapter, set_lora_scale
@@ -32,86 +41,126 @@ from lora.kl import mean_divergences
 from lora.malloc import keep_freed_memory
 from lora.onednn import packed_weights
 
-Record = dict[str, Any]
 
+@dataclass(frozen=True, kw_only=True)
+class DivergenceSettings:
+    """What divergence.py can be told."""
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = cli.Parser(__doc__)
-    parser.add_argument(
-        "--run",
-        type=Path,
-        default=Path("runs/default"),
-        metavar="DIR",
-        help="run folder (%(default)s)",
+    run: Path = option(Path("runs/default"), "run folder (%(default)s)", parse=Path, metavar="DIR")
+    limit: int = option(200, "answers to each task (%(default)s)", parse=positive_int, metavar="N")
+    device: str = option(
+        "auto", "cpu, cuda, cuda:1, mps, ...; auto: CUDA or MPS if there is one", scope=Scope.COST
     )
-    parser.add_argument(
-        "--limit",
-        type=cli.positive_int,
-        default=200,
-        metavar="N",
-        help="answers to each task (200)",
+    dry_run: bool = option(
+        False, "say what would be done and write nothing", flag=True, scope=Scope.CALL
     )
-    parser.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: CUDA if there is one"
-    )
-    return parser.parse_args(argv)
 
 
-def read_task(run: Path, task: str, limit: int) -> tuple[Record, list[Record]]:
-    """The task's summary and `limit` of its answers, evenly spread. UserError unless it is finished
-    and whole.
-    """
-    summary = read_json(run / f"{task}.summary.json")
+def parse_arguments(argv: Sequence[str] | None) -> DivergenceSettings:
+    return parse_settings(DivergenceSettings, __doc__, argv)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Answers of a run to one task, evenly spread, with the summary of all."""
+
+    run: Path
+    task: Task
+    summary: Record
+    answers: list[Record]
+
+    @property
+    def summary_path(self) -> Path:
+        return self.run / f"{self.task.name}.summary.json"
+
+    def settings(self) -> Record:
+        """What a measurement belongs to: how the answers came about, and what they say."""
+        ids = [[answer["id"], answer["token_ids"]] for answer in self.answers]
+        about = result_settings(self.summary["settings"])
+        return {**about, "answers_sha256": json_sha256(ids)}
+
+
+def read_answered(run: Path, task: Task, limit: int) -> Answered:
+    """`limit` of a task's answers. UserError unless they are finished and whole."""
+    summary = read_json(run / f"{task.name}.summary.json")
     if not summary.get("finished"):
         raise UserError(
-            f"{run / task}.summary.json: not finished; finish it with generate.py --task {task}"
+            f"{run / task.name}.summary.json: not finished; finish it with generate.py --task "
+            f"{task.name}"
         )
-    path = run / f"{task}.jsonl"
-    answers = sorted(read_answers(path, task, []).values(), key=lambda answer: answer["id"])
-    empty = next((answer["id"] for answer in answers if not answer["token_ids"]), None)
-    if empty or not answers or "settings" not in summary:
-        lacking = (
-            f"{empty} has no tokens" if empty else "no answers, or their summary has no settings"
-        )
+    path = run / f"{task.name}.jsonl"
+    answers = sorted(task.read_answers(path).values(), key=lambda answer: answer["id"])
+    lacking = ""
+    if not answers or "settings" not in summary:
+        lacking = "no answers, or their summary has no settings"
+    for answer in answers:
+        if not answer["token_ids"]:
+            lacking = f"{answer['id']} has no tokens"
+    if lacking:
         raise UserError(f"{path}: {lacking}; answer again with generate.py --no-resume")
     count = min(limit, len(answers))
-    return summary, [answers[i * len(answers) // count] for i in range(count)]
+    spread = [answers[i * len(answers) // count] for i in range(count)]
+    return Answered(run, task, summary, spread)
 
 
-def find_adapter(run: Path, task: str, summary: Record) -> str | None:
-    """Where the adapter lies that the answers were given with. UserError if it is there no more."""
-    fingerprint, path = summary["settings"].get("adapter"), summary.get("adapter_path")
+def find_adapter(answered: Answered) -> str | None:
+    """Where the adapter lies that the answers were given with; None for answers of the base.
+
+    UserError if it is there no more, or another.
+    """
+    fingerprint = answered.summary["settings"].get("adapter")
+    path = answered.summary.get("adapter_path")
     if fingerprint is None:
         return None
     if path is None or not Path(path).is_dir() or adapter_fingerprint(path) != fingerprint:
         raise UserError(
-            f"{run / task}.summary.json: answered with adapter {fingerprint} from {path}, which is not there as it "
-            "was; answer again with generate.py --no-resume"
+            f"{answered.summary_path}: answered with adapter {fingerprint} from {path}, which is "
+            "not there as it was; answer again with generate.py --no-resume"
         )
     return path
 
 
-def measure_task(
-    run: Path, task: str, summary: Record, answers: list[Record], device: torch.device
-) -> list[Record]:
+def build_examples(answered: Answered, device: torch.device) -> list[Example]:
+    """Each answer behind its prompt, as examples whose supervised tokens are the answer's.
+
+    UserError if model or shots are not those of the answers any more.
+    """
+    recorded = answered.summary["settings"]
+    settings = settings_of_summary(recorded, answered.run)
+    pool = load_shots(answered.task, settings, settings.data)
+    now = {"model_fingerprint": model_fingerprint(settings.model)}
+    if answered.task.shots_from is not None:
+        now["shots_sha256"] = json_sha256(pool)
+    for name, value in now.items():
+        if recorded.get(name, value) != value:
+            raise UserError(
+                f"{answered.summary_path}: answered with {name} = {recorded[name]!r}, now it is "
+                f"{value!r}: the file that it comes from has changed"
+            )
+    tokenizer = load_tokenizer(settings.model, date=settings.date)
+    builder = PromptBuilder(
+        answered.task,
+        settings,
+        tokenizer,
+        pool,
+        answered.answers,
+        device,
+        resolve_dtype(settings.dtype, device),
+    )
+    prompts = builder.prompts(answered.answers, ModelConfig.load(resolve(settings.model)))
+    examples = []
+    for prompt, answer in zip(prompts, answered.answers, strict=True):
+        ids = answer["token_ids"]
+        examples.append(Example(prompt + ids, [IGNORE_INDEX] * len(prompt) + ids))
+    return examples
+
+
+def measure_task(answered: Answered, device: torch.device) -> list[Record]:
     """A record for each answer: its id, the mean divergence along it, its tokens."""
-    settings, adapter = summary["settings"], find_adapter(run, task, summary)
-    if adapter is None:
-        means = [0.0] * len(answers)
-    else:
-        asked: Any = Namespace(**{"system": None, **settings, "run": run, "device": str(device)})
-        tokenizer = load_tokenizer(settings["model"], date=settings["date"])
-        selector = None
-        if task == "gsm8k":
-            pool = load_shots(asked)
-            if sha256(pool) != settings["shots_sha256"]:
-                raise UserError(
-                    f"{run / task}.summary.json: answered with shots_sha256 = {settings['shots_sha256']!r}, now it is "
-                    f"{sha256(pool)!r}: the file that shots come from has changed"
-                )
-            dtype = resolve_dtype(settings["dtype"], device)
-            selector = make_selector(asked, pool, answers, device, dtype)
-        prompts = build_prompts(task, answers, selector, asked, tokenizer)
+    adapter, settings = find_adapter(answered), answered.summary["settings"]
+    means = [0.0] * len(answered.answers)
+    if adapter is not None:
+        examples = build_examples(answered, device)
         model = load_model(
             settings["model"],
             dtype=settings["dtype"],
@@ -120,70 +169,70 @@ def measure_task(
         )
         load_adapter(model, adapter)
         set_lora_scale(model, settings["adapter_scale"])
-        pairs = zip(prompts, (answer["token_ids"] for answer in answers), strict=True)
         with packed_weights(model):
-            means = mean_divergences(
-                model, [Example(p + t, [IGNORE_INDEX] * len(p) + t) for p, t in pairs]
-            )
-    return [
-        {"id": answer["id"], "task": task, "kl": mean, "tokens": len(answer["token_ids"])}
-        for answer, mean in zip(answers, means, strict=True)
-    ]
+            means = mean_divergences(model, examples)
+    records = []
+    for answer, mean in zip(answered.answers, means, strict=True):
+        about = {"id": answer["id"], "task": answered.task.name}
+        records.append({**about, "kl": mean, "tokens": len(answer["token_ids"])})
+    return records
 
 
-def measure(arguments: argparse.Namespace) -> None:
-    run: Path = arguments.run
-    tasks = [task for task in TASKS if (run / f"{task}.summary.json").is_file()]
+def measure(settings: DivergenceSettings) -> None:
+    run = settings.run
+    tasks = [task for task in TASKS.values() if (run / f"{task.name}.summary.json").is_file()]
     if not tasks:
         raise UserError(f"{run}: no answers in it; first run: python generate.py --run {run}")
-    found = {task: read_task(run, task, arguments.limit) for task in tasks}
-    settings: Record = {"limit": arguments.limit}
-    for task, (summary, answers) in found.items():
-        ids = [[answer["id"], answer["token_ids"]] for answer in answers]
-        about = {
-            name: summary["settings"].get(name)
-            for name in ("model", "adapter", "adapter_scale", "dtype")
-        }
-        settings[task] = about | {
-            "answers_sha256": hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:12]
-        }
+    every = [read_answered(run, task, settings.limit) for task in tasks]
+    belongs_to: Record = {"limit": settings.limit}
+    for answered in every:
+        belongs_to[answered.task.name] = answered.settings()
     path = run / "kl.summary.json"
-    if path.is_file() and (summary := read_json(path)).get("settings") == settings:
-        print(f"{describe(summary)} (measured already)")
+    if path.is_file():
+        earlier = read_json(path)
+        if earlier.get("settings") == belongs_to:
+            print(f"{describe(earlier)} (measured already)")
+            return
+    if settings.dry_run:
+        for answered in every:
+            tokens = sum(len(answer["token_ids"]) for answer in answered.answers)
+            print(f"{answered.task.name}: {len(answered.answers)} answers of {tokens} tokens")
+        print(f"--dry-run: nothing was written to {run}")
         return
     keep_freed_memory()
-    device, begin = resolve_device(arguments.device), time.perf_counter()
-    records = [
-        record
-        for task, (summary, answers) in found.items()
-        for record in measure_task(run, task, summary, answers, device)
-    ]
+    device, begin = resolve_device(settings.device), time.perf_counter()
+    records = []
+    for answered in every:
+        records += measure_task(answered, device)
     rewrite_records(run / "kl.jsonl", records)
-    summary = {"task": "kl", "finished": True, "settings": settings}
+    summary = {"task": "kl", "finished": True, "settings": belongs_to}
     for task in tasks:
-        values = [record["kl"] for record in records if record["task"] == task]
-        low, high = mean_interval(values)
-        summary[task] = {
-            "mean": sum(values) / len(values),
-            "low": low,
-            "high": high,
-            "answers": len(values),
-        }
-    summary |= {
-        "seconds": round(time.perf_counter() - begin, 3),
-        "environment": runs.environment(device),
-    }
+        summary[task.name] = summarise([r["kl"] for r in records if r["task"] == task.name])
+    summary["seconds"] = round(time.perf_counter() - begin, 3)
+    summary["environment"] = runs.environment(device)
     write_json(path, summary)
     print(describe(summary))
 
 
-def describe(summary: Record) -> str:
+def summarise(values: Sequence[float]) -> Record:
+    """The mean of the answers' divergences, with its 95 % interval."""
+    low, high = mean_interval(values)
+    return {
+        "mean": sum(values) / len(values),
+        "low": low,
+        "high": high,
+        "answers": len(values),
+    }
+
+
+def describe(summary: Mapping[str, Any]) -> str:
     """One line for the terminal."""
-    parts = [
-        f"{task} {kl['mean']:.4f} [{kl['low']:.4f}, {kl['high']:.4f}] over {kl['answers']} answers"
-        for task in TASKS
-        if (kl := summary.get(task))
-    ]
+    parts = []
+    for name in TASKS:
+        if name in summary:
+            kl = summary[name]
+            interval = f"[{kl['low']:.4f}, {kl['high']:.4f}]"
+            parts.append(f"{name} {kl['mean']:.4f} {interval} over {kl['answers']} answers")
     return f"KL from the base, nats a token: {', '.join(parts)}"
 
 

@@ -1,71 +1,39 @@
-"""The last step of self-instruct: from attempts to a training file, and how natural its answers are
-to the model.
+"""The last step of self-instruct: a training file made of attempts, and how likely the model finds
+its answers.
 """
 
-import argparse
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from common import cli
 from common.likelihood import mean_log_likelihoods
 from data.examples import build_example
-from data.gsm8k import gsm8k_training_messages
-from data.records import rewrite_records
-from data.self_instruct import FALLBACKS, MODES, assemble, count_sources, training_file
+from data.gsm8k import GSM8K
+from data.records import Record, rewrite_records
+from data.self_instruct import assemble, count_sources
 from llama.model import Decoder
 from llama.tokenizer import Tokenizer
 
 SCORED = 256  # answers whose likelihood is measured, evenly spread over the file
 
-Record = dict[str, Any]
-
-
-def add_self_instruct_options(parser: argparse.ArgumentParser) -> None:
-    """Add what generate.py --task self-instruct depends on."""
-    group = parser.add_argument_group("self-instruct")
-    group.add_argument("--mode", choices=MODES, default="rewrite", help="see above (%(default)s)")
-    group.add_argument(
-        "--samples",
-        type=cli.positive_int,
-        default=1,
-        metavar="K",
-        help="attempts at each question (%(default)s)",
-    )
-    group.add_argument(
-        "--fallback",
-        choices=FALLBACKS,
-        default="gold",
-        help="where no attempt has the right number: train on the gold answer, or drop the question (%(default)s)",
-    )
-
-
-def check_self_instruct_options(
-    parser: argparse.ArgumentParser, arguments: argparse.Namespace
-) -> None:
-    """An error of `parser` for several attempts that would all be the same."""
-    if arguments.samples > 1 and (arguments.temperature == 0 or arguments.mode == "rewrite"):
-        parser.error(
-            f"--samples {arguments.samples} with --mode {arguments.mode} and --temperature {arguments.temperature:g}: "
-            "several attempts are for --mode sample with a temperature above 0"
-        )
-
 
 def write_training_file(
-    arguments: argparse.Namespace,
+    path: Path,
     records: Sequence[Record],
-    attempts: dict[str, Record],
+    attempts: Mapping[str, Record],
+    mode: str,
+    fallback: str,
     model: Decoder,
     tokenizer: Tokenizer,
 ) -> Record:
-    """Write the file and return what the summary says of it. UserError if no answer is left for
-    it.
+    """Write the file and return what the summary says of it. UserError if no answer is left for it.
+
+    `attempts` are those at `records`, by id; see `data.self_instruct.assemble`.
     """
-    chosen = assemble(records, attempts, arguments.mode, arguments.fallback)
-    path = training_file(arguments.run)
+    chosen = assemble(records, attempts, mode, fallback)
     rewrite_records(path, chosen)
     return {
         "training_file": str(path),
-        "fallback": arguments.fallback,
+        "fallback": fallback,
         "records": len(chosen),
         "dropped": len(records) - len(chosen),
         "sources": count_sources(chosen),
@@ -76,46 +44,26 @@ def write_training_file(
 def compare_likelihoods(
     records: Sequence[Record], chosen: Sequence[Record], model: Decoder, tokenizer: Tokenizer
 ) -> Record | None:
-    """The model's mean log-likelihood, in nats a token, of gold and own answers to the same
-    questions.
+    """The model's mean log-likelihood, in nats a token, of gold and own answers.
 
-    Both stand where training puts them, behind the bare question. None if all answers are gold
-    ones.
+    Both stand where training puts them, behind the bare question. None if all answers are gold.
     """
     own = [record for record in chosen if record["source"] != "gold"]
     if not own:
         return None
     count = min(SCORED, len(own))
     own = [own[i * len(own) // count] for i in range(count)]
-    gold = {record["id"]: record["answer"] for record in records}
-
-    def mean(answers: Sequence[str]) -> float:
-        pairs = zip(own, answers, strict=True)
-        examples = [
-            build_example(tokenizer, gsm8k_training_messages(r["question"], text))
-            for r, text in pairs
-        ]
-        return sum(mean_log_likelihoods(model, examples)) / count
-
+    by_id = {record["id"]: record for record in records}
+    gold = [by_id[record["id"]] for record in own]
     return {
         "answers": count,
-        "gold": mean([gold[record["id"]] for record in own]),
-        "own": mean([record["answer"] for record in own]),
+        "gold": _mean_likelihood(gold, model, tokenizer),
+        "own": _mean_likelihood(own, model, tokenizer),
     }
 
 
-def describe_training_file(summary: Record) -> str:
-    """What came of the attempts, and how likely the model finds its answers beside the gold
-    ones.
-    """
-    training, right = summary["training"], summary["right"]
-    sources = ", ".join(f"{count} {source}" for source, count in training["sources"].items())
-    text = f"{right['count']} of {right['total']} attempts right; {training['training_file']}: {sources}"
-    if training["dropped"]:
-        text += f", {training['dropped']} dropped"
-    if likelihood := training["log_likelihood"]:
-        text += (
-            f"; mean log-likelihood of {likelihood['answers']} answers {likelihood['own']:.3f} nats a token, "
-            f"of the gold ones {likelihood['gold']:.3f}"
-        )
-    return text
+def _mean_likelihood(records: Sequence[Record], model: Decoder, tokenizer: Tokenizer) -> float:
+    examples = []
+    for record in records:
+        examples.append(build_example(tokenizer, GSM8K().training_messages(record)))
+    return sum(mean_log_likelihoods(model, examples)) / len(examples)

@@ -77,7 +77,7 @@ class GSM8K(Task):
             counts=lambda answer: answer["correct"],
         ),
     )
-    shots_from = "gsm8k"
+    shots_from: str | None = "gsm8k"
 
     def read(self, path: Path, prefix: str) -> list[Record]:
         records: list[Record] = []
@@ -99,7 +99,14 @@ class GSM8K(Task):
         return records
 
     def messages(self, record: Mapping[str, Any], shots: Sequence[Record] = ()) -> list[Message]:
+        """A user and an assistant turn for each shot, then the user turn to be answered."""
         return gsm8k_messages(record["question"], shots)
+
+    def training_messages(
+        self, record: Mapping[str, Any], shots: Sequence[Record] = ()
+    ) -> list[Message]:
+        """The same chat closed by the assistant turn with the worked answer."""
+        return gsm8k_training_messages(record["question"], record["answer"], shots)
 
     def score(self, record: Mapping[str, Any], response: str) -> dict[str, Any]:
         prediction, gold = extract_number(response, "number"), record["gold"]

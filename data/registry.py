@@ -10,12 +10,16 @@ from data.task import Task
 TASKS: dict[str, Task] = {task.name: task for task in (GSM8K(), AILuminate())}
 
 
-def get_task(name: str) -> Task:
-    """The task called `name`. UserError, with the nearest name, if there is none."""
+def get_task(name: str, *others: str) -> Task:
+    """The task called `name`. UserError, with the nearest name, if there is none.
+
+    `others` are names that are valid where this one came from, but of no registered task.
+    """
     if name not in TASKS:
-        close = get_close_matches(name, TASKS, n=1, cutoff=0.5)
+        known = [*TASKS, *others]
+        close = get_close_matches(name.lower(), known, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise UserError(f"unknown task {name!r}: expected one of {', '.join(TASKS)}{hint}")
+        raise UserError(f"unknown task {name!r}: expected one of {', '.join(known)}{hint}")
     return TASKS[name]
 
 

@@ -53,6 +53,10 @@ class SelfInstruct(GSM8K):
         self.mode, self.samples = mode, samples
         self.shots_from = GSM8K.name if mode == "sample" else None
 
+    @property
+    def official_name(self) -> str:
+        return GSM8K.name
+
     def load(self, source: str | Path = "official", split: Split = "train") -> list[Record]:
         """Every attempt at the training records of `source`; there is no other split."""
         return plan_attempts(GSM8K().load(source, "train"), self.samples)

@@ -14,7 +14,7 @@ from common.errors import UserError
 from common.run_folder import other_run
 from data.intervals import rate
 from data.prompts import Message
-from data.records import Record, numbered_jsonl, repair_jsonl
+from data.records import Record, numbered_jsonl
 from data.sources import OfficialFile, dataset_file
 
 DEMO_FOLDER = Path(__file__).with_name("demo")
@@ -66,6 +66,11 @@ class Task(ABC):
     measures: ClassVar[tuple[Measure, ...]]  # the main one first
     groups: ClassVar[tuple[str, ...]] = ()  # fields by which a safety task's rates are split
     shots_from: str | None = None  # the task whose training set gives the shots, if any
+
+    @property
+    def official_name(self) -> str:
+        """What summaries call the official set."""
+        return self.name
 
     def load(self, source: str | Path = "official", split: Split = "test") -> list[Record]:
         """The records of "official" (or the task's name), "demo", or a file in the task's format.
@@ -139,9 +144,8 @@ class Task(ABC):
         question that `asked` holds under its id now, if any.
         """
         records = {record["id"]: record for record in asked}
-        repair_jsonl(path)
         answers: dict[str, Record] = {}
-        for line, answer in numbered_jsonl(path) if path.exists() else ():
+        for line, answer in numbered_jsonl(path, may_be_cut=True) if path.exists() else ():
             for name in (*ANSWER_FIELDS, self.prompt_field):
                 if name not in answer:
                     raise UserError(f"{path}, line {line}: no {name!r}; {other_run(path.parent)}")

@@ -8,8 +8,8 @@ import divergence
 import generate
 import train
 from data.examples import IGNORE_INDEX, Example
-from data.gsm8k import gsm8k_messages, load_gsm8k
-from data.records import read_json, read_jsonl
+from data.gsm8k import GSM8K
+from data.records import read_json, read_jsonl, write_json
 from llama import load_model, load_tokenizer
 from lora import load_adapter
 from lora.kl import mean_divergences
@@ -44,10 +44,10 @@ def test_the_divergence_is_along_the_runs_own_answers(tuned, chat_checkpoint, ca
     summary = read_json(tuned / "kl.summary.json")
     model, tokenizer = load_model(chat_checkpoint), load_tokenizer(chat_checkpoint)
     load_adapter(model, tuned / "adapter")
-    shots = load_gsm8k("demo", "train")[:1]
+    shots = GSM8K().load("demo", "train")[:1]
     values = []
     for answer in read_jsonl(tuned / "gsm8k.jsonl"):
-        prompt = tokenizer.encode_chat(gsm8k_messages(answer["question"], shots))
+        prompt = tokenizer.encode_chat(GSM8K().messages(answer, shots))
         ids = answer["token_ids"]
         values += mean_divergences(
             model, [Example(prompt + ids, [IGNORE_INDEX] * len(prompt) + ids)]
@@ -94,3 +94,36 @@ def test_what_cannot_be_measured_is_one_line(tuned, tmp_path, capsys):
     shutil.copy(tuned / "ailuminate.jsonl", copy)
     assert divergence.main(["--run", str(copy), "--limit", "2"]) == 2
     assert "which is not there as it was" in capsys.readouterr().err
+
+
+def test_answers_given_by_other_settings_are_measured_again(tuned, tmp_path, capsys):
+    """The same tokens behind other prompts are as likely as the same tokens elsewhere: not at all."""
+    run = shutil.copytree(tuned, tmp_path / "copy")
+    (run / "kl.summary.json").unlink(missing_ok=True)
+    assert divergence.main(["--run", str(run), "--limit", "3", "--dry-run"]) == 0
+    assert "gsm8k: 3 answers of" in capsys.readouterr().out
+    assert not (run / "kl.summary.json").exists()
+    assert divergence.main(["--run", str(run), "--limit", "3"]) == 0
+    before = read_json(run / "kl.summary.json")["gsm8k"]["mean"]
+    path = run / "gsm8k.summary.json"
+    summary = read_json(path)
+    summary["settings"]["system"] = "Answer in rhymes."
+    write_json(path, summary)
+    capsys.readouterr()
+    assert divergence.main(["--run", str(run), "--limit", "3"]) == 0
+    assert "measured already" not in capsys.readouterr().out
+    assert read_json(run / "kl.summary.json")["gsm8k"]["mean"] != before
+    summary["settings"]["batch_size"] = 5  # the answers do not depend on it
+    write_json(path, summary)
+    assert divergence.main(["--run", str(run), "--limit", "3"]) == 0
+    assert "measured already" in capsys.readouterr().out
+
+
+def test_another_model_under_the_same_path_is_refused(tuned, tmp_path, capsys):
+    run = shutil.copytree(tuned, tmp_path / "copy")
+    path = run / "ailuminate.summary.json"
+    summary = read_json(path)
+    summary["settings"]["model_fingerprint"] = "0123456789ab"
+    write_json(path, summary)
+    assert divergence.main(["--run", str(run), "--limit", "2"]) == 2
+    assert "answered with model_fingerprint = '0123456789ab'" in capsys.readouterr().err

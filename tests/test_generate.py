@@ -1,16 +1,22 @@
 """generate.py end to end on a tiny model: records, summaries, resumption, adapters, bad input."""
 
+import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
 import generate
 import train
-from data.ailuminate import load_ailuminate
-from data.gsm8k import load_gsm8k
+from common import answering_job
+from common.answering import json_sha256
+from data import gsm8k
+from data.ailuminate import AILuminate
+from data.gsm8k import GSM8K
 from data.records import read_json, read_jsonl, write_json
 from data.scoring import extract_number
+from llama.decoding import Output
 
 OPTIONS = ["--data", "demo", "--limit", "7", "--max-new-tokens", "12"]
 
@@ -52,7 +58,7 @@ def test_both_tasks_leave_records_and_summaries(call, tmp_path, capsys):
     assert call("--shots", "2") == 0
     run = tmp_path / "run"
     records, summary = read_jsonl(run / "gsm8k.jsonl"), read_json(run / "gsm8k.summary.json")
-    wanted = load_gsm8k("demo", "test")[:7]
+    wanted = GSM8K().load("demo", "test")[:7]
     assert {record["id"] for record in records} == {record["id"] for record in wanted}
     fields = (
         "id question response token_ids finish_reason prompt_tokens prediction gold correct".split()
@@ -76,7 +82,7 @@ def test_both_tasks_leave_records_and_summaries(call, tmp_path, capsys):
     )
     assert [list(record) for record in prompts] == [fields] * 7
     assert {record["id"] for record in prompts} <= {
-        record["id"] for record in load_ailuminate("demo")
+        record["id"] for record in AILuminate().load("demo")
     }
     assert read_json(run / "ailuminate.summary.json")["prompts"] == 7
     printed = capsys.readouterr().out
@@ -114,7 +120,7 @@ def test_other_settings_are_refused_without_losing_answers(call, tmp_path, capsy
     assert call("--task", "gsm8k") == 0
     before = (tmp_path / "run" / "gsm8k.jsonl").read_text()
     assert call("--task", "gsm8k", "--shots", "1") == 2
-    assert "was made with shots = 0, now it is 1" in capsys.readouterr().err
+    assert "--shots = 0, now it is 1" in capsys.readouterr().err
     assert (
         call("--task", "gsm8k", "--shots", "1", "--no-resume", "--model", str(tmp_path / "nowhere"))
         == 2
@@ -146,9 +152,10 @@ def test_the_runs_own_adapter_is_used_and_can_be_scaled_away(call, adapter, tmp_
     [
         (["--data", "some.csv"], "--data some.csv is one file: say with --task"),
         (
-            ["--task", "ailuminate", "--data", "gsm8k"],
+            ["--task", "gsm8k,ailuminate", "--data", "gsm8k"],
             "--data gsm8k does not go with --task ailuminate",
         ),
+        (["--task", "gsm8k,ailuminate", "--data", "some.csv"], "some.csv is one file: say with"),
         (["--task", "ailuminate", "--data", "some.csv"], "some.csv: no such file"),
         (["--task", "gsm8k", "--data", "some.jsonl"], "some.jsonl: no such file"),
         (["--adapter", "nowhere"], "--adapter nowhere: no such folder"),
@@ -162,6 +169,67 @@ def test_bad_input_is_one_line_and_status_2(options, message, call, capsys):
     assert call(*options) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and re.search(message, error), error
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--task=gsm8", "unknown task 'gsm8': .*did you mean gsm8k"),
+        ("--task=gsm8k,self-instrct", "unknown task 'self-instrct': .*did you mean self-instruct"),
+        ("--shots-dta=x", "did you mean --shots-data"),
+    ],
+)
+def test_a_misspelt_name_gets_the_nearest_one(option, message, call, capsys):
+    with pytest.raises(SystemExit) as exit_status:
+        call(option)
+    assert exit_status.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(call, tmp_path, capsys):
+    assert call("--dry-run", "--shots", "2") == 0
+    printed = capsys.readouterr().out
+    assert "gsm8k: 7 questions, 7 of them to answer, prompts of" in printed
+    assert "ailuminate: 7 prompts, 7 of them to answer" in printed and "peak memory" in printed
+    assert not (tmp_path / "run").exists()
+    assert call("--task", "gsm8k", "--limit", "3") == 0
+    with open(tmp_path / "run" / "gsm8k.jsonl", "a") as file:
+        file.write('{"id": "half')
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert call("--dry-run", "--task", "gsm8k") == 0
+    assert "7 questions, 4 of them to answer" in capsys.readouterr().out
+    assert call("--dry-run", "--task", "gsm8k", "--no-resume") == 0
+    assert "7 questions, 7 of them to answer" in capsys.readouterr().out
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+
+
+def test_a_config_file_gives_options(call, tmp_path):
+    path = tmp_path / "answers.yaml"
+    path.write_text("task: gsm8k\nshots: 1\nsystem: Be brief.\n")
+    assert call("--config", str(path), "--shots", "2") == 0
+    settings = read_json(tmp_path / "run" / "gsm8k.summary.json")["settings"]
+    assert (settings["shots"], settings["system"]) == (2, "Be brief.")
+    assert not (tmp_path / "run" / "ailuminate.jsonl").exists()
+
+
+def test_shots_never_come_from_the_tested_file(call, tmp_path, capsys):
+    """Not even by default: a file of one's own has no training set, the official one has."""
+    path = tmp_path / "mine.jsonl"
+    records = [{"question": f"What is {i}+1?", "answer": f"#### {i + 1}"} for i in range(4)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    options = ["--task", "gsm8k", "--data", str(path), "--shots", "2"]
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(path.read_bytes())
+    for tested in (path, copy):
+        assert call(*options, "--shots-data", str(tested)) == 2
+        assert "holds the 4 questions that are being tested" in capsys.readouterr().err
+    train_file = Path(gsm8k.__file__).with_name("demo") / "train.jsonl"
+    assert call(*options, "--shots-data", str(train_file)) == 0
+    settings = read_json(tmp_path / "run" / "gsm8k.summary.json")["settings"]
+    assert settings["shots_data"] == str(train_file)
+    pool = GSM8K().load("demo", "train")
+    with_ids = [{**record, "id": f"train-{i}"} for i, record in enumerate(pool)]
+    assert settings["shots_sha256"] == json_sha256(with_ids)
 
 
 def test_an_unfinished_training_is_not_answered_with(call, tmp_path, capsys):
@@ -228,18 +296,35 @@ def test_a_system_prompt_goes_before_every_chat(call, tmp_path):
         assert system["prompt_tokens"] > plain["prompt_tokens"] + 7 * 8
 
 
+def test_a_template_that_opens_the_reasoning_leaves_no_answer_in_it(
+    chat_checkpoint, call, tmp_path
+):
+    """The record holds the tag, so that what is cut off while thinking is no answer."""
+    model = shutil.copytree(chat_checkpoint, tmp_path / "reasoning")
+    template = (model / "chat_template.jinja").read_text()
+    opened = template.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
+    assert opened != template
+    (model / "chat_template.jinja").write_text(opened)
+    assert call("--task", "gsm8k", "--model", str(model), "--limit", "2") == 0
+    for record in read_jsonl(tmp_path / "run" / "gsm8k.jsonl"):
+        assert record["response"].startswith("<think>") and record["prediction"] is None
+
+
 @pytest.fixture
 def right_answers(monkeypatch):
     """Make the model answer every second question rightly: what a random model never does."""
 
     def decode(self, ids, skip_special_tokens=True):
+        if not skip_special_tokens:
+            return ""  # a prompt
         decode.count += 1
         return f"A: In my words.\n#### {decode.golds[decode.count - 1]}"
 
     decode.count = 0
     monkeypatch.setattr("llama.tokenizer.Tokenizer.decode", decode)
     decode.golds = [
-        "?" if i % 2 else record["gold"] for i, record in enumerate(load_gsm8k("demo", "train")[:7])
+        "?" if i % 2 else record["gold"]
+        for i, record in enumerate(GSM8K().load("demo", "train")[:7])
     ]
     return decode
 
@@ -263,13 +348,13 @@ def self_instruct(chat_checkpoint, run, *more: str) -> int:
 def test_self_instruct_leaves_a_training_file(
     chat_checkpoint, tmp_path, right_answers, monkeypatch, capsys
 ):
-    stopped = generate.Output([5], "stop")  # every answer ends by itself
+    stopped = Output([5], "stop")  # every answer ends by itself
 
     def answer_all(model, prompts, *arguments, on_finish, **options):
         for i in range(len(prompts)):
             on_finish(i, stopped)
 
-    monkeypatch.setattr(generate, "generate", answer_all)
+    monkeypatch.setattr(answering_job, "generate", answer_all)
     assert self_instruct(chat_checkpoint, tmp_path) == 0
     summary = read_json(tmp_path / "self-instruct.summary.json")
     assert summary["right"]["count"] == 4 and summary["settings"]["mode"] == "rewrite"
@@ -283,24 +368,25 @@ def test_self_instruct_leaves_a_training_file(
     )
     assert "4 of 7 attempts right" in capsys.readouterr().out
     path = tmp_path / "self-instruct.train.jsonl"
-    assert [record["source"] for record in load_gsm8k(path, "train")] == ["rewrite", "gold"] * 3 + [
-        "rewrite"
-    ]
+    assert [record["source"] for record in GSM8K().load(path, "train")] == [
+        "rewrite",
+        "gold",
+    ] * 3 + ["rewrite"]
 
     # Fewer questions: what the file holds is what the summary says.
     assert (
         self_instruct(chat_checkpoint, tmp_path, "--limit", "5") == 0
-        and len(load_gsm8k(path, "train")) == 5
+        and len(GSM8K().load(path, "train")) == 5
     )
-    assert self_instruct(chat_checkpoint, tmp_path) == 0 and len(load_gsm8k(path, "train")) == 7
+    assert self_instruct(chat_checkpoint, tmp_path) == 0 and len(GSM8K().load(path, "train")) == 7
     assert self_instruct(chat_checkpoint, tmp_path, "--data", str(path)) == 2
     assert "is where this run writes its records" in capsys.readouterr().err
 
     # Another fallback needs no new answers, and what is finished is left alone.
     assert self_instruct(chat_checkpoint, tmp_path, "--fallback", "drop") == 0
-    assert len(load_gsm8k(path, "train")) == 4 and right_answers.count == 7
+    assert len(GSM8K().load(path, "train")) == 4 and right_answers.count == 7
     assert read_json(tmp_path / "self-instruct.summary.json")["training"]["dropped"] == 3
-    monkeypatch.setattr(generate, "load_tuned_model", None)
+    monkeypatch.setattr(answering_job, "load_model", None)
     assert self_instruct(chat_checkpoint, tmp_path, "--fallback", "drop") == 0
 
     monkeypatch.undo()

@@ -1,0 +1,292 @@
+"""Answering a task: the settings it depends on, its records, its shots and its prompts.
+
+generate.py answers with this; divergence.py builds the same prompts again from a summary.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.errors import UserError
+from common.options import (
+    Scope,
+    non_negative_float,
+    option,
+    options,
+    positive_int,
+    probability,
+    recorded,
+)
+from common.settings import CacheSettings, PromptSettings, RunSettings
+from common.shots import make_selector
+from data.few_shot import FewShotSampler, normalise_question
+from data.prompts import Message, with_system
+from data.records import Record
+from data.registry import TASKS, get_task
+from data.self_instruct import FALLBACKS, MODES, SelfInstruct
+from data.task import SPLITS, Split, Task
+from llama.config import ModelConfig
+from llama.decoding import check_prompts
+from llama.tokenizer import Tokenizer
+
+DEFAULT_TASKS = ("gsm8k", "ailuminate")
+DATA, ADAPTER, DECODING, SELF_INSTRUCT = "data", "adapter", "decoding", "self-instruct"
+# Settings that matter only where a task takes shots, has splits, or is self-instruct.
+SHOT_SETTINGS = ("shots", "shot_selection", "shots_data", "embedder", "pooling")
+SELF_INSTRUCT_SETTINGS = ("mode", "samples")
+
+
+def task_names(text: str) -> tuple[str, ...]:
+    """argparse type: tasks by name, with commas between, each once."""
+    names = (name.strip() for name in text.split(","))
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnsweringSettings(RunSettings, PromptSettings, CacheSettings):
+    """What generate.py can be told."""
+
+    batch_size: int = option(
+        32,
+        "answers in progress at one time (%(default)s)",
+        parse=positive_int,
+        metavar="N",
+        scope=Scope.COST,
+    )
+    task: tuple[str, ...] = option(
+        (),
+        f"one or more of {', '.join(TASKS)}, or self-instruct ({','.join(DEFAULT_TASKS)})",
+        parse=task_names,
+        metavar="NAME[,NAME...]",
+        scope=Scope.CALL,
+    )
+    data: str = option(
+        "official",
+        "the published sets, the embedded ones, or with --task a file in the task's format: JSONL "
+        "or CSV (%(default)s)",
+        metavar="official|demo|FILE",
+        group=DATA,
+    )
+    split: Split = option(
+        "test", "of tasks that have two (%(default)s)", choices=SPLITS, group=DATA
+    )
+    mode: str = option("rewrite", "see above (%(default)s)", choices=MODES, group=SELF_INSTRUCT)
+    samples: int = option(
+        1,
+        "attempts at each question (%(default)s)",
+        parse=positive_int,
+        metavar="K",
+        group=SELF_INSTRUCT,
+    )
+    fallback: str = option(
+        "gold",
+        "where no attempt has the right number: train on the gold answer, or drop the question "
+        "(%(default)s)",
+        choices=FALLBACKS,
+        group=SELF_INSTRUCT,
+        scope=Scope.CALL,  # the attempts do not depend on it
+    )
+    adapter: Path | None = option(
+        None,
+        "a LoRA adapter in PEFT's format (RUN/adapter)",
+        parse=Path,
+        metavar="DIR",
+        group=ADAPTER,
+        exclusive="adapter",
+    )
+    no_adapter: bool = option(
+        False,
+        "the base model, whatever RUN holds",
+        flag=True,
+        group=ADAPTER,
+        exclusive="adapter",
+        scope=Scope.CALL,
+    )
+    adapter_scale: float = option(
+        1.0,
+        "0 is the base model, 1 as trained (1)",
+        parse=non_negative_float,
+        metavar="X",
+        group=ADAPTER,
+    )
+    system: str | None = option(
+        None,
+        "a system prompt; safety: one built in (the template's own)",
+        metavar="TEXT",
+        when=lambda settings: settings.system is not None,
+    )
+    max_new_tokens: int = option(
+        1024, "longest answer, in tokens (1024)", parse=positive_int, metavar="N", group=DECODING
+    )
+    temperature: float = option(
+        0.0, "0 is greedy (0)", parse=non_negative_float, metavar="X", group=DECODING
+    )
+    top_p: float = option(
+        1.0,
+        "sample from the likeliest tokens that make up P (1)",
+        parse=probability,
+        metavar="P",
+        group=DECODING,
+    )
+
+    def __post_init__(self) -> None:
+        for name in self.task:
+            make_task(name, self)
+        same = self.temperature == 0 or self.mode == "rewrite"
+        if SelfInstruct.name in self.task and self.samples > 1 and same:
+            raise UserError(
+                f"--samples {self.samples} with --mode {self.mode} and --temperature "
+                f"{self.temperature:g}: several attempts are for --mode sample with a temperature "
+                "above 0"
+            )
+
+
+def make_task(name: str, settings: AnsweringSettings) -> Task:
+    """The task called `name`. UserError, with the nearest name, if there is none."""
+    if name == SelfInstruct.name:
+        return SelfInstruct(settings.mode, settings.samples)
+    return get_task(name, SelfInstruct.name)
+
+
+def choose_tasks(settings: AnsweringSettings) -> tuple[list[Task], str]:
+    """The tasks to answer, and "official", "demo" or the file that their records come from.
+
+    A task's name as --data stands for its official set, and for --task where that is not given.
+    """
+    names, source = settings.task, settings.data
+    if source in TASKS:
+        names = names or (source,)
+        for name in names:
+            if make_task(name, settings).official_name != source:
+                raise UserError(f"--data {source} does not go with --task {name}")
+        source = "official"
+    tasks = [make_task(name, settings) for name in names or DEFAULT_TASKS]
+    if source not in ("official", "demo") and len(tasks) > 1:
+        raise UserError(
+            f"--data {source} is one file: say with --task which of {', '.join(TASKS)} it is for"
+        )
+    return tasks, source
+
+
+def load_shots(task: Task, settings: PromptSettings, source: str) -> list[Record]:
+    """The worked examples that shots are chosen from; none for a task without shots.
+
+    They come from --shots-data, the demo's training set for `source` "demo", else the official
+    training set: never from a file that is tested.
+    """
+    if task.shots_from is None or settings.shots == 0:
+        return []
+    giver = get_task(task.shots_from)
+    if settings.shots_data is not None:
+        return giver.load(settings.shots_data, "train")
+    return giver.load("demo" if source == "demo" else "official", "train")
+
+
+def check_shots(pool: Sequence[Record], records: Sequence[Record], path: str | None) -> None:
+    """UserError if the shots in the file at `path` are the tested `records`.
+
+    That a question is never its own shot is up to `FewShotSampler`: a training file may hold some.
+    """
+    if not pool or path is None:
+        return
+    tested = {normalise_question(record["question"]) for record in records}
+    if tested == {normalise_question(record["question"]) for record in pool}:
+        raise UserError(
+            f"--shots-data {path} holds the {len(tested)} questions that are being tested, with "
+            f"their answers, from {records[0]['id']} on; take shots from a training file"
+        )
+
+
+class PromptBuilder:
+    """Prompts of a task's records, each built when it is asked for.
+
+    `pool` holds what shots are chosen from, `records` all that a prompt may be wanted of: similar
+    shots need their embeddings, which `device` and `dtype` are for. UserError if there are too few
+    shots or their embedder cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        settings: AnsweringSettings,
+        tokenizer: Tokenizer,
+        pool: Sequence[Record],
+        records: Sequence[Record],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.task, self.system, self.tokenizer = task, settings.system, tokenizer
+        self.selector: FewShotSampler | None = None
+        if task.shots_from is not None:
+            self.selector = make_selector(settings, pool, records, device, dtype)
+
+    def chat(self, record: Record) -> list[Message]:
+        """The chat up to where the answer begins."""
+        shots = self.selector.select(record) if self.selector else ()
+        return with_system(self.task.messages(record, shots), self.system)
+
+    def prompts(self, records: Sequence[Record], config: ModelConfig) -> list[list[int]]:
+        """The chats as token ids. UserError, naming the record, for one that does not fit."""
+        prompts = [self.tokenizer.encode_chat(self.chat(record)) for record in records]
+        check_prompts(config, prompts, [record["id"] for record in records])
+        return prompts
+
+
+def answering_record(
+    task: Task,
+    settings: AnsweringSettings,
+    source: str,
+    pool: Sequence[Record],
+    identity: Mapping[str, Any],
+) -> Record:
+    """The settings of a task's answers, as their summary keeps them.
+
+    `identity` says what the options name: the model and the adapter by their fingerprints, the
+    device and the dtype that are used.
+    """
+    name = task.official_name if source == "official" else source
+    record = {**recorded(settings), "data": name, **identity}
+    without_effect: set[str] = set()
+    if task.shots_from is None:
+        without_effect.update(SHOT_SETTINGS)
+    else:
+        record["shots_sha256"] = json_sha256(pool)  # the file they come from may change
+    if "train" not in task.official:
+        without_effect.add("split")
+    if not isinstance(task, SelfInstruct):
+        without_effect.update(SELF_INSTRUCT_SETTINGS)
+    return {name: value for name, value in record.items() if name not in without_effect}
+
+
+def settings_of_summary(recorded_settings: Mapping[str, Any], run: Path) -> AnsweringSettings:
+    """The settings that answers in `run` were given with; `adapter` is found by its fingerprint.
+
+    What a summary does not hold, since it was made by an older version, has its default.
+    """
+    known = {item.name for item in dataclasses.fields(AnsweringSettings)} - {"adapter"}
+    values = {}
+    for name, value in recorded_settings.items():
+        if name in known and value is not None:
+            values[name] = value
+    return AnsweringSettings(**{**values, "run": run})
+
+
+def json_sha256(value: Any) -> str:
+    """The first 12 hexadecimal digits of the hash of a JSON value."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
+
+
+def result_settings(recorded_settings: Mapping[str, Any]) -> Record:
+    """Those of a summary's settings that the answers depend on, not only their cost."""
+    about = options(AnsweringSettings)
+    kept = {}
+    for name, value in recorded_settings.items():
+        if name not in about or about[name].scope is Scope.RESULT:
+            kept[name] = value
+    return kept

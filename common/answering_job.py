@@ -1,0 +1,263 @@
+"""The job of answering a task with a model: what is asked, how it is recorded, what comes of it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common import runs
+from common.answering import (
+    AnsweringSettings,
+    PromptBuilder,
+    answering_record,
+    check_shots,
+    load_shots,
+)
+from common.distributed import shard_by_work
+from common.ranks import rank, world_size
+from common.resumable import ResumableJob
+from common.self_instruct_file import write_training_file
+from common.shots import report_near_duplicates
+from data.reasoning import OPEN, opens_reasoning
+from data.records import Record, read_json
+from data.self_instruct import SelfInstruct, training_file
+from data.task import Task
+from llama.config import ModelConfig
+from llama.decoding import Output, generate
+from llama.model import Decoder
+from llama.tokenizer import Tokenizer
+from llama.weights import load_model
+from lora import load_adapter, merge_lora, set_lora_scale
+
+CHUNK = 2048  # records whose prompts exist at one time
+LONGEST = 16  # prompts checked in advance of those beyond the first chunk
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """The checkpoint that answers, not loaded yet: its adapter, if any, and where it runs."""
+
+    settings: AnsweringSettings
+    adapter: Path | None
+    device: torch.device
+    dtype: torch.dtype
+    tokenizer: Tokenizer
+    config: ModelConfig
+
+    def load(self) -> Decoder:
+        """The model with its adapter merged into the weights, so that it costs what the base does.
+
+        Quantised weights are too coarse to take it in: over them it stays apart.
+        """
+        model = load_model(
+            self.settings.model,
+            dtype=self.dtype,
+            device=self.device,
+            quantize=self.settings.quantize,
+        )
+        if self.adapter:
+            load_adapter(model, self.adapter)
+            set_lora_scale(model, self.settings.adapter_scale)
+            if not self.settings.quantize:
+                merge_lora(model)
+        return model
+
+    def opens_reasoning(self) -> bool:
+        """Tell if the chat template ends a prompt with the tag that opens the reasoning."""
+        prompt = self.tokenizer.encode_chat([{"role": "user", "content": "Hello"}])
+        return opens_reasoning(self.tokenizer.decode(prompt, skip_special_tokens=False))
+
+
+class AnsweringJob(ResumableJob):
+    """One task's answers in RUN. UserError if they would be mixed with others."""
+
+    def __init__(self, task: Task, source: str, answerer: Answerer, identity: Record) -> None:
+        self.task, self.answerer, self.asking = task, answerer, answerer.settings
+        self.main = task.measures[0]
+        self.counted = self.main.title if self.main.needs == "answer" else ""
+        for path in self.outputs():
+            runs.refuse_overwriting(source, path)
+        records = task.load(source, self.asking.split)
+        # Samples are seeded by a record's place in the whole set, so they do not depend on --limit.
+        self.places = {record["id"]: place for place, record in enumerate(records)}
+        self.pool = load_shots(task, self.asking, source)
+        if not isinstance(task, SelfInstruct):  # that trains on what it asks
+            check_shots(self.pool, records, self.asking.shots_data)
+        self.first_prompts: list[list[int]] = []
+        super().__init__(
+            self.asking.run,
+            task.name,
+            task.sample(records, self.asking.limit),
+            answering_record(task, self.asking, source, self.pool, identity),
+            self.asking.resume,
+            answerer.device,
+            AnsweringSettings,
+        )
+
+    def outputs(self) -> list[Path]:
+        """The files of records that this job writes."""
+        return [self.asking.run / f"{self.task.name}.jsonl"]
+
+    def needs_model(self) -> bool:
+        return bool(self.to_do)
+
+    def prepare(self) -> None:
+        """Choose shots and build the first prompts.
+
+        UserError, naming the record, for a prompt that does not fit, as far as that can be known
+        before all are built: of those beyond the first chunk the longest texts are tried.
+        """
+        settings, tokenizer = self.asking, self.answerer.tokenizer
+        device, dtype = self.answerer.device, self.answerer.dtype
+        if settings.dry_run and settings.shot_selection == "similar":
+            settings = replace(settings, shot_selection="fixed")  # embedding takes long
+        self.builder = PromptBuilder(
+            self.task, settings, tokenizer, self.pool, self.planned, device, dtype
+        )
+        if self.builder.selector and not settings.dry_run:
+            path = settings.run / f"{self.task.name}.duplicates.json"
+            report_near_duplicates(settings, self.builder.selector, self.planned, path)
+        self.first_prompts = self._prompts(self.to_do[:CHUNK])
+        longest_first = sorted(self.to_do[CHUNK:], key=lambda r: -len(r[self.task.prompt_field]))
+        self._prompts(longest_first[:LONGEST])
+
+    def _prompts(self, records: Sequence[Record]) -> list[list[int]]:
+        return self.builder.prompts(records, self.answerer.config)
+
+    def answer(self, model: Decoder) -> None:
+        """Answer what is left to do, of several processes each its share, chunk by chunk."""
+        about_own_share = len(self.to_do[rank() :: world_size()])
+        with self.recording(about_own_share) as add:
+            for start in range(0, len(self.to_do), CHUNK):
+                records = self.to_do[start : start + CHUNK]
+                prompts = self.first_prompts if start == 0 else self._prompts(records)
+                shares = shard_by_work(prompts, self.asking.max_new_tokens, world_size())
+                own = shares[rank()]
+                self._answer([records[i] for i in own], [prompts[i] for i in own], model, add)
+                self.first_prompts = []
+
+    def _answer(
+        self,
+        records: Sequence[Record],
+        prompts: Sequence[list[int]],
+        model: Decoder,
+        add: Callable[[Record], None],
+    ) -> None:
+        settings, tokenizer = self.asking, self.answerer.tokenizer
+        opened = self.answerer.opens_reasoning()
+
+        def on_finish(i: int, output: Output) -> None:
+            response = tokenizer.decode(output.token_ids)
+            if opened:
+                response = OPEN + response  # so that the record tells reasoning from answer
+            about = {**vars(output), "prompt_tokens": len(prompts[i])}
+            add(self.task.answer(records[i], {"response": response, **about}))
+
+        generate(
+            model,
+            prompts,
+            settings.max_new_tokens,
+            tokenizer.stop_ids,
+            settings.batch_size,
+            settings.temperature,
+            settings.top_p,
+            settings.seed,
+            indices=[self.places[record["id"]] for record in records],
+            on_finish=on_finish,
+            stats=self.costs.stats,
+            **settings.cache_arguments(),
+        )
+
+    def finish(self, model: Decoder | None) -> None:
+        """What is to be done in the first process when all is answered."""
+
+    def read(self, path: Path) -> dict[str, Record]:
+        return self.task.read_answers(path, self.planned)
+
+    def result(self, done: list[Record]) -> Record:
+        adapter = self.answerer.adapter
+        # Where it lay; the settings hold its fingerprint.
+        return {**self.task.summarise(done), "adapter_path": str(adapter) if adapter else None}
+
+    def new_tokens(self, record: Mapping[str, Any]) -> int:
+        return len(record["token_ids"])
+
+    def counts(self, record: Mapping[str, Any]) -> bool | None:
+        return self.main.counts(record) if self.main.needs == "answer" else None
+
+    def longest_sequence(self) -> int:
+        """Tokens of the longest prompt that was built, and of the longest answer."""
+        longest = max((len(prompt) for prompt in self.first_prompts), default=0)
+        context = self.answerer.config.max_position_embeddings
+        return min(longest + self.asking.max_new_tokens, context)
+
+    def describe_plan(self) -> str:
+        """What a call without --dry-run would do, in a line."""
+        task, settings = self.task, self.asking
+        line = f"{task.name}: {len(self.planned)} {task.unit}, {len(self.to_do)} of them to answer"
+        if not self.needs_model():
+            return f"{line}: finished already"
+        lengths = [len(prompt) for prompt in self.first_prompts] or [0]
+        return (
+            f"{line}, prompts of {sum(lengths) // len(lengths)} tokens (the longest "
+            f"{max(lengths)}), answers of at most {settings.max_new_tokens}"
+        )
+
+    def describe(self, summary: Mapping[str, Any]) -> str:
+        """The result in a line for the terminal."""
+        speed = summary["new_tokens_per_second"] or 0
+        line = self.task.describe(summary)
+        return f"{self.task.name}: {line}, {summary['seconds']:.0f} s, {speed:.0f} new tokens/s"
+
+
+class SelfInstructJob(AnsweringJob):
+    """Attempts at the training questions, and the training file made of them."""
+
+    task: SelfInstruct
+
+    def __init__(
+        self, task: SelfInstruct, source: str, answerer: Answerer, identity: Record
+    ) -> None:
+        self.training: Record = {}  # what the summary says of the training file
+        super().__init__(task, source, answerer, identity)
+        if self.finished:
+            self.training = read_json(self.summary_path).get("training") or {}
+
+    def outputs(self) -> list[Path]:
+        return [*super().outputs(), training_file(self.asking.run)]
+
+    def needs_model(self) -> bool:
+        return bool(self.to_do) or not self._has_training_file()
+
+    def _has_training_file(self) -> bool:
+        """Whether the file holds what is asked for now, of as many questions."""
+        questions = self.training.get("records", 0) + self.training.get("dropped", 0)
+        same_size = questions * self.task.samples == len(self.planned)
+        same_fallback = self.training.get("fallback") == self.asking.fallback
+        return same_size and same_fallback and training_file(self.asking.run).is_file()
+
+    def finish(self, model: Decoder | None) -> None:
+        if model is None or self._has_training_file():
+            return
+        self.training = write_training_file(
+            training_file(self.asking.run),
+            self.task.questions(self.planned),
+            {record["id"]: record for record in self.done()},
+            self.task.mode,
+            self.asking.fallback,
+            model,
+            self.answerer.tokenizer,
+        )
+
+    def result(self, done: list[Record]) -> Record:
+        training = {"training": self.training} if self.training else {}
+        return {**super().result(done), **training}
+
+
+def make_job(task: Task, source: str, answerer: Answerer, identity: Record) -> AnsweringJob:
+    """The job of one task; `source` is what `choose_tasks` says, `identity` the model's settings."""
+    if isinstance(task, SelfInstruct):
+        return SelfInstructJob(task, source, answerer, identity)
+    return AnsweringJob(task, source, answerer, identity)
