@@ -46,7 +46,7 @@ from data.records import write_json
 from data.sources import is_official
 from llama.config import ModelConfig
 from llama.decoding import check_prompts
-from llama.hub import resolve
+from llama.hub import name_for_others, resolve
 from llama.model import Decoder
 from llama.tokenizer import Tokenizer, load_tokenizer
 from llama.weights import load_model
@@ -367,7 +367,7 @@ def train_on(device: torch.device, settings: TrainingSettings) -> None:
         )
     if not first:
         return
-    save_adapter(model, adapter, base_model=settings.model)
+    save_adapter(model, adapter, base_model=name_for_others(settings.model))
     summary = {
         "task": "train",
         "finished": True,

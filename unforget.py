@@ -21,6 +21,7 @@ COMMANDS = {
     "report": "compare runs: tables, plots, one HTML page",
     "experiment": "run recipes from the first step to the table",
     "divergence": "measure how far a tuned model has moved from its base",
+    "export": "write a tuned model that others can load",
 }
 PACKAGES = ("llama", "lora", "data", "guards", "reporting", "common", "recipes")
 FOLDER = str(Path(__file__).resolve().parent)

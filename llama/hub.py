@@ -9,6 +9,7 @@ from llama.gguf import is_gguf
 from llama.smollm2 import make_checkpoint
 
 ALIAS = "smollm2"
+ALIAS_PUBLISHED_AS = "HuggingFaceTB/SmolLM2-135M-Instruct"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 TOKENIZER_FILES = [
     "config.json",
@@ -51,6 +52,19 @@ def resolve(ref: str | Path, allow_weights: bool = True) -> Path:
     raise UserError(
         f"{name!r}: no such folder, and neither a Hub id (owner/name) nor the alias {ALIAS}"
     )
+
+
+def name_for_others(ref: str | Path) -> str:
+    """Return how other tools find the model `ref`: the Hub id, also of the alias, else the path.
+
+    The alias's weights are dequantised ones of 4 bits, so they differ a little from the published
+    ones.
+    """
+    name = str(ref)
+    path = Path(name).expanduser()
+    if path.exists():
+        return str(path.resolve())
+    return ALIAS_PUBLISHED_AS if name == ALIAS else name
 
 
 def cache_folder() -> Path:

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llama import hub, smollm2
-from llama.hub import resolve
+from llama.hub import name_for_others, resolve
 from tests.tiny import tiny_transformers_model
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +51,15 @@ def test_local_folder(tmp_path, monkeypatch):
     assert resolve("owner/name") == Path("owner/name")  # before any Hub
     monkeypatch.setenv("HOME", str(tmp_path))
     assert resolve("~/owner/name") == folder
+
+
+def test_other_tools_are_told_a_name_that_they_can_resolve(tmp_path, monkeypatch):
+    """Guards adapters: PEFT looks up the base by this name, and knows no alias of ours."""
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert name_for_others("mine") == str((tmp_path / "mine").resolve())
+    assert name_for_others("owner/name") == "owner/name"
+    assert name_for_others("smollm2") == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +143,7 @@ RESOLVE_ALL = """
 import json, sys, types
 sys.modules["llama"] = types.ModuleType("llama")  # the package without its __init__, which imports torch
 sys.modules["llama"].__path__ = [sys.argv[1]]
-from llama.hub import resolve
+from llama.hub import name_for_others, resolve
 answers = []
 for ref, allow_weights in json.load(sys.stdin):
     try:

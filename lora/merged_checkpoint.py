@@ -1,0 +1,128 @@
+"""Write a tuned model as a checkpoint of its own: the adapter merged into the weights.
+
+Everything is computed in float32 and rounded once, to the dtype of the file. Rounding can cost more
+than it seems: an update smaller than a step of bfloat16 at its weight disappears, and a scaled-down
+adapter is small everywhere. `update_lost` says how much.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llama.errors import UserError
+from llama.hub import TOKENIZER_FILES
+from llama.json_files import read_json_object
+from llama.model import Decoder
+from llama.weights import WEIGHTS_FILE, load_model, stored_tensors
+from lora.adapter import load_adapter
+from lora.inject import lora_layers, merge_lora, set_lora_scale
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names
+# The largest logit difference that rounding to a dtype explains, as a share of the largest logit.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
+PROBED_POSITIONS = 32  # the last ones of each prompt
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far a written checkpoint's logits are from the unmerged model's."""
+
+    largest_difference: float
+    largest_logit: float
+    positions: int
+
+    def is_broken(self, dtype: str) -> bool:
+        """True if rounding to `dtype` does not explain the difference; NaN is never explained."""
+        return not self.largest_difference <= TOLERANCE[dtype] * self.largest_logit
+
+
+def stored_dtype(folder: Path) -> str:
+    """The dtype in which most of a checkpoint's numbers are stored.
+
+    UserError for weights that are stored in none of the float formats that are written here.
+    """
+    sizes: dict[str, int] = {}
+    for tensor in stored_tensors(folder):
+        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
+    largest = max(sizes, key=lambda dtype: sizes[dtype])
+    if largest not in STORED_DTYPES:
+        known = ", ".join(DTYPES)
+        raise UserError(f"{folder}: its weights are {largest}; give --dtype, one of {known}")
+    return STORED_DTYPES[largest]
+
+
+def load_tuned(model: str, adapter: Path | None, scale: float) -> Decoder:
+    """The model in float32 with its adapter beside the weights, not merged."""
+    decoder = load_model(model, dtype="float32")
+    if adapter:
+        load_adapter(decoder, adapter)
+        set_lora_scale(decoder, scale)
+    return decoder
+
+
+@torch.inference_mode()
+def probe_logits(model: Decoder, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+    """The logits [positions, V] behind the last tokens of each prompt."""
+    logits = []
+    for prompt in prompts:
+        hidden_states = model(torch.tensor([list(prompt)]))  # [1, T, E]
+        logits.append(model.logits(hidden_states[0, -PROBED_POSITIONS:]))
+    return logits
+
+
+def compare_logits(expected: Sequence[Tensor], found: Sequence[Tensor]) -> Comparison:
+    """The largest difference between two models' logits at the same positions."""
+    differences = []
+    for before, after in zip(expected, found, strict=True):
+        differences.append((before.double() - after.double()).abs().max())
+    return Comparison(
+        largest_difference=float(torch.stack(differences).max()),
+        largest_logit=max(float(logits.abs().max()) for logits in expected),
+        positions=sum(len(logits) for logits in expected),
+    )
+
+
+@torch.inference_mode()
+def update_lost(model: Decoder, dtype: str) -> float:
+    """The share of the adapter's update that rounding the merged weights to `dtype` takes away.
+
+    ||round(W + D) - (W + D)|| / ||D|| over all adapted weights W with updates D; 0 in float32, 1
+    and more where the update drowns.
+    """
+    error = norm = 0.0
+    for _, layer in lora_layers(model):
+        update = layer.scaling * (layer.lora_B @ layer.lora_A)
+        merged = layer.weight + update
+        error += float(
+            (merged.to(DTYPES[dtype]).float() - merged).square().sum(dtype=torch.float64)
+        )
+        norm += float(update.square().sum(dtype=torch.float64))
+    return (error / norm) ** 0.5 if norm else 0.0
+
+
+def write_checkpoint(model: Decoder, base: Path, folder: Path, dtype: str) -> None:
+    """Merge the adapter of `model` and write weights, config and tokenizer files into `folder`.
+
+    `base` is the checkpoint folder that the config and tokenizer files are taken from.
+    """
+    merge_lora(model)
+    tensors = {}
+    for name, parameter in model.named_parameters():  # tied weights once
+        tensors[name] = parameter.detach().to(DTYPES[dtype]).contiguous()
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    config = read_json_object(base / "config.json")
+    config["tie_word_embeddings"] = "lm_head.weight" not in tensors
+    config["torch_dtype"] = dtype  # transformers before 4.56
+    config["dtype"] = dtype
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    for name in TOKENIZER_FILES:
+        if name != "config.json" and (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
