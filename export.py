@@ -3,7 +3,8 @@
 Merges RUN/adapter into the base model, in float32, and writes a checkpoint folder with tokenizer,
 chat template, generation config and a model card, which transformers and vLLM read. The folder is
 loaded again and its logits are compared with those of the unmerged model; a broken one is not kept.
---push OWNER/NAME uploads it to the Hugging Face Hub.
+--gguf FILE writes a GGUF file for llama.cpp, as well or instead, and checks it in the same way.
+--push OWNER/NAME uploads the folder to the Hugging Face Hub.
 """
 
 import os
@@ -25,12 +26,15 @@ from data.ailuminate import load_ailuminate
 from data.gsm8k import gsm8k_messages, load_gsm8k
 from data.prompts import Message
 from data.records import read_json
+from llama.config import ModelConfig
 from llama.fingerprint import model_fingerprint
+from llama.gguf_writer import TYPES, check_writable, write_gguf
 from llama.hub import resolve
 from llama.json_files import read_json_object
+from llama.model import Decoder
 from llama.tokenizer import Tokenizer, load_tokenizer
 from llama.weights import load_model
-from lora import adapter_fingerprint
+from lora import adapter_fingerprint, merge_lora
 from lora.adapter import CONFIG_FILE
 from lora.merged_checkpoint import (
     DTYPES,
@@ -75,6 +79,10 @@ class ExportSettings:
         choices=("auto", *DTYPES),
         metavar="TYPE",
     )
+    gguf: Path | None = option(
+        None, "GGUF file to write, not there yet", parse=Path, metavar="FILE"
+    )
+    gguf_type: str = option("F16", "of the matrices in it (%(default)s)", choices=TYPES)
     push: str | None = option(
         None, "upload the folder to the Hugging Face Hub as well", metavar="OWNER/NAME"
     )
@@ -82,8 +90,10 @@ class ExportSettings:
     dry_run: bool = option(False, "say what would be done and write nothing", flag=True)
 
     def __post_init__(self) -> None:
-        if self.to is None:
-            raise UserError("--to DIR is missing: where the checkpoint goes")
+        if self.to is None and self.gguf is None:
+            raise UserError("--to DIR or --gguf FILE is missing: where the model goes")
+        if self.push and self.to is None:
+            raise UserError("--push uploads a folder: give --to DIR as well")
         if self.run is None and self.adapter is None and self.model is None:
             raise UserError("nothing to export: give --run, --adapter or --model")
         if self.private and not self.push:
@@ -154,26 +164,29 @@ def check_base(tuned: Tuned, fingerprint: str) -> None:
         )
 
 
-def check_target(folder: Path) -> None:
-    """UserError unless the folder is empty or not there yet."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+def check_targets(settings: ExportSettings) -> None:
+    """UserError unless the folder is empty or not there yet, and the file is not there."""
+    folder, file = settings.to, settings.gguf
+    if folder and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--to {folder}: not an empty folder; choose another")
+    if file and file.exists():
+        raise UserError(f"--gguf {file}: is there already; choose another name")
+    if file and not file.absolute().parent.is_dir():
+        raise UserError(f"--gguf {file}: no such folder {file.absolute().parent}")
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """A folder to fill beside `target`; it becomes `target` if the block succeeds, else it goes."""
+def whole(target: Path) -> Iterator[Path]:
+    """A path beside `target` to write to; it becomes `target` if the block succeeds, else it goes."""
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"--to {target}: cannot be written ({error.strerror})") from None
     try:
         yield partial
         if target.is_dir():
-            target.rmdir()  # empty, see check_target; a rename onto it fails on some systems
+            target.rmdir()  # empty, see check_targets; a rename onto it fails on some systems
         partial.rename(target)
     finally:
+        if partial.is_file():
+            partial.unlink()
         shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -199,66 +212,111 @@ def describe_check(check: Comparison, dtype: str, lost: float) -> str:
     return text
 
 
-def export(settings: ExportSettings) -> None:
-    assert settings.to is not None
-    tuned = find_tuned(settings)
-    check_target(settings.to)
-    base = resolve(tuned.model)
-    fingerprint = model_fingerprint(tuned.model)
-    check_base(tuned, fingerprint)
-    dtype = stored_dtype(base) if settings.dtype == "auto" else settings.dtype
-    with_adapter = f" with {tuned.adapter}" if tuned.adapter else ""
-    print(f"{tuned.model}{with_adapter} -> {settings.to}, {dtype}", flush=True)
-    if settings.dry_run:
-        return
-    upload = prepare_upload(settings.push, settings.private) if settings.push else None
-    prompts = probe_prompts(load_tokenizer(tuned.model))
+@dataclass(frozen=True)
+class Export:
+    """A merged model in memory and what is known of it before it is written."""
+
+    settings: ExportSettings
+    tuned: Tuned
+    base: Path  # folder or GGUF file, for the config and tokenizer files
+    fingerprint: str
+    dtype: str
+    model: Decoder  # merged, float32
+    prompts: list[list[int]]
+    expected: list[Tensor]  # the unmerged model's logits
+    lost: float  # of the update, by rounding to dtype
+
+    def check(self, written: Path, kind: str) -> Comparison:
+        """Load what was written and compare it with the unmerged model.
+
+        UserError, so that it is not kept, if it is not the same model up to rounding.
+        """
+        if probe_prompts(load_tokenizer(written)) != self.prompts:
+            raise UserError(f"{written}: its tokenizer gives other tokens than the base model's")
+        found = probe_logits(load_model(written), self.prompts)
+        check = compare_logits(self.expected, found)
+        if check.is_broken(kind):
+            raise UserError(
+                f"the merged model's logits differ by {check.largest_difference:.2g} from the "
+                f"unmerged model's, which reach {check.largest_logit:.1f}: more than rounding to "
+                f"{kind} explains; it is not kept"
+            )
+        return check
+
+
+def merge(
+    settings: ExportSettings, tuned: Tuned, base: Path, fingerprint: str, dtype: str
+) -> Export:
+    """Load base and adapter, note what the model says unmerged, and merge."""
+    prompts = probe_prompts(load_tokenizer(base))
     model = load_tuned(tuned.model, tuned.adapter, settings.adapter_scale)
     expected = probe_logits(model, prompts)
     lost = update_lost(model, dtype)
-    with whole_folder(settings.to) as folder:
-        write_checkpoint(model, base, folder, dtype)
-        del model  # before the written one is loaded
-        check = compare_written(folder, prompts, expected, dtype)
+    merge_lora(model)
+    return Export(settings, tuned, base, fingerprint, dtype, model, prompts, expected, lost)
+
+
+def write_folder(job: Export, target: Path) -> None:
+    """Write the checkpoint folder with its card, checked."""
+    with whole(target) as folder:
+        folder.mkdir(parents=True)
+        write_checkpoint(job.model, job.base, folder, job.dtype)
+        check = job.check(folder, job.dtype)
+        text = describe_check(check, job.dtype, job.lost)
+        adapter = job.tuned.adapter
         source = Source(
-            model=tuned.model,
-            model_fingerprint=fingerprint,
-            adapter=adapter_fingerprint(tuned.adapter) if tuned.adapter else None,
-            scale=settings.adapter_scale,
-            dtype=dtype,
-            check=describe_check(check, dtype, lost),
-            run=tuned.run,
-            training=tuned.training,
+            model=job.tuned.model,
+            model_fingerprint=job.fingerprint,
+            adapter=adapter_fingerprint(adapter) if adapter else None,
+            scale=job.settings.adapter_scale,
+            dtype=job.dtype,
+            check=text,
+            run=job.tuned.run,
+            training=job.tuned.training,
         )
-        card = model_card(source, title=settings.to.resolve().name)
+        card = model_card(source, title=target.resolve().name)
         (folder / CARD).write_text(card, encoding="utf-8")
-    print(f"{settings.to}: {source.check}")
-    if lost > LOST_TOO_MUCH:
+    print(f"{target}: {text}")
+    if job.lost > LOST_TOO_MUCH:
         print(
-            f"Note: most of this adapter is smaller than a step of {dtype}: export it with --dtype "
-            "float32, or hand out base and adapter apart"
+            f"Note: most of this adapter is smaller than a step of {job.dtype}: export it with "
+            "--dtype float32, or hand out base and adapter apart"
         )
-    if upload:
+
+
+def write_gguf_file(job: Export, target: Path) -> None:
+    """Write the GGUF file, checked."""
+    kind = job.settings.gguf_type
+    with whole(target) as file:
+        write_gguf(job.model, job.base, file, kind, name=target.stem)
+        check = job.check(file, kind)
+    print(f"{target}: {describe_check(check, kind, 0)}")
+
+
+def export(settings: ExportSettings) -> None:
+    tuned = find_tuned(settings)
+    check_targets(settings)
+    base = resolve(tuned.model)
+    fingerprint = model_fingerprint(tuned.model)
+    check_base(tuned, fingerprint)
+    if settings.gguf:
+        check_writable(ModelConfig.load(base), base)
+    dtype = stored_dtype(base) if settings.dtype == "auto" else settings.dtype
+    with_adapter = f" with {tuned.adapter}" if tuned.adapter else ""
+    targets = f"{settings.to}, {dtype}" if settings.to else ""
+    if settings.gguf:
+        targets += f"{'; ' if targets else ''}{settings.gguf}, {settings.gguf_type}"
+    print(f"{tuned.model}{with_adapter} -> {targets}", flush=True)
+    if settings.dry_run:
+        return
+    upload = prepare_upload(settings.push, settings.private) if settings.push else None
+    job = merge(settings, tuned, base, fingerprint, dtype)
+    if settings.to:
+        write_folder(job, settings.to)
+    if settings.gguf:
+        write_gguf_file(job, settings.gguf)
+    if upload and settings.to:
         print(f"uploaded to {upload.send(settings.to)}")
-
-
-def compare_written(
-    folder: Path, prompts: list[list[int]], expected: list[Tensor], dtype: str
-) -> Comparison:
-    """Load the written checkpoint and compare it with the unmerged model.
-
-    UserError, so that the folder is not kept, if it is not the same model up to rounding.
-    """
-    if probe_prompts(load_tokenizer(folder)) != prompts:
-        raise UserError(f"{folder}: its tokenizer gives other tokens than the base model's")
-    check = compare_logits(expected, probe_logits(load_model(folder), prompts))
-    if check.is_broken(dtype):
-        raise UserError(
-            f"the merged model's logits differ by {check.largest_difference:.2g} from the unmerged "
-            f"model's, which reach {check.largest_logit:.1f}: more than rounding to {dtype} "
-            "explains; it is not kept"
-        )
-    return check
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -10,23 +10,26 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llama.errors import UserError
+from llama.checkpoint_files import CHAT_TEMPLATE, read_chat_template, read_json
 from llama.hub import TOKENIZER_FILES
-from llama.json_files import read_json_object
 from llama.model import Decoder
 from llama.weights import WEIGHTS_FILE, load_model, stored_tensors
 from lora.adapter import load_adapter
-from lora.inject import lora_layers, merge_lora, set_lora_scale
+from lora.inject import lora_layers, set_lora_scale
 
+CONFIG_FILE = "config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names
-# The largest logit difference that rounding to a dtype explains, as a share of the largest logit.
+# The largest logit difference that rounding to a dtype, or to a type of GGUF, explains, as a share
+# of the largest logit.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
+TOLERANCE |= {"F32": 1e-4, "BF16": 0.1, "F16": 0.02, "Q8_0": 0.1}
 PROBED_POSITIONS = 32  # the last ones of each prompt
 
 
@@ -43,19 +46,13 @@ class Comparison:
         return not self.largest_difference <= TOLERANCE[dtype] * self.largest_logit
 
 
-def stored_dtype(folder: Path) -> str:
-    """The dtype in which most of a checkpoint's numbers are stored.
-
-    UserError for weights that are stored in none of the float formats that are written here.
-    """
+def stored_dtype(source: Path) -> str:
+    """The dtype in which most of a checkpoint's numbers are stored; float32 if it is quantised."""
     sizes: dict[str, int] = {}
-    for tensor in stored_tensors(folder):
+    for tensor in stored_tensors(source):
         sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
     largest = max(sizes, key=lambda dtype: sizes[dtype])
-    if largest not in STORED_DTYPES:
-        known = ", ".join(DTYPES)
-        raise UserError(f"{folder}: its weights are {largest}; give --dtype, one of {known}")
-    return STORED_DTYPES[largest]
+    return STORED_DTYPES.get(largest, "float32")
 
 
 def load_tuned(model: str, adapter: Path | None, scale: float) -> Decoder:
@@ -108,21 +105,40 @@ def update_lost(model: Decoder, dtype: str) -> float:
 
 
 def write_checkpoint(model: Decoder, base: Path, folder: Path, dtype: str) -> None:
-    """Merge the adapter of `model` and write weights, config and tokenizer files into `folder`.
+    """Write the weights of `model`, its config and the tokenizer files of `base` into `folder`.
 
-    `base` is the checkpoint folder that the config and tokenizer files are taken from.
+    `base` is a checkpoint folder or a GGUF file.
     """
-    merge_lora(model)
     tensors = {}
     for name, parameter in model.named_parameters():  # tied weights once
         tensors[name] = parameter.detach().to(DTYPES[dtype]).contiguous()
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    config = read_json_object(base / "config.json")
-    config["tie_word_embeddings"] = "lm_head.weight" not in tensors
+    _write_json(folder / CONFIG_FILE, _config(model, base, "lm_head.weight" not in tensors, dtype))
+    for name in TOKENIZER_FILES:
+        if base.is_dir():
+            if name != CONFIG_FILE and (base / name).is_file():
+                shutil.copyfile(base / name, folder / name)
+        elif name not in (CONFIG_FILE, CHAT_TEMPLATE):
+            content = read_json(base, name)
+            if content is not None:
+                _write_json(folder / name, content)
+    template = read_chat_template(base)
+    if template is not None:
+        (folder / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
+
+
+def _config(model: Decoder, base: Path, tied: bool, dtype: str) -> dict[str, Any]:
+    """The base's config.json, or for a GGUF file one with the same ids as its generation config."""
+    if base.is_dir():
+        config = read_json(base, CONFIG_FILE, required=True) or {}
+    else:
+        config = model.config.to_dict() | (read_json(base, "generation_config.json") or {})
+    config["tie_word_embeddings"] = tied
     config["torch_dtype"] = dtype  # transformers before 4.56
     config["dtype"] = dtype
-    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    (folder / "config.json").write_text(text, encoding="utf-8")
-    for name in TOKENIZER_FILES:
-        if name != "config.json" and (base / name).is_file():
-            shutil.copyfile(base / name, folder / name)
+    return config
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8")

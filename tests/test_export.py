@@ -1,6 +1,7 @@
 """export.py: what it writes is the tuned model, whole, or nothing."""
 
 import inspect
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -130,7 +131,9 @@ def test_the_card_names_base_data_settings_and_rates(run, tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "--to DIR is missing"),
+        ([], "--to DIR or --gguf FILE is missing"),
+        (["--model", "m", "--gguf", "a/b.gguf"], "--gguf a/b.gguf: no such folder"),
+        (["--model", "m", "--gguf", "b", "--push", "me/b"], "--push uploads a folder"),
         (["--to", "out"], "nothing to export: give --run, --adapter or --model"),
         (["--run", "nowhere", "--to", "out"], "nowhere/train.summary.json: no such file"),
         (["--adapter", "nowhere", "--to", "out"], "nowhere/adapter_config.json: no such file"),
@@ -178,13 +181,13 @@ def test_nothing_half_written_looks_whole(run, tmp_path, monkeypatch, break_at):
 @pytest.mark.parametrize("scale", [2.0, float("nan")])
 def test_a_broken_export_is_refused(run, tmp_path, monkeypatch, capsys, scale):
     """Guards the check: an update merged twice, or not finite, differs by more than rounding."""
-    real = export.write_checkpoint
+    real = export.merge_lora
 
-    def write_broken(model, *arguments):
+    def merge_otherwise(model):
         set_lora_scale(model, scale)
-        real(model, *arguments)
+        real(model)
 
-    monkeypatch.setattr(export, "write_checkpoint", write_broken)
+    monkeypatch.setattr(export, "merge_lora", merge_otherwise)
     assert export.main(["--run", str(run), "--to", str(tmp_path / "out")]) == 2
     assert "more than rounding to float32 explains" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -290,3 +293,49 @@ def test_a_repository_without_owner_is_refused(run, tmp_path, hub, capsys):
     hub()
     assert export.main(["--run", str(run), "--to", str(tmp_path / "o"), "--push", "model"]) == 2
     assert "--push model: expected OWNER/NAME" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def gguf_checkpoint(chat_checkpoint, tmp_path_factory) -> Path:
+    """The tiny model with a tokenizer that llama.cpp has a name for."""
+    folder = tmp_path_factory.mktemp("gguf") / "tiny"
+    shutil.copytree(chat_checkpoint, folder)
+    path = folder / "tokenizer.json"
+    tokenizer = read_json(path)
+    digits = {"type": "Digits", "individual_digits": True}
+    tokenizer["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [digits, tokenizer["pre_tokenizer"]],
+    }
+    write_json(path, tokenizer)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0"])
+def test_a_gguf_file_holds_the_tuned_model(run, gguf_checkpoint, tuned, tmp_path, capsys, kind):
+    pytest.importorskip("gguf")
+    file = tmp_path / "tuned.gguf"
+    argv = ["--adapter", str(run / "adapter"), "--model", str(gguf_checkpoint)]
+    assert export.main([*argv, "--gguf", str(file), "--gguf-type", kind]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["tuned.gguf"]
+    prompt = load_tokenizer(gguf_checkpoint).encode_chat([{"role": "user", "content": "3 and 4?"}])
+    difference = (logits(load_model(file), prompt) - logits(tuned, prompt)).abs().max()
+    assert difference < {"F32": 1e-4, "F16": 0.1, "BF16": 0.5, "Q8_0": 0.5}[kind]
+
+    out = tmp_path / "folder"
+    assert export.main(["--model", str(file), "--to", str(out)]) == 0, "and back"
+    assert load_tokenizer(out).encode_chat([{"role": "user", "content": "3 and 4?"}]) == prompt
+    assert torch.allclose(
+        logits(load_model(out), prompt), logits(load_model(file), prompt), atol=1e-4
+    )
+
+
+def test_a_gguf_file_that_is_there_or_cannot_be_written_is_refused(
+    run, chat_checkpoint, tmp_path, capsys
+):
+    file = tmp_path / "mine.gguf"
+    assert export.main(["--run", str(run), "--gguf", str(file)]) == 2
+    assert "splits text in a way that no GGUF name known here" in capsys.readouterr().err
+    file.write_text("mine")
+    assert export.main(["--run", str(run), "--gguf", str(file)]) == 2
+    assert "is there already" in capsys.readouterr().err and file.read_text() == "mine"
