@@ -6,6 +6,11 @@ tuned are the same weights with the adapter off and on. Writes RUN/kl.jsonl, a l
 RUN/kl.summary.json, which report.py shows.
 """
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from common.interrupts import exit_on_signals
+
+    exit_on_signals()
+
 import sys
 import time
 from collections.abc import Mapping, Sequence

@@ -8,6 +8,11 @@ At the end come a report on all recipes of the call and, as one table, the origi
 ours. --dry-run lists the steps.
 """
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from common.interrupts import exit_on_signals
+
+    exit_on_signals()
+
 import contextlib
 import io
 import sys
@@ -23,6 +28,7 @@ import report
 import train
 from common import cli
 from common.errors import UserError
+from common.interrupts import STATUSES, Interrupted
 from common.options import parse_settings
 from data.records import read_json, write_json
 from data.registry import TASKS
@@ -172,8 +178,8 @@ def plan_all(recipes: Sequence[Recipe], settings: ExperimentSettings) -> list[Tr
 def run_step(training: Training, step: Step) -> None:
     """Call the step's script. UserError if it fails, which says how to go on."""
     status = SCRIPTS[step.script].main(step.argv)
-    if status == 130:
-        raise KeyboardInterrupt("told by the step")
+    if status in STATUSES:
+        raise Interrupted(status, reported=True)
     if status:
         raise UserError(
             f"{training.recipe.path}: {step.name} has failed. Once that is put right, the same "

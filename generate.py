@@ -11,6 +11,11 @@ for train.py --data:
 --mode sample    its own solutions; the first of --samples that has the right number
 """
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from common.interrupts import exit_on_signals
+
+    exit_on_signals()
+
 import sys
 from collections.abc import Sequence
 from pathlib import Path

@@ -11,6 +11,11 @@ Under torchrun the work is shared out: torchrun --nproc-per-node 4 -- judge.py
 --guard CHECKPOINT       a folder or Hub id; its chat template tells which guard it is
 """
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from common.interrupts import exit_on_signals
+
+    exit_on_signals()
+
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

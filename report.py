@@ -6,6 +6,11 @@ first run is the one that the others' answers are compared with. A run that is s
 is marked as running.
 """
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from common.interrupts import exit_on_signals
+
+    exit_on_signals()
+
 import argparse
 import sys
 from collections.abc import Callable

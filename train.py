@@ -8,6 +8,11 @@ On several devices: torchrun --nproc-per-node N -- train.py. Each process takes 
 step's examples.
 """
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from common.interrupts import exit_on_signals
+
+    exit_on_signals()
+
 import contextlib
 import hashlib
 import io

@@ -62,6 +62,10 @@ def usage() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Call the script that the first word names with the others; return its exit status."""
     prefer_our_modules()
+    if argv is None:  # the real command: before the script's imports, which take seconds
+        from common.interrupts import exit_on_signals
+
+        exit_on_signals()
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("-h", "--help"):
         print(usage())

@@ -2,13 +2,13 @@
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from common.errors import UserError
+from common.interrupts import MESSAGE, Interrupted, raised_signals
 from common.options import (
     Parser,
     fraction,
@@ -52,19 +52,25 @@ def run_script(
     """Call a script's body with its settings; return the exit status.
 
     Bad input, an operating system error and memory running out become one line on stderr and 2,
-    an interruption 130. `when_out_of_memory` says what helps in this script. Every other exception
-    is a bug of ours and passes through.
+    SIGINT 130 and SIGTERM 143. `when_out_of_memory` says what helps in this script. Every other
+    exception is a bug of ours and passes through.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # preemption ends like Ctrl-C
+    with raised_signals():
+        try:
+            return _run(function, settings, when_out_of_memory)
+        except KeyboardInterrupt as interrupt:
+            known = interrupt if isinstance(interrupt, Interrupted) else Interrupted(130)
+            if not known.reported:
+                _say(MESSAGE)
+            return known.status
+
+
+def _run(function: Callable[[S], object], settings: S, when_out_of_memory: str) -> int:
     try:
         function(settings)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt as interrupt:
-        if not interrupt.args:  # else a script that this one called has said so
-            _say("interrupted: the same command, without --no-resume, goes on from here")
-        return 130
     except (UserError, OSError) as error:
         _say(f"error: {error}")
         return 2

@@ -11,6 +11,7 @@ import torch
 
 from common import cli
 from common.errors import UserError
+from common.interrupts import Interrupted
 
 
 @pytest.mark.parametrize("error", [UserError("bad\n  thing"), OSError("bad thing")])
@@ -35,12 +36,28 @@ def test_interruption_is_status_130(capsys):
     assert "goes on" in capsys.readouterr().err
 
 
-def test_termination_is_an_interruption():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_one_line_and_its_own_status(number, capsys):
+    before = signal.getsignal(number)
+    signal.signal(number, signal.default_int_handler)
+
     def script(settings):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         time.sleep(10)
 
-    assert cli.run_script(script, None) == 130
+    assert cli.run_script(script, None) == 128 + number
+    error = capsys.readouterr().err
+    assert "without --no-resume, goes on" in error and error.count("\n") == 1
+    assert signal.getsignal(number) is signal.default_int_handler, "as it was before"
+    signal.signal(number, before)
+
+
+def test_what_a_called_script_has_said_is_not_said_again(capsys):
+    def script(settings):
+        raise Interrupted(143, reported=True)
+
+    assert cli.run_script(script, None) == 143
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
