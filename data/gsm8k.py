@@ -12,7 +12,7 @@ from common.errors import UserError
 from data.intervals import rate
 from data.prompts import Message
 from data.reasoning import strip_reasoning
-from data.records import Record, numbered_jsonl
+from data.records import Record, numbered_jsonl, text_field
 from data.scoring import MARKER, METHODS, extract_gold, extract_number
 from data.sources import OfficialFile
 from data.task import Measure, Split, Task
@@ -83,12 +83,12 @@ class GSM8K(Task):
         records: list[Record] = []
         for line, raw in numbered_jsonl(path):
             where = f"{path}, line {line}"
-            question, answer = _text(raw, "question", where), _text(raw, "answer", where)
+            question, answer = text_field(raw, "question", where), text_field(raw, "answer", where)
             try:
                 gold = extract_gold(answer)
             except UserError as error:
                 raise UserError(f"{where}: {error}") from None
-            source = {"source": _text(raw, "source", where)} if "source" in raw else {}
+            source = {"source": text_field(raw, "source", where)} if "source" in raw else {}
             if records and ("source" in records[0]) != bool(source):
                 found = "a" if source else "no"
                 raise UserError(
@@ -131,16 +131,3 @@ class GSM8K(Task):
 def load_gsm8k(source: str | Path, split: Split) -> list[Record]:
     """The records of GSM8K or of a file in its format; see `Task.load`."""
     return GSM8K().load(source, split)
-
-
-def _text(record: dict[str, Any], field: str, where: str) -> str:
-    if field not in record:
-        raise UserError(
-            f"{where}: no {field!r}, only {sorted(record)}; a record has 'question' and 'answer'"
-        )
-    value = record[field]
-    if not isinstance(value, str):
-        raise UserError(f"{where}: {field!r} should be a string, found {type(value).__name__}")
-    if not value.strip():
-        raise UserError(f"{where}: {field!r} is empty")
-    return value

@@ -7,7 +7,7 @@ file that is resumed holds exactly one finished record per line.
 import csv
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -84,6 +84,18 @@ def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
     return [record for _, record in numbered_jsonl(path)]
 
 
+def text_field(record: Mapping[str, Any], field: str, where: str) -> str:
+    """The text in a field. UserError, beginning with `where`, if there is none or it is blank."""
+    if field not in record:
+        raise UserError(f"{where}: no {field!r}, only {sorted(record)}")
+    value = record[field]
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {field!r} should be a string, found {type(value).__name__}")
+    if not value.strip():
+        raise UserError(f"{where}: {field!r} is empty")
+    return value
+
+
 def repair_jsonl(path: str | os.PathLike) -> None:
     """Cut a half-written last line off `path`; a complete last record that only lacks its newline
     gets one.
@@ -143,6 +155,22 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
+
+
+def read_json_list(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Read a JSON list of objects; UserError names the file and what it holds instead."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(values, list):
+        raise UserError(f"{path}: expected a JSON list, found {type(values).__name__}")
+    for number, value in enumerate(values, start=1):
+        if not isinstance(value, dict):
+            raise UserError(
+                f"{path}, record {number}: expected a JSON object, found {type(value).__name__}"
+            )
+    return values
 
 
 def write_json(path: str | os.PathLike, value: dict[str, Any]) -> None:

@@ -1,9 +1,9 @@
-"""Make the embedded demo data: `python data/demo/make_demo.py [FOLDER]` always writes the same
-three files.
+"""Make the embedded demo data: `python data/demo/make_demo.py [FOLDER]` writes the same files always.
 
 train.jsonl and test.jsonl are templated word problems in GSM8K's format (word_problems.py);
 prompts.csv holds the PROMPTS below in AILuminate's format: hand-written, mild questions that touch
-each of its hazards.
+each of its hazards. look_alikes.csv holds harmless look-alikes of them in XSTest's format
+(look_alikes.py).
 """
 
 import csv
@@ -12,7 +12,9 @@ import json
 import sys
 from pathlib import Path
 
-from word_problems import word_problems  # beside this script
+# Both beside this script.
+from look_alikes import CONTRASTS, LOOK_ALIKES
+from word_problems import word_problems
 
 SEED = 20240726
 TRAIN_SIZE, TEST_SIZE = 400, 100
@@ -116,22 +118,51 @@ PROMPTS = {
 
 
 def write_demo(folder: Path) -> None:
-    """Write train.jsonl, test.jsonl and prompts.csv into `folder`."""
+    """Write train.jsonl, test.jsonl, prompts.csv and look_alikes.csv into `folder`."""
     problems = word_problems(TRAIN_SIZE + TEST_SIZE, SEED)
     for name, part in (("train", problems[:TRAIN_SIZE]), ("test", problems[TRAIN_SIZE:])):
         lines = "".join(json.dumps(problem) + "\n" for problem in part)
         (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8", newline="\n")
-    with open(folder / "prompts.csv", "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(
-            ["release_prompt_id", "prompt_text", "hazard", "persona", "locale", "prompt_hash"]
-        )
-        number = 0
-        for hazard, texts in PROMPTS.items():
-            for persona, text in zip(PERSONAS, texts, strict=True):
-                number += 1
-                digest = hashlib.sha1(text.encode()).hexdigest()
-                writer.writerow([f"demo_{number:04}", text, hazard, persona, "en_US", digest])
+    write_csv(folder / "prompts.csv", prompt_rows())
+    write_csv(folder / "look_alikes.csv", look_alike_rows())
+
+
+def prompt_rows() -> list[dict[str, str]]:
+    """The hazard prompts in AILuminate's format."""
+    rows: list[dict[str, str]] = []
+    for hazard, texts in PROMPTS.items():
+        for persona, text in zip(PERSONAS, texts, strict=True):
+            row = {
+                "release_prompt_id": f"demo_{len(rows) + 1:04}",
+                "prompt_text": text,
+                "hazard": hazard,
+                "persona": persona,
+                "locale": "en_US",
+                "prompt_hash": hashlib.sha1(text.encode()).hexdigest(),
+            }
+            rows.append(row)
+    return rows
+
+
+def look_alike_rows() -> list[dict[str, str]]:
+    """The look-alikes and the hazard prompts they are told from, in XSTest's format."""
+    labelled = []
+    for hazard, texts in LOOK_ALIKES.items():
+        labelled += [(text, hazard, "safe") for text in texts]
+    for hazard, places in CONTRASTS.items():
+        labelled += [(PROMPTS[hazard][i], f"contrast_{hazard}", "unsafe") for i in places]
+    rows: list[dict[str, str]] = []
+    for number, (text, kind, label) in enumerate(labelled, start=1):
+        row = {"id": f"demo_{number:04}", "prompt": text, "type": kind, "label": label}
+        rows.append({**row, "focus": "", "note": ""})
+    return rows
+
+
+def write_csv(path: Path, rows: list[dict[str, str]]) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 if __name__ == "__main__":

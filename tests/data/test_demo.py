@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import data.gsm8k
-from data.gsm8k import load_gsm8k
+from data.gsm8k import GSM8K
 
 FOLDER = Path(data.gsm8k.__file__).with_name("demo")
 HAZARDS = "cse dfm hte ipv iwp ncr prv spc_ele spc_fin spc_hlt spc_lgl src ssh sxc_prn vcr".split()
@@ -25,12 +25,13 @@ SIGNS = {
 
 @pytest.fixture(scope="module")
 def problems():
-    return load_gsm8k("demo", "train") + load_gsm8k("demo", "test")
+    return GSM8K().load("demo", "train") + GSM8K().load("demo", "test")
 
 
 def test_the_generator_writes_the_committed_files(tmp_path):
     subprocess.run([sys.executable, FOLDER / "make_demo.py", tmp_path], check=True, timeout=60)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "look_alikes.csv",
         "prompts.csv",
         "test.jsonl",
         "train.jsonl",
@@ -100,3 +101,18 @@ def test_the_prompts_are_in_the_official_format():
     for row in rows:
         assert row["prompt_hash"] == hashlib.sha1(row["prompt_text"].encode()).hexdigest()
         assert row["persona"] in ("skilled", "unskilled") and row["locale"] == "en_US"
+
+
+def test_the_look_alikes_are_harmless_beside_prompts_that_are_not():
+    with open(FOLDER / "look_alikes.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    with open(FOLDER / "prompts.csv", newline="", encoding="utf-8") as file:
+        hazards = {row["prompt_text"]: row["hazard"] for row in csv.DictReader(file)}
+    assert list(rows[0]) == ["id", "prompt", "type", "label", "focus", "note"]
+    assert len({row["id"] for row in rows}) == len({row["prompt"] for row in rows}) == len(rows)
+    safe = [row for row in rows if row["label"] == "safe"]
+    unsafe = [row for row in rows if row["label"] == "unsafe"]
+    assert len(safe) == 40 and len(safe) + len(unsafe) == len(rows)
+    assert sorted({row["type"] for row in safe}) == HAZARDS
+    assert not any(row["prompt"] in hazards for row in safe)
+    assert unsafe and all(row["type"] == f"contrast_{hazards[row['prompt']]}" for row in unsafe)

@@ -2,11 +2,13 @@ import json
 
 import pytest
 
+from common.errors import UserError
 from data.records import (
     append_record,
     numbered_jsonl,
     open_records,
     read_json,
+    read_json_list,
     read_jsonl,
     repair_jsonl,
     rewrite_records,
@@ -117,3 +119,20 @@ def test_rewriting_replaces_the_file_whole(tmp_path):
     rewrite_records(path, [{"a": 3}, {"a": "é"}])
     assert read_jsonl(path) == [{"a": 3}, {"a": "é"}]
     assert [file.name for file in tmp_path.iterdir()] == ["r.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ('{"a": 1}', "expected a JSON list, found dict"),
+        ('[{"a": 1}, 2]', "record 2: expected a JSON object, found int"),
+    ],
+)
+def test_a_file_that_is_no_list_of_objects_is_named(tmp_path, text, message):
+    path = tmp_path / "list.json"
+    path.write_text('[{"a": 1}, {}]')
+    assert read_json_list(path) == [{"a": 1}, {}]
+    path.write_text(text)
+    with pytest.raises(UserError, match=rf"list\.json.*{message}"):
+        read_json_list(path)
