@@ -5,9 +5,10 @@ from difflib import get_close_matches
 from common.errors import UserError
 from data.ailuminate import AILuminate
 from data.gsm8k import GSM8K
+from data.svamp import SVAMP
 from data.task import Task
 
-TASKS: dict[str, Task] = {task.name: task for task in (GSM8K(), AILuminate())}
+TASKS: dict[str, Task] = {task.name: task for task in (GSM8K(), SVAMP(), AILuminate())}
 
 
 def get_task(name: str, *others: str) -> Task:
