@@ -7,8 +7,9 @@ from data.ailuminate import AILuminate
 from data.gsm8k import GSM8K
 from data.svamp import SVAMP
 from data.task import Task
+from data.xstest import XSTest
 
-TASKS: dict[str, Task] = {task.name: task for task in (GSM8K(), SVAMP(), AILuminate())}
+TASKS: dict[str, Task] = {task.name: task for task in (GSM8K(), SVAMP(), AILuminate(), XSTest())}
 
 
 def get_task(name: str, *others: str) -> Task:
