@@ -1,11 +1,12 @@
 """Fixtures shared by all tests."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from llama.hub import resolve
-from tests.tiny import save_chat_checkpoint
+from tests.tiny import save_chat_checkpoint, save_transformers_model, tiny_transformers_model
 from tests.toy_guard import train_guard
 
 
@@ -30,3 +31,19 @@ def chat_checkpoint(tmp_path_factory) -> Path:
 def guard(tmp_path_factory) -> Path:
     """A toy Qwen3Guard checkpoint that knows the replies in tests/toy_guard.py."""
     return train_guard(tmp_path_factory.mktemp("checkpoints") / "toy-guard")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Callable[[str], Path]:
+    """`tiny_checkpoint("qwen3")`: that variant of tests/tiny.py as a checkpoint folder, saved once.
+
+    Tests share the folders: one that changes files saves its own.
+    """
+    folder = tmp_path_factory.mktemp("variants")
+
+    def checkpoint(variant: str) -> Path:
+        if not (folder / variant).exists():
+            save_transformers_model(tiny_transformers_model(variant), folder / variant)
+        return folder / variant
+
+    return checkpoint

@@ -9,7 +9,6 @@ from data.examples import Example
 from llama import generate, load_model
 from lora import LoRAConfig, inject_lora
 from lora.trainer import Trainer, TrainerOptions
-from tests.tiny import save_transformers_model, tiny_transformers_model
 
 pytestmark = [
     pytest.mark.cuda,
@@ -19,8 +18,8 @@ PROMPTS = [[5, 6, 7, 8], [5, 6, 9], [5, 6, 10, 11, 12, 13]]
 
 
 @pytest.fixture(params=["llama3-scaled", "qwen3"])
-def folder(request, tmp_path):
-    return save_transformers_model(tiny_transformers_model(request.param), tmp_path)
+def folder(request, tiny_checkpoint):
+    return tiny_checkpoint(request.param)
 
 
 def test_greedy_tokens_equal_the_cpus(folder):

@@ -9,6 +9,7 @@ import transformers
 
 from data.gsm8k import load_gsm8k
 from llama import Decoder, ModelConfig, save_model
+from lora import LoRAConfig, inject_lora, lora_parameters
 
 LLAMA3_SCALING = {
     "rope_type": "llama3",
@@ -74,6 +75,23 @@ def tiny_transformers_model(variant: str, seed: int = 0, **changes) -> torch.nn.
             else:
                 parameter.normal_(std=0.2)
     return model.requires_grad_(False)
+
+
+def tiny_decoder(variant: str) -> Decoder:
+    """Our decoder with the weights of `tiny_transformers_model(variant)`; trainable."""
+    theirs = tiny_transformers_model(variant)
+    model = Decoder(ModelConfig.from_dict(theirs.config.to_dict()))
+    model.load_state_dict(theirs.state_dict(), strict=False)
+    return model
+
+
+def with_random_lora(model: Decoder, config: LoRAConfig, seed: int = 0) -> Decoder:
+    """Inject LoRA whose update is not zero, as a trained one's."""
+    torch.manual_seed(seed)
+    inject_lora(model, config)
+    for parameter in lora_parameters(model):
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model
 
 
 def save_transformers_model(

@@ -5,16 +5,16 @@ from common import likelihood
 from common.likelihood import mean_log_likelihoods
 from data.examples import IGNORE_INDEX, Example
 from llama import load_model
-from tests.tiny import save_transformers_model, tiny_transformers_model
+from tests.tiny import tiny_transformers_model
 
 
 @pytest.mark.parametrize("chunk", [256, 3])
 @pytest.mark.parametrize("variant", ["llama", "qwen3", "qwen2"])
-def test_likelihoods_are_transformers_losses(variant, chunk, tmp_path, monkeypatch):
+def test_likelihoods_are_transformers_losses(variant, chunk, tiny_checkpoint, monkeypatch):
     monkeypatch.setattr(likelihood, "CHUNK", chunk)
     monkeypatch.setattr(likelihood, "PASS_TOKENS", 70)
     theirs = tiny_transformers_model(variant)
-    ours = load_model(save_transformers_model(theirs, tmp_path))
+    ours = load_model(tiny_checkpoint(variant))
     generator = torch.Generator().manual_seed(5)
     examples = []
     for length, start in [(30, 10), (7, 0), (61, 60), (25, 24)]:

@@ -6,14 +6,13 @@ import pytest
 import torch
 
 from llama import cuda_graphs, engine, generate, load_model
-from tests.tiny import save_transformers_model, tiny_transformers_model
 
 STOP_IDS = frozenset(range(3, 60, 7))
 
 
 @pytest.fixture(params=["llama3-scaled", "qwen3", "qwen2", "smollm3"])
-def model(request, tmp_path):
-    return load_model(save_transformers_model(tiny_transformers_model(request.param), tmp_path))
+def model(request, tiny_checkpoint):
+    return load_model(tiny_checkpoint(request.param))
 
 
 def ragged_prompts(prefix: int) -> list[list[int]]:

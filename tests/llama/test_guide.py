@@ -5,16 +5,14 @@ import torch
 
 from llama import generate, load_model
 from llama.decoding import DecodingStats
-from tests.tiny import save_transformers_model, tiny_transformers_model
 
 PROMPTS = [[1, 20, 30, 40], [1, 20, 31], [1, 20, 30, 41, 50, 60, 70], [1, 99]]
 STOP = 2
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    theirs = tiny_transformers_model("qwen3")
-    return load_model(save_transformers_model(theirs, tmp_path_factory.mktemp("guided")))
+def model(tiny_checkpoint):
+    return load_model(tiny_checkpoint("qwen3"))
 
 
 def guide(tokens):

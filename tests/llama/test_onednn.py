@@ -6,14 +6,13 @@ import torch
 from llama import load_model
 from llama.onednn import prepacked
 from lora import LoRAConfig, inject_lora
-from tests.tiny import save_transformers_model, tiny_transformers_model
 
 TOKENS = torch.tensor([[5, 6, 7, 8, 5, 100, 150, 3]])
 
 
 @pytest.fixture(params=["llama3-scaled", "qwen3", "qwen2", "smollm3"])
-def model(request, tmp_path):
-    return load_model(save_transformers_model(tiny_transformers_model(request.param), tmp_path))
+def model(request, tiny_checkpoint):
+    return load_model(tiny_checkpoint(request.param))
 
 
 def test_same_logits_and_every_weight_back(model):

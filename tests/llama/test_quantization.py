@@ -8,14 +8,13 @@ import torch
 from llama import load_model
 from llama.quantization import QuantizedLinear, dense_weight, quantize_weight
 from lora import LoRAConfig, inject_lora, lora_parameters, merge_lora
-from tests.tiny import save_transformers_model, tiny_transformers_model
 
 INPUT_IDS = torch.randint(0, 199, (2, 30), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(params=["llama-biased", "qwen3", "qwen2"])
-def folder(request, tmp_path):
-    return save_transformers_model(tiny_transformers_model(request.param), tmp_path)
+def folder(request, tiny_checkpoint):
+    return tiny_checkpoint(request.param)
 
 
 def test_rounding_is_half_a_step_of_each_row():

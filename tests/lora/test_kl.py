@@ -11,7 +11,6 @@ from data.examples import IGNORE_INDEX, Example
 from llama import load_model
 from lora import (
     LoRAConfig,
-    inject_lora,
     kl_anchor,
     load_adapter,
     lora_disabled,
@@ -21,7 +20,7 @@ from lora import (
 from lora import kl as kl_module
 from lora.kl import FrozenHeadKL, mean_divergences, position_divergences
 from lora.kl_anchor import ANCHOR_TOKENS, Anchor, continue_prompts
-from tests.tiny import save_transformers_model, tiny_transformers_model
+from tests.tiny import save_transformers_model, tiny_transformers_model, with_random_lora
 
 
 def make_examples(seed: int = 0) -> list[Example]:
@@ -34,13 +33,9 @@ def make_examples(seed: int = 0) -> list[Example]:
 
 
 @pytest.fixture(params=["llama", "qwen3", "qwen2"])
-def model(request, tmp_path):
-    model = load_model(save_transformers_model(tiny_transformers_model(request.param), tmp_path))
-    inject_lora(model, LoRAConfig(rank=4))
-    torch.manual_seed(1)
-    for parameter in lora_parameters(model):
-        torch.nn.init.normal_(parameter, std=0.1)
-    return model
+def model(request, tiny_checkpoint):
+    model = load_model(tiny_checkpoint(request.param))
+    return with_random_lora(model, LoRAConfig(rank=4), seed=1)
 
 
 def plain_divergences(model, example: Example) -> torch.Tensor:

@@ -11,13 +11,13 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from data.examples import IGNORE_INDEX, Example
-from llama import Decoder, ModelConfig
+from llama import Decoder
 from llama.model import SwiGLU
-from lora import LoRAConfig, inject_lora, lora_parameters
+from lora import LoRAConfig, lora_parameters
 from lora import loss as loss_module
 from lora.loss import FrozenHeadCrossEntropy, step_loss, summed_loss
 from lora.packed_batch import PackedAttention, PackedBatch, SharedPrefix, micro_batches
-from tests.tiny import tiny_transformers_model
+from tests.tiny import tiny_decoder, with_random_lora
 
 
 def make_examples(seed: int, prefix: int = 0, supervise_all: bool = False) -> list[Example]:
@@ -36,14 +36,7 @@ def make_examples(seed: int, prefix: int = 0, supervise_all: bool = False) -> li
 
 @pytest.fixture(params=["llama3-scaled", "qwen3", "qwen2", "smollm3"])
 def model(request):
-    torch.manual_seed(0)
-    theirs = tiny_transformers_model(request.param)
-    model = Decoder(ModelConfig.from_dict(theirs.config.to_dict()))
-    model.load_state_dict(theirs.state_dict(), strict=False)
-    inject_lora(model, LoRAConfig(rank=4))
-    for parameter in lora_parameters(model):
-        torch.nn.init.normal_(parameter, std=0.1)
-    return model
+    return with_random_lora(tiny_decoder(request.param), LoRAConfig(rank=4), seed=1)
 
 
 def plain_loss(model: Decoder, examples: list[Example]) -> torch.Tensor:

@@ -7,10 +7,10 @@ import torch
 
 from data.examples import Example
 from llama import load_model
-from lora import LoRAConfig, inject_lora, lora_disabled, lora_parameters
+from lora import LoRAConfig, lora_disabled
 from lora.onednn import packed_weights
 from lora.trainer import Trainer, TrainerOptions
-from tests.tiny import save_transformers_model, tiny_transformers_model
+from tests.tiny import with_random_lora
 
 
 def make_examples() -> list[Example]:
@@ -22,17 +22,12 @@ def make_examples() -> list[Example]:
 
 
 @pytest.fixture(params=["llama", "qwen3", "qwen2"])
-def folder(request, tmp_path):
-    return save_transformers_model(tiny_transformers_model(request.param), tmp_path)
+def folder(request, tiny_checkpoint):
+    return tiny_checkpoint(request.param)
 
 
 def load(folder, quantize=None):
-    model = load_model(folder, quantize=quantize)
-    torch.manual_seed(0)
-    inject_lora(model, LoRAConfig(rank=4))
-    for parameter in lora_parameters(model):
-        torch.nn.init.normal_(parameter, std=0.1)
-    return model
+    return with_random_lora(load_model(folder, quantize=quantize), LoRAConfig(rank=4))
 
 
 def test_losses_are_those_of_plain_weights(folder):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from llama import Decoder, ModelConfig
+from llama import Decoder
 from lora import LoRAConfig, inject_lora, lora_layers, lora_parameters, merge_lora
 from lora.recompute import recompute_activations_in_backward
-from tests.tiny import tiny_transformers_model
+from tests.tiny import tiny_decoder, with_random_lora
 
 INPUT_IDS = torch.randint(0, 199, (1, 40), generator=torch.Generator().manual_seed(0))
 TARGETS = {
@@ -17,14 +17,8 @@ TARGETS = {
 
 
 def make_model(targets: tuple[str, ...], dropout: float = 0.0) -> Decoder:
-    theirs = tiny_transformers_model("qwen3")
-    model = Decoder(ModelConfig.from_dict(theirs.config.to_dict()))
-    model.load_state_dict(theirs.state_dict(), strict=False)
-    torch.manual_seed(0)
-    inject_lora(model, LoRAConfig(rank=2, dropout=dropout, target_modules=targets))
-    for parameter in lora_parameters(model):
-        torch.nn.init.normal_(parameter, std=0.1)
-    return model.train()
+    config = LoRAConfig(rank=2, dropout=dropout, target_modules=targets)
+    return with_random_lora(tiny_decoder("qwen3"), config).train()
 
 
 def saved_bytes_and_gradients(model: Decoder) -> tuple[int, list[torch.Tensor]]:

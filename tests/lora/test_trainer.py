@@ -14,7 +14,7 @@ from llama import Decoder, ModelConfig
 from lora import LoRAConfig, inject_lora, load_adapter, lora_parameters
 from lora.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from lora.trainer import Trainer, TrainerOptions, learning_rate_factor, training_batches
-from tests.tiny import tiny_transformers_model
+from tests.tiny import tiny_decoder, tiny_transformers_model
 
 STEPS = 20
 
@@ -31,9 +31,7 @@ def make_examples(count: int, seed: int = 0) -> list[Example]:
 
 
 def make_model(variant: str = "llama3-scaled", dropout: float = 0.0) -> Decoder:
-    theirs = tiny_transformers_model(variant)
-    model = Decoder(ModelConfig.from_dict(theirs.config.to_dict()))
-    model.load_state_dict(theirs.state_dict(), strict=False)
+    model = tiny_decoder(variant)
     torch.manual_seed(0)
     inject_lora(model, LoRAConfig(rank=4, dropout=dropout))
     return model
