@@ -9,6 +9,16 @@ from llama.hub import resolve
 from tests.tiny import save_chat_checkpoint, save_transformers_model, tiny_transformers_model
 from tests.toy_guard import train_guard
 
+# Made once in seconds to minutes: what uses them is no part of `make quick`.
+SLOW_FIXTURES = {"smollm2_folder", "guard"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what waits for a slow fixture."""
+    for item in items:
+        if SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(scope="session")
 def smollm2_folder() -> Path:

@@ -4,7 +4,11 @@ complete and true.
 
 import json
 
+import pytest
+
 from benchmarks import compare, decode, quantize
+
+pytestmark = pytest.mark.slow
 
 
 def test_decode_compares_ours_with_transformers(chat_checkpoint, tmp_path):

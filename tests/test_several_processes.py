@@ -11,6 +11,7 @@ from common.distributed import device_of_rank, shard_by_work
 from data.records import read_json, read_jsonl
 from tests.processes import torchrun
 
+pytestmark = pytest.mark.slow  # every process imports torch
 SAMPLED = [
     "--data",
     "demo",

@@ -16,6 +16,7 @@ import pytest
 import train
 from data.records import read_jsonl
 
+pytestmark = pytest.mark.slow  # every process imports torch
 ROOT = Path(__file__).parents[2]
 OPTIONS = [
     "--data",
