@@ -1,8 +1,10 @@
 """Load the weights of a `Decoder` from safetensors (one file or shards) or GGUF, and save them."""
 
 import json
+import re
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +23,10 @@ from llama.quantization import SCHEMES, QuantizedLinear, quantize_linears, quant
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+STORED_DTYPES = ("F64", "F32", "F16", "BF16")  # as safetensors spells them
+# Llama checkpoints of 2023 store the rotary frequencies, which are computed from config.json.
+COMPUTED = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
 SCALE_SUFFIX = ".weight_scale"  # the second tensor of a quantised linear; checkpoints have none
 
 
@@ -36,23 +42,67 @@ def load_model(
     `dtype` is that of the weights. With `quantize="int8"` the linears of the blocks hold 8-bit
     weights, rounded one tensor at a time. Without `head`, for hidden states alone, no output head
     is needed or read. A checkpoint saved from the bare model, whose names lack the leading
-    "model." (Qwen3-Embedding), is read as well. Raises one UserError that lists every missing,
-    unexpected or misshapen tensor.
+    "model." (Qwen3-Embedding), is read as well. A head that differs from the embedding it is said
+    to be tied to is used, untied, with a notice on stderr. Raises UserError for tensors of another
+    kind than floating point, a tensor in two shards, and, in one list, every missing, unexpected or
+    misshapen tensor.
     """
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     if quantize not in (None, *SCHEMES):
         raise UserError(f"quantize = {quantize!r}: expected None or one of {', '.join(SCHEMES)}")
     source = resolve(ref)
     config = ModelConfig.load(source)
+    if source.is_dir():
+        _check_stored_tensors(source)
     tied = config.tie_word_embeddings or not head
     model = _build_on_meta(config, tied, quantize)
-    state, problems = _read_state(model, source, dtype, torch.device(device), tied)
+    read_head = head or config.tie_word_embeddings
+    state, problems = _read_state(model, source, dtype, torch.device(device), read_head)
+    stored_head = _take_head(state, config, head)
+    problems += [f"missing {name}" for name in _stored_shapes(model) if name not in state]
     if problems:
         raise UserError(f"{source}: weights do not fit config.json: " + "; ".join(problems))
     model.load_state_dict(state, strict=False, assign=True)
     if tied:
         model.lm_head.weight = _embedding(model).weight
+    if stored_head is not None and not torch.equal(stored_head, model.lm_head.weight):
+        print(
+            f"{source}: lm_head.weight differs from the embedding, although config.json says "
+            "tie_word_embeddings: the stored head is used",
+            file=sys.stderr,
+        )
+        model.config = replace(config, tie_word_embeddings=False)
+        model.lm_head.weight = nn.Parameter(stored_head)
     return model.requires_grad_(False).eval()
+
+
+def _take_head(state: dict[str, Tensor], config: ModelConfig, head: bool) -> Tensor | None:
+    """Remove a tied output head from `state`; return it if the head is asked for.
+
+    A tied checkpoint may store the shared matrix as the head alone.
+    """
+    if not config.tie_word_embeddings or HEAD not in state:
+        return None
+    stored_head = state.pop(HEAD)
+    state.setdefault(EMBEDDING, stored_head)
+    return stored_head if head else None
+
+
+def _check_stored_tensors(folder: Path) -> None:
+    """Refuse, before weights are read, tensors that are not floating point or stored twice."""
+    paths: dict[str, Path] = {}
+    for tensor in stored_tensors(folder):
+        if tensor.name in paths:
+            raise UserError(
+                f"{folder}: {tensor.name} is stored in {paths[tensor.name].name} and again in "
+                f"{tensor.path.name}; remove one"
+            )
+        paths[tensor.name] = tensor.path
+        if tensor.dtype not in STORED_DTYPES and not COMPUTED.search(tensor.name):
+            raise UserError(
+                f"{tensor.path}: {tensor.name} is stored as {tensor.dtype}, only "
+                f"{', '.join(STORED_DTYPES)} are read; use a checkpoint that is not quantised"
+            )
 
 
 def _build_on_meta(config: ModelConfig, tied: bool, quantize: str | None) -> Decoder:
@@ -72,33 +122,37 @@ def _embedding(model: Decoder) -> nn.Embedding:
 
 
 def _read_state(
-    model: Decoder, source: Path, dtype: torch.dtype, device: torch.device, tied: bool
+    model: Decoder, source: Path, dtype: torch.dtype, device: torch.device, read_head: bool
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the state dict for `model` on the meta device, and what is wrong with it, in words."""
+    """Return the state dict for `model` on the meta device, and what is wrong with it, in words.
+
+    A misshapen tensor is in both.
+    """
     shapes = _stored_shapes(model)
+    shapes.setdefault(HEAD, shapes[EMBEDDING])  # a tied head may be stored as well
     quantized = _quantized_weights(model)
     state: dict[str, Tensor] = {}
     problems = []
-    misshapen = set()
     for name, tensor in read_tensors(source):
-        if name == "lm_head.weight" and tied:
-            continue  # some exports store the shared matrix twice
+        if COMPUTED.search(name) or (name == HEAD and not read_head):
+            continue
         if name not in shapes and f"model.{name}" in shapes:
             name = f"model.{name}"
         shape = list(tensor.shape)
+        if name in state:
+            problems.append(f"{name} is stored with and without the leading 'model.'")
         if name not in shapes:
             problems.append(f"unexpected {name} {shape}")
         elif shape != shapes[name]:
             problems.append(f"{name} is {shape}, config.json asks for {shapes[name]}")
-            misshapen.add(name)
+            state[name] = tensor
         elif name in quantized:
             weight, scale = quantize_weight(tensor.to(device))
             state[name] = weight
             state[name.removesuffix(".weight") + SCALE_SUFFIX] = scale
         else:
             state[name] = tensor.to(device=device, dtype=dtype)
-    missing = [name for name in shapes if name not in state and name not in misshapen]
-    return state, problems + [f"missing {name}" for name in missing]
+    return state, problems
 
 
 def _stored_shapes(model: Decoder) -> dict[str, list[int]]:
