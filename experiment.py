@@ -56,6 +56,7 @@ RESERVED_OPTIONS = {
     "quantize",
     "resume",
     "dry_run",
+    "show_prompt",
     "limit",
     "task",
     "data",

@@ -205,7 +205,8 @@ def test_a_recipe_may_answer_one_task_and_then_nothing_is_judged(call, folder):
 
 @pytest.mark.slow
 def test_trainings_with_several_seeds_are_runs_of_their_own(call, folder, capsys):
-    recipes = {"base": BASE, "row": "self-instruct: {max-new-tokens: 4}\n" + SKILL, "safe": SAFE}
+    row = SKILL.replace("gsm8k: {", "gsm8k: {shots: 1, shots-data: self-instruct, ")
+    recipes = {"base": BASE, "row": "self-instruct: {max-new-tokens: 4}\n" + row, "safe": SAFE}
     assert call("base", "row", "safe", **recipes, options=["--seeds", "2"]) == 0
     made = {path.name for path in folder.iterdir()}
     assert made == {"base", "row", "row-seed1", "safe", "safe-seed1", "report"}
@@ -215,6 +216,8 @@ def test_trainings_with_several_seeds_are_runs_of_their_own(call, folder, capsys
     assert (first["settings"]["seed"], second["settings"]["seed"]) == (0, 1000)
     assert first["adapter_fingerprint"] != second["adapter_fingerprint"]
     assert second["settings"]["data"] == first["settings"]["data"], "written once, trained on twice"
+    answers = read_json(folder / "row-seed1" / "gsm8k.summary.json")["settings"]
+    assert answers["shots_data"] == first["settings"]["data"], "shots-data: self-instruct"
     borrowed = read_json(folder / "safe-seed1" / "gsm8k.summary.json")["settings"]["adapter"]
     assert borrowed == second["adapter_fingerprint"]
     assert read_json(folder / "row-seed1" / "recipe.json")["training"] == 1
