@@ -5,10 +5,12 @@
     train: {rank: 8, shots: 3}              # a list of such stages is trained one after the other
     gsm8k: {shots: 3, max-new-tokens: 1024}
     ailuminate: {max-new-tokens: 1024}
+    xstest: {max-new-tokens: 1024}
     sources:                                # where the values of the original's rows come from
       record: [gsm8k, ailuminate]
       code: [train.rank]
       assumed: {train.shots: as at test}
+      ours: [xstest]                        # what the original has not done
 
 Every registered task may be a section. The keys of a section are options of the script that does
 the step, without their dashes. `adapter: NAME` answers with the adapter of another recipe,
@@ -38,7 +40,7 @@ SHOTS_DATA = "shots-data"
 SECTIONS = (SELF_INSTRUCT, "train", *TASKS, "judge")
 KEYS = ("title", "about", "original", "sources", "adapter", "sweep", *SECTIONS)
 ORIGINALS = ("gsm8k", "safe")
-SOURCES = ("record", "code", "assumed")
+SOURCES = ("record", "code", "assumed", "ours")
 RESERVED_NAMES = ("report",)  # what lies beside the runs of the recipes
 
 TYPE_NAMES = {dict: "keys and values", list: "a list", float: "a number", str: "text"}

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 import experiment
 from common.errors import UserError
+from data.registry import TASKS
 from recipes.schema import find_recipe, load_recipe, parse_setting
 
 OPTIONS = {
+    **{task: {"max-new-tokens"} for task in TASKS},
     "self-instruct": {"mode"},
     "train": {"rank", "epochs", "shots", "lr"},
     "gsm8k": {"shots", "max-new-tokens", "shots-data"},
@@ -69,7 +71,7 @@ def test_one_stage_needs_no_list_and_others_work_is_named(load):
     [
         ("title:", "titel:", "unknown key 'titel'; the nearest valid name is 'title'"),
         ("title: three shots\n", "", "the key 'title' is missing"),
-        ("gsm8k: {shots: 3}\nailuminate:\n", "", "no task in it; a recipe has one of gsm8k, ail"),
+        ("gsm8k: {shots: 3}\nailuminate:\n", "", "no task in it; a recipe has one of gsm8k, "),
         (
             "rank: 8, shots",
             "rnk: 8, shots",
@@ -251,3 +253,13 @@ def test_a_section_named_alone_gives_its_source_to_what_has_none(load):
         "record": {"train.shots": ""},
         "code": {"train.rank": "the notebook", "train.epochs": "the notebook"},
     }
+
+
+def test_our_own_recipes_measure_what_they_claim_on_every_task():
+    """Guards the study: no skill without its transfer, no safety without over-refusal."""
+    names = experiment.option_names()
+    for path in sorted(Path("recipes").glob("*.yaml")):
+        recipe = load_recipe(path, names)
+        assert recipe.tasks.get("gsm8k") == recipe.tasks.get("svamp"), path
+        assert recipe.tasks.get("ailuminate") == recipe.tasks.get("xstest"), path
+        assert "ailuminate" in recipe.tasks or path.name.startswith("yardstick-"), path
