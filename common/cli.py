@@ -72,7 +72,7 @@ def _run(function: Callable[[S], object], settings: S, when_out_of_memory: str) 
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (UserError, OSError) as error:
-        _say(f"error: {error}")
+        _say(f"error: {_first_of(error)}")
         return 2
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
@@ -82,6 +82,14 @@ def _run(function: Callable[[S], object], settings: S, when_out_of_memory: str) 
     finally:
         release_runs()
     return 0
+
+
+def _first_of(error: BaseException) -> BaseException:
+    """Of errors that came while another was dealt with, such as a full disk's, the first."""
+    before = error.__context__
+    if isinstance(before, UserError | OSError) and not error.__suppress_context__:
+        return _first_of(before)
+    return error
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -7,7 +7,9 @@ file that is resumed holds exactly one finished record per line.
 import csv
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -116,34 +118,66 @@ def repair_jsonl(path: str | os.PathLike) -> None:
             file.write(b"\n")
 
 
+@contextmanager
+def named_write_errors(path: str | os.PathLike) -> Iterator[None]:
+    """Turn what the system says while `path` is written into a UserError with file and free space."""
+    try:
+        yield
+    except OSError as error:
+        folder = next(parent for parent in Path(path).absolute().parents if parent.is_dir())
+        free = shutil.disk_usage(folder).free / 2**20
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}; {free:,.0f} MiB free on its disk); make "
+            "room, then the same command goes on from here"
+        ) from None
+
+
 def open_records(path: str | os.PathLike, resume: bool) -> TextIO:
     """Open `path` to append records to it, after those finished earlier if `resume`, else to an
     empty file.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if resume:
-        repair_jsonl(path)
-    return open(path, "a" if resume else "w", encoding="utf-8")
+    with named_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if resume:
+            repair_jsonl(path)
+        return open(path, "a" if resume else "w", encoding="utf-8")
 
 
 def rewrite_records(path: str | os.PathLike, records: Iterable[dict[str, Any]]) -> None:
     """Replace `path` atomically by these records, one a line."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
+    with _replacing(Path(path)) as file:
         for record in records:
-            append_record(file, record)
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+            file.write(_line(record))
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[TextIO]:
+    """A file that takes the place of `path` once it is whole and on the disk; else it is removed."""
+    partial = path.with_name(path.name + ".partial")
+    with named_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(partial, "w", encoding="utf-8") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def append_record(file: TextIO, record: dict[str, Any]) -> None:
     """Write one record as one line and flush it, so that a crash loses at most the record being
     written.
     """
-    file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    file.flush()
+    with named_write_errors(file.name):
+        file.write(_line(record))
+        file.flush()
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
@@ -175,12 +209,6 @@ def read_json_list(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 def write_json(path: str | os.PathLike, value: dict[str, Any]) -> None:
     """Replace `path` atomically: a reader sees the old file or the new one, never a part."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
+    with _replacing(Path(path)) as file:
         json.dump(value, file, indent=2, ensure_ascii=False)
         file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

@@ -23,6 +23,19 @@ def test_bad_input_is_one_line_and_status_2(error, capsys):
     assert capsys.readouterr().err == "error: bad thing\n"
 
 
+def test_the_first_of_several_errors_is_told(capsys):
+    """With a full disk, closing the file fails after writing to it has."""
+
+    def script(settings):
+        try:
+            raise UserError("x.jsonl: the disk is full")
+        finally:
+            raise OSError("no file name here")
+
+    assert cli.run_script(script, None) == 2
+    assert capsys.readouterr().err == "error: x.jsonl: the disk is full\n"
+
+
 def test_our_own_mistakes_are_not_hidden():
     with pytest.raises(KeyError):
         cli.run_script(lambda settings: {}["missing"], None)

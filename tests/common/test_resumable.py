@@ -1,6 +1,8 @@
 """A job keeps what is finished, whoever is killed when, and costs the same for each record."""
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 import torch
 
 from common.resumable import ResumableJob
-from data.records import Record, read_json, read_jsonl
+from data.records import Record, numbered_jsonl, read_json, read_jsonl
 
 
 class Squares(ResumableJob):
@@ -23,7 +25,7 @@ class Squares(ResumableJob):
         super().__init__(run, "squares", planned, {"shots": 1}, resume, torch.device("cpu"))
 
     def read(self, path: Path) -> dict[str, Record]:
-        return {record["id"]: record for record in read_jsonl(path)}
+        return {record["id"]: record for _, record in numbered_jsonl(path, may_be_cut=True)}
 
     def result(self, done: list[Record]) -> Record:
         self.summed += 1
@@ -99,3 +101,30 @@ def test_a_summary_without_records_stands_in_nobodys_way(tmp_path):
     work(Squares(tmp_path, 4))
     (tmp_path / "squares.jsonl").unlink()
     assert len(Squares(tmp_path, 4).to_do) == 4
+
+
+FILLING = """
+import resource, signal, sys
+from pathlib import Path
+from common.cli import run_script
+from tests.common import test_resumable
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # as a disk that is full soon
+run = Path(sys.argv[1])
+sys.exit(run_script(lambda _: test_resumable.work(test_resumable.Squares(run, 500)), None))
+"""
+
+
+def test_a_disk_that_gets_full_loses_no_record(tmp_path):
+    command = [sys.executable, "-c", FILLING, str(tmp_path)]
+    root = Path(__file__).parents[2]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert result.returncode == 2
+    last = result.stderr.splitlines()[-1]  # behind the progress bar
+    assert "squares.jsonl: cannot be written (File too large; " in last and "free" in last
+    assert "Traceback" not in result.stderr
+    job = Squares(tmp_path, 500)
+    assert 20 < len(job.finished) < 500
+    work(job)
+    assert [record["square"] for record in read_jsonl(job.path)] == [n * n for n in range(500)]

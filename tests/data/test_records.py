@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -136,3 +137,33 @@ def test_a_file_that_is_no_list_of_objects_is_named(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(UserError, match=rf"list\.json.*{message}"):
         read_json_list(path)
+
+
+FULL = Path("/dev/full")
+full_disk = pytest.mark.skipif(not FULL.is_char_device(), reason="only Linux has /dev/full")
+
+
+@full_disk
+def test_a_full_disk_is_named_with_its_free_space():
+    message = (
+        r"/dev/full: cannot be written \(No space left on device; [\d,]+ MiB free on its disk\)"
+    )
+    with (
+        pytest.raises(OSError, match="No space left"),
+        open(FULL, "a") as file,
+        pytest.raises(UserError, match=message),
+    ):
+        append_record(file, {"a": 1})
+
+
+@full_disk
+@pytest.mark.parametrize(
+    "write", [lambda path: write_json(path, {"a": 1}), lambda path: rewrite_records(path, [{}])]
+)
+def test_what_cannot_be_replaced_stays(write, tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("before")
+    (tmp_path / "a.json.partial").symlink_to(FULL)
+    with pytest.raises(UserError, match=r"a\.json: cannot be written \(No space left on device;"):
+        write(path)
+    assert path.read_text() == "before" and not (tmp_path / "a.json.partial").exists()
