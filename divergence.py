@@ -155,6 +155,11 @@ def build_examples(answered: Answered, device: torch.device) -> list[Example]:
     prompts = builder.prompts(answered.answers, ModelConfig.load(resolve(settings.model)))
     examples = []
     for prompt, answer in zip(prompts, answered.answers, strict=True):
+        if len(prompt) != answer["prompt_tokens"]:
+            raise UserError(
+                f"{answered.summary_path}: {answer['id']} was answered behind "
+                f"{answer['prompt_tokens']} tokens, its prompt has {len(prompt)} now"
+            )
         ids = answer["token_ids"]
         examples.append(Example(prompt + ids, [IGNORE_INDEX] * len(prompt) + ids))
     return examples

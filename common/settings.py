@@ -102,7 +102,8 @@ class PromptSettings:
     )
     pooling: str = option(
         "last",
-        "the token whose state stands for a question; the first has seen no other (last)",
+        "what stands for a question: the state at its last token, or, as the original had it, at "
+        "the first of the bare question, which has seen no other token (%(default)s)",
         choices=POOLINGS,
         when=lambda settings: settings.shot_selection == "similar",
     )

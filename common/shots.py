@@ -2,17 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from common.ranks import rank
 from common.settings import PromptSettings
 from data.few_shot import FewShotSampler, find_near_duplicates
-from data.records import write_json
+from data.records import Record, write_json
 from llama.embedding import Embedder, instruct
-
-Record = dict[str, Any]
 
 SHOWN = 3  # near-duplicates named on the terminal
 
@@ -24,7 +21,7 @@ def make_selector(
     device: torch.device,
     dtype: torch.dtype,
 ) -> FewShotSampler:
-    """What chooses the shots of `records` from `pool`.
+    """What chooses the shots of `records` from `pool`; of equally near ones the first in the pool.
 
     `device` and `dtype` are those of the embedder of similar shots. UserError if it cannot be
     loaded.
@@ -33,11 +30,17 @@ def make_selector(
         return FewShotSampler(pool, settings.shots, settings.shot_selection, settings.seed)
     embedder = Embedder(settings.embedder, settings.pooling, dtype, device)
     documents = embedder.embed([record["question"] for record in pool])
-    queries = embedder.embed([instruct(record["question"]) for record in records])
+    questions = [record["question"] for record in records]
+    if settings.pooling == "last":  # "first" compares bare questions, as the original did
+        questions = [instruct(question) for question in questions]
+    queries = embedder.embed(questions)
     rows = {record["id"]: query for record, query in zip(records, queries, strict=True)}
+    # Equal vectors must give equal cosines: then the order of the pool decides.
+    distinct, places = documents.unique(dim=0, return_inverse=True)
 
     def nearest(record: Record, count: int) -> list[int]:
-        return (documents @ rows[record["id"]]).topk(count).indices.tolist()
+        cosines = (distinct @ rows[record["id"]])[places]
+        return cosines.sort(descending=True, stable=True).indices[:count].tolist()
 
     return FewShotSampler(pool, settings.shots, "similar", nearest=nearest)
 
@@ -57,11 +60,3 @@ def report_near_duplicates(
     for place, pair in enumerate(pairs[:SHOWN]):
         line += f"{', ' if place else ': '}{pair['id']} ~ {pair['shot']} ({pair['overlap']:.0%})"
     print(line, flush=True)
-
-
-def shot_settings(settings: PromptSettings) -> Record:
-    """The options that shots depend on, for a summary."""
-    record = {"shots": settings.shots, "shot_selection": settings.shot_selection}
-    if settings.shot_selection == "similar":
-        record |= {"embedder": str(settings.embedder), "pooling": settings.pooling}
-    return record

@@ -1,9 +1,12 @@
-"""Embeddings of texts from a decoder, and the shots that are most like a question.
+"""Embeddings of texts from a decoder, to find the shots that are most like a question.
 
-The state at a text's last token has seen all of it, so that is what Qwen3-Embedding is trained to
-be compared by (Zhang et al. 2025, https://arxiv.org/abs/2506.05176). At position 0 a causal model
-has seen one token: what `pooling="first"` finds alike begins alike and nothing more. It is here to
-show what that mistake costs.
+`pooling="last"` takes the state at a text's last token, which has seen all of it: what
+Qwen3-Embedding is trained to be compared by (Zhang et al. 2025, https://arxiv.org/abs/2506.05176).
+
+`pooling="first"` takes position 0 of batches of eight that are padded as the checkpoint's tokenizer
+pads. There a causal model has seen one token: texts that begin with the same token are equally
+near, whatever follows. Where the tokenizer pads on the left, position 0 of all but the longest
+texts of a batch is padding. That is what the original work compared; it is here to be reproduced.
 """
 
 import hashlib
@@ -20,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from llama.batching import batches_by_length, pad
+from llama.checkpoint_files import locate, read_json
 from llama.decoding import check_prompts
 from llama.errors import UserError
 from llama.hub import cache_folder, resolve
@@ -29,6 +33,7 @@ from llama.tokenizer import load_tokenizer
 from llama.weights import load_model, weight_files
 
 POOLINGS = ("last", "first")
+FIRST_BATCH = 8  # texts that "first" pads together
 TASK = "Given a math word problem, retrieve problems that are solved in the same way"
 PASS_TOKENS = 4096  # in one forward pass, padding included
 SECONDS_BETWEEN_SAVES = 60
@@ -44,9 +49,7 @@ def embed_tokens(model: Decoder, rows: Sequence[Sequence[int]], pooling: str = "
     """Unit vectors [N, E] float32 on the CPU for token ids, one forward pass over all of them."""
     if pooling not in POOLINGS:
         raise UserError(f"unknown pooling {pooling!r}: expected one of {', '.join(POOLINGS)}")
-    if (
-        pooling == "first"
-    ):  # which sees no other token, so the others need not be computed: just what is wrong with it
+    if pooling == "first":  # position 0 sees no other token, so the others need not be computed
         rows = [row[:1] for row in rows]
     hidden = model(pad(rows, model.device))
     places = torch.tensor([len(row) - 1 for row in rows], device=hidden.device)
@@ -74,10 +77,14 @@ class Embedder:
         self.path = cache_folder() / "embeddings" / f"{self.key}.safetensors"
 
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors [N, E] float32 of `texts`. UserError for a text beyond the context, or a
-        cache that is broken or of another model.
+        """Unit vectors [N, E] float32 of `texts`.
+
+        UserError for a text beyond the context, a vector that is not finite, or a cache that is
+        broken or of another model.
         """
         rows = [self.tokenizer.encode_framed(text) for text in texts]
+        if self.pooling == "first":
+            rows = first_positions(rows, left_padding_id(resolve(self.ref)))
         names = [hashlib.sha256(str(row).encode()).hexdigest() for row in rows]
         known = self._read()
         missing = {name: row for name, row in zip(names, rows, strict=True) if name not in known}
@@ -95,12 +102,23 @@ class Embedder:
         with prepacked(model), progress as bar:
             for batch in batches_by_length(list(map(len, rows)), PASS_TOKENS):
                 vectors = embed_tokens(model, [rows[i] for i in batch], self.pooling)
+                self._check_finite(vectors, [names[i] for i in batch])
                 known.update(zip((names[i] for i in batch), vectors, strict=True))
                 bar.update(len(batch))
                 if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
                     self._write(known)
                     saved = time.monotonic()
         self._write(known)
+
+    def _check_finite(self, vectors: Tensor, names: Sequence[str]) -> None:
+        """UserError, before anything is kept, if a vector holds NaN or infinity."""
+        for name, finite in zip(names, vectors.isfinite().all(dim=-1).tolist(), strict=True):
+            if not finite:
+                dtype = str(self.dtype).removeprefix("torch.")
+                raise UserError(
+                    f"{self.ref}: the embedding of text {name[:8]} in {dtype} is not finite; its "
+                    "activations overflow, or its weights are damaged: try --dtype float32"
+                )
 
     def _read(self) -> dict[str, Tensor]:
         if not self.path.is_file():
@@ -131,6 +149,49 @@ class Embedder:
         tensors = {"sha256": names, "embeddings": torch.stack(list(known.values()))}
         save_file(tensors, partial, metadata={"key": self.key})
         os.replace(partial, self.path)
+
+
+def first_positions(
+    rows: Sequence[Sequence[int]], left_padding: int | None = None
+) -> list[list[int]]:
+    """What stands at position 0 of each of `rows` in batches of FIRST_BATCH, as one token each.
+
+    That is the row's first token, or the id `left_padding`, if given, in rows that are shorter than
+    the longest of their batch.
+    """
+    tokens = []
+    for start in range(0, len(rows), FIRST_BATCH):
+        batch = rows[start : start + FIRST_BATCH]
+        longest = max(map(len, batch))
+        for row in batch:
+            padded = left_padding is not None and len(row) < longest
+            tokens.append([left_padding] if padded else list(row[:1]))
+    return tokens
+
+
+def left_padding_id(source: Path) -> int | None:
+    """The id that the checkpoint's tokenizer pads with on the left; None if it pads on the right.
+
+    As transformers reads it: `padding_side` of tokenizer_config.json, else `padding` of
+    tokenizer.json, else right. UserError if there is no padding token for the left.
+    """
+    config = read_json(source, "tokenizer_config.json") or {}
+    stored = read_json(source, "tokenizer.json", required=True) or {}
+    padding = stored.get("padding") or {}
+    side = config.get("padding_side") or str(padding.get("direction", "right"))
+    if side.lower() != "left":
+        return None
+    name = config.get("pad_token")
+    name = name.get("content") if isinstance(name, dict) else name
+    for token in stored.get("added_tokens") or []:
+        if token.get("content") == name:
+            return token["id"]
+    if "pad_id" not in padding:
+        raise UserError(
+            f"{locate(source, 'tokenizer_config.json')}: the tokenizer pads on the left, but its "
+            f"pad_token {name!r} is no token of its own"
+        )
+    return padding["pad_id"]
 
 
 def model_sha256(folder: Path) -> str:

@@ -76,14 +76,14 @@ def test_near_duplicates_are_reported(settings, tmp_path, capsys):
 
 
 def test_the_first_token_finds_what_begins_alike(settings):
-    """The instruction is what every query begins with, so every question gets the same shots."""
+    """As the original had it: bare questions, and of equally near ones the first in the pool."""
     settings = replace(settings, pooling="first")
-    asked = [
-        {"id": f"q{i}", "question": text}
-        for i, text in enumerate(["Trains?", "How many eggs?", "Apples!"])
-    ]
-    selector = select_for(settings, POOL, asked)
-    assert len({tuple(shot["id"] for shot in selector.select(record)) for record in asked}) == 1
+    questions = ["7 eggs?", "Max has eggs.", "7 trains?", "Quick trains?", "7 apples?"]
+    pool = [{"id": f"t{i}", "question": text, "answer": ""} for i, text in enumerate(questions)]
+    asked = [{"id": f"q{i}", "question": text} for i, text in enumerate(["7 boxes", "Quick eggs"])]
+    selector = select_for(settings, pool, asked)
+    assert [shot["id"] for shot in selector.select(asked[0])] == ["t0", "t2"]
+    assert selector.select(asked[1])[0]["id"] == "t3"
 
 
 def test_other_selections_need_no_embedder(settings):

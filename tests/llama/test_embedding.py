@@ -8,10 +8,18 @@ import pytest
 import tokenizers
 import torch
 import torch.nn.functional as F
+import transformers
 from safetensors.torch import load_file, save_file
 
 from llama import embedding, load_model, load_tokenizer
-from llama.embedding import Embedder, embed_tokens, instruct
+from llama.embedding import (
+    Embedder,
+    embed_tokens,
+    first_positions,
+    instruct,
+    left_padding_id,
+)
+from llama.errors import UserError
 from tests.tiny import save_chat_checkpoint, save_transformers_model, tiny_transformers_model
 
 TEXTS = [
@@ -53,6 +61,54 @@ def test_the_first_tokens_vector_needs_no_other_token(checkpoint, monkeypatch):
     model.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0].numel()))
     embed_tokens(model, [[5, 6, 7, 8], [5, 9]], "first")
     assert read == [2]
+
+
+def test_the_first_position_is_that_of_batches_padded_as_transformers_pads(checkpoint):
+    texts = [f"{word} is what text {i} begins with" for i, word in enumerate("abcabcabcabc")]
+    rows = [load_tokenizer(checkpoint).encode_framed(text) for text in texts]
+    theirs = transformers.AutoModel.from_pretrained(checkpoint)
+    states = []
+    for start in range(0, len(rows), 8):
+        batch = rows[start : start + 8]
+        longest = max(map(len, batch))
+        ids = torch.tensor([row + [0] * (longest - len(row)) for row in batch])
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in batch])
+        states.append(theirs(input_ids=ids, attention_mask=mask).last_hidden_state[:, 0])
+    actual = Embedder(checkpoint, "first").embed(texts)
+    assert (actual - F.normalize(torch.cat(states), dim=-1)).abs().max() <= 1e-5
+    assert torch.equal(actual[0], actual[3]) and not torch.equal(actual[0], actual[1])
+
+
+@pytest.mark.parametrize("where", ["tokenizer_config.json", "tokenizer.json"])
+def test_a_tokenizer_that_pads_on_the_left_puts_padding_first(checkpoint, where):
+    """The longest of each eight keeps its first token; every other text is padding."""
+    assert left_padding_id(checkpoint) is None
+    path = checkpoint / where
+    raw = json.loads(path.read_text())
+    if where == "tokenizer.json":
+        raw["padding"] = {"direction": "Left", "pad_id": 0, "strategy": "BatchLongest"}
+    else:
+        raw |= {"padding_side": "left", "pad_token": {"content": "<|endoftext|>"}}
+    path.write_text(json.dumps(raw))
+    assert left_padding_id(checkpoint) == 0
+    rows = [[5, 6], [7], [8], [5, 9], [1], [2], [3], [4], [6], [7, 8, 9]]
+    expected = [[5], [0], [0], [5], [0], [0], [0], [0], [0], [7]]
+    assert first_positions(rows, 0) == expected
+    assert first_positions(rows) == [row[:1] for row in rows]
+    vectors = Embedder(checkpoint, "first").embed(["a b c d", "x", "y"])
+    assert torch.equal(vectors[1], vectors[2]) and not torch.equal(vectors[0], vectors[1])
+
+
+def test_a_vector_that_is_not_finite_is_refused_and_not_kept(checkpoint):
+    def damage(tensors):
+        tensors["model.norm.weight"][3] = float("nan")
+        return tensors
+
+    change_tensors(checkpoint, damage)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"the embedding of text .* in float32 is not finite"):
+            Embedder(checkpoint).embed(TEXTS)
+    assert not Embedder(checkpoint).path.exists()
 
 
 def test_an_embedding_checkpoint_without_prefix_and_head_is_read(tmp_path):
