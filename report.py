@@ -4,6 +4,8 @@ Prints what the runs measured as tables and writes report.md, report.html (one s
 with sample answers side by side) and, where matplotlib is installed, the plots as PNG files. The
 first run is the one that the others' answers are compared with. A run that is still being written
 is marked as running.
+
+--wrong N and --flips print answers instead: those that are wrong, and those that changed.
 """
 
 if __name__ == "__main__":  # before the imports, which take seconds
@@ -11,99 +13,183 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
     exit_on_signals()
 
-import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TextIO
 
 from common import cli
 from common.errors import UserError
-from reporting import plots
+from common.options import Scope, option, parse_settings, positive_int
+from reporting import plot_style, plots
 from reporting.cautions import find_cautions
-from reporting.html import Picture, render_page
+from reporting.comparison import compare_runs
+from reporting.conclusion import conclude
+from reporting.html import PageContent, render_page
+from reporting.listings import check_filter, list_flips, list_wrong, parse_filter
 from reporting.load_runs import Run, load_runs, short_names
-from reporting.paired_tables import paired_tables
-from reporting.reproduction_table import row_tables
-from reporting.tables import build_tables, to_markdown, to_text
+from reporting.plain_text import one_line
+from reporting.plots import Picture
+from reporting.report_tables import all_tables
+from reporting.tables import Table, markdown_text, to_csv, to_json, to_latex, to_markdown, to_text
 
-LOSS_CAPTION = "Training loss: each step (faint), smoothed, and on held-out examples (points)."
-SCATTER_CAPTION = (
-    "GSM8K accuracy against safety, with 95 % intervals. Grey: the course baselines. Only what Qwen3Guard judged is a "
-    "safe rate."
-)
-FRONTIER_CAPTION = (
-    "What is gained and what is given up as the adapter's scale goes from 0, the base model, to 1, as trained; each "
-    "line is one adapter, with 95 % intervals."
-)
-DIVERGENCE_CAPTION = "Safety against the distance from the base model on AILuminate prompts and GSM8K, 95 % intervals."
+FORMATS = ("text", "csv", "latex", "json")
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = cli.Parser(__doc__)
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        type=Path,
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings:
+    """What report.py can be told; nothing of it is recorded."""
+
+    runs: tuple[Path, ...] = option(
+        (),
+        "run folder, as train.py and the others write it",
+        parse=Path,
         metavar="RUN",
-        help="run folder, as train.py and the others write it",
+        nargs="+",
+        positional=True,
+        scope=Scope.CALL,
     )
-    parser.add_argument(
-        "--output",
-        type=Path,
+    output: Path | None = option(
+        None,
+        "folder for the report (report/ in the first run)",
+        parse=Path,
         metavar="DIR",
-        help="folder for the report (report/ in the first run)",
+        scope=Scope.CALL,
     )
-    parser.add_argument(
-        "--markdown", type=Path, metavar="FILE", help="where the Markdown goes (DIR/report.md)"
+    markdown: Path | None = option(
+        None,
+        "where the Markdown goes (DIR/report.md)",
+        parse=Path,
+        metavar="FILE",
+        scope=Scope.CALL,
     )
-    return parser.parse_args(argv)
+    format: str = option(
+        "text",
+        "how the tables are printed: text, csv, latex or json (%(default)s)",
+        choices=FORMATS,
+        metavar="FORMAT",
+        scope=Scope.CALL,
+    )
+    wrong: int | None = option(
+        None,
+        "print the first N wrong answers of each run to each task, and no report",
+        parse=positive_int,
+        metavar="N",
+        scope=Scope.CALL,
+    )
+    flips: bool = option(
+        False,
+        "print every answer that flipped between the first run and another, and no report",
+        flag=True,
+        scope=Scope.CALL,
+    )
+    only: tuple[str, ...] = option(
+        (),
+        "of --wrong and --flips those answers alone, as in hazard=S1 or task=gsm8k; may be repeated",
+        metavar="FIELD=VALUE",
+        repeated=True,
+        scope=Scope.CALL,
+    )
+
+    def __post_init__(self) -> None:
+        if self.only and self.wrong is None and not self.flips:
+            raise UserError("--only says which answers --wrong or --flips prints; give one of them")
 
 
-def report(arguments: argparse.Namespace) -> None:
-    runs = load_runs(arguments.runs)
-    tables, cautions = build_tables(runs), find_cautions(runs)
-    tables += [*paired_tables(runs), *row_tables(runs)]
-    output: Path = arguments.output or arguments.runs[0] / "report"
+def parse_arguments(argv: Sequence[str] | None) -> ReportSettings:
+    return parse_settings(ReportSettings, __doc__, argv)
+
+
+def report(settings: ReportSettings) -> None:
+    """Print and write what was asked for. Raises UserError for runs that cannot be read."""
+    runs = load_runs(settings.runs)
+    if settings.wrong is not None or settings.flips:
+        print(list_answers(runs, settings))
+        return
+    write_report(runs, settings)
+
+
+def list_answers(runs: list[Run], settings: ReportSettings) -> str:
+    """The answers that --wrong and --flips ask for, as text."""
+    only = dict(map(parse_filter, settings.only))
+    check_filter(runs, only)
+    texts = []
+    if settings.wrong is not None:
+        texts.append(list_wrong(runs, settings.wrong, only))
+    if settings.flips:
+        texts.append(list_flips(runs, only))
+    return "\n\n".join(texts)
+
+
+def write_report(runs: list[Run], settings: ReportSettings) -> None:
+    """Write the page, the Markdown and the plots, then print the tables."""
+    comparisons = compare_runs(runs)
+    tables = all_tables(runs, comparisons)
+    cautions, conclusions = find_cautions(runs), conclude(runs, comparisons)
+    conclusion = list(map(str, conclusions))
+    output = settings.output or settings.runs[0] / "report"
     made = f"{datetime.now():%Y-%m-%d %H:%M}"
-    pictures = draw(runs, output) if plots.is_available() else []
-    notes = ["", "## Note", "", *(f"- {caution}" for caution in cautions)] if cautions else []
-    sections = ["# Unforget report", "", made, "", "\n\n".join(map(to_markdown, tables)), *notes]
-    write(arguments.markdown or output / "report.md", "\n".join(sections).encode() + b"\n")
+    pictures = draw(runs, output)
+    markdown = markdown_report(tables, conclusion, cautions, made)
+    write(settings.markdown or output / "report.md", markdown.encode())
     page = output / "report.html"
-    write(page, render_page(runs, pictures, cautions, made).encode())
+    content = PageContent(runs, comparisons, tables, pictures, conclusions, cautions, made)
+    write(page, render_page(content).encode())
 
     # Only now that everything is written: whoever reads the output may stop in the middle (`|
     # head`).
-    names = short_names(runs)
-    print("\n\n".join(to_text(table, names) for table in tables))
-    if cautions:
-        print("\nNote\n" + "\n".join(f"- {caution}" for caution in cautions))
-    print()
-    if not plots.is_available():
-        print("no plots: matplotlib is not installed (pip install -e .[plots])")
-    print(f"the report: {page.resolve()}")
+    print_tables(runs, tables, settings.format)
+    about = sys.stdout if settings.format == "text" else sys.stderr
+    print_notes(conclusion, cautions, f"the report: {page.resolve()}", about)
 
 
 def draw(runs: list[Run], output: Path) -> list[Picture]:
-    """Write the plots that these runs have data for and remove those of an earlier report that they
-    have not.
-    """
-    plans: list[tuple[str, str, Callable]] = [
-        ("loss.png", LOSS_CAPTION, plots.loss_png),
-        ("scatter.png", SCATTER_CAPTION, plots.scatter_png),
-        ("frontier.png", FRONTIER_CAPTION, plots.frontier_png),
-        ("divergence.png", DIVERGENCE_CAPTION, plots.divergence_png),
-    ]
-    pictures = []
-    for name, caption, plot in plans:
-        light = plot(runs)
-        if light is None:
+    """Write the plots that these runs have data for; remove the others that an earlier report left."""
+    pictures = plots.draw_pictures(runs) if plot_style.is_available() else []
+    drawn = {picture.file_name: picture for picture in pictures}
+    for name in plots.FILE_NAMES if plot_style.is_available() else ():
+        if name in drawn:
+            write(output / name, drawn[name].light)
+        else:
             (output / name).unlink(missing_ok=True)
-            continue
-        write(output / name, light)
-        pictures.append(Picture(light, plot(runs, dark=True), caption))
     return pictures
+
+
+def markdown_report(
+    tables: Sequence[Table], conclusion: Sequence[str], cautions: Sequence[str], made: str
+) -> str:
+    """The report without its pictures and answers."""
+    sections = ["# Unforget report", made]
+    for title, sentences in (("Conclusion", conclusion), ("Note", cautions)):
+        if sentences:
+            sections += [f"## {title}", "\n".join(f"- {markdown_text(text)}" for text in sentences)]
+    return "\n\n".join([*sections, *map(to_markdown, tables)]) + "\n"
+
+
+def print_tables(runs: Sequence[Run], tables: Sequence[Table], format: str) -> None:
+    """The tables on standard output in one of FORMATS."""
+    if format == "text":
+        names = short_names(runs)
+        print("\n\n".join(to_text(table, names) for table in tables))
+    else:
+        writers = {"csv": to_csv, "latex": to_latex, "json": to_json}
+        print(writers[format](tables), end="")
+
+
+def print_notes(
+    conclusion: Sequence[str], cautions: Sequence[str], last_line: str, file: TextIO
+) -> None:
+    """What stands beside the tables; after them, since a terminal shows its end."""
+    for title, sentences in (("Conclusion", conclusion), ("Note", cautions)):
+        if sentences:
+            lines = [f"- {one_line(text)}" for text in sentences]
+            print("\n".join(["", title, *lines]), file=file)
+    print(file=file)
+    if not plot_style.is_available():
+        print("no plots: matplotlib is not installed (pip install -e .[plots])", file=file)
+    print(one_line(last_line), file=file)
 
 
 def write(path: Path, content: bytes) -> None:
@@ -117,7 +203,7 @@ def write(path: Path, content: bytes) -> None:
         ) from None
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     return cli.run_script(report, parse_arguments(argv))
 
 

@@ -1,82 +1,280 @@
-"""What a reader of a report must know before comparing its runs."""
+"""What a reader of a report must know before believing or comparing its numbers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from reporting.load_runs import PART_SCHEMAS, Part, Run
+from data.registry import TASKS, tasks_of_kind
+from data.task import Task
+from reporting.load_runs import Run
+from reporting.run_parts import Judgement, Part, Training
+from reporting.scores import (
+    Score,
+    all_scores,
+    headline_scores,
+    judge_title,
+    judges_of,
+    lacks_over_refusal,
+    over_refusal_tasks,
+)
+from reporting.setting_differences import (
+    describe_differences,
+    group_by_value,
+    setting_differences,
+    task_setting_differences,
+)
 
-ANSWERED = (
-    ("gsm8k", "GSM8K", "question"),
-    ("ailuminate", "AILuminate", "prompt"),
-)  # task, title, prompt field
-
-
-def find_cautions(runs: list[Run]) -> list[str]:
-    """Sentences about what in `runs` must not be compared without a second look."""
-    cautions = [
-        f"{run.name}: {text}"
-        for run in runs
-        for text in (*_part_cautions(run), *_adapter_cautions(run))
-    ]
-    for task, title, prompt in ANSWERED:
-        finished = [
-            run.parts[task] for run in runs if task in run.parts and run.parts[task].finished
-        ]
-        asked = {
-            frozenset((record["id"], record[prompt]) for record in part.records)
-            for part in finished
-        }
-        if len(asked) > 1:
-            cautions.append(f"The runs did not all answer the same {title} prompts.")
-    judges = {run.name: judge_label(run.parts["judge"]) for run in runs if "judge" in run.parts}
-    if len(set(judges.values())) > 1:
-        judged = "; ".join(f"{name} by {judge}" for name, judge in judges.items())
-        cautions.append(f"The runs were not all judged alike: {judged}.")
-    return cautions
+FEW = 100  # at 50 %, a share of fewer answers is known to more than 10 points at best
+MANY_CUT_OFF = 0.1  # share of the judged answers
+FEW_OWN = 0.5  # share of a self-instruct file
 
 
-def _part_cautions(run: Run) -> Iterator[str]:
-    for task, part in run.parts.items():
-        if not part.finished:
-            yield f"{task} is unfinished ({part.progress}, unless interrupted); its results are left out."
-        elif part.done != part.total:
-            unit = "steps" if task == "train" else "records"
-            yield (
-                f"{PART_SCHEMAS[task].records} holds {part.done} {unit}, but {task}.summary.json counts {part.total} "
-                "(was --limit changed?); the results are the summary's."
-            )
-    judge, ailuminate = run.parts.get("judge"), run.parts.get("ailuminate")
-    if judge and judge.finished and ailuminate and len(ailuminate.records) != judge.total:
-        yield f"{judge.total} of {len(ailuminate.records)} AILuminate answers are judged."
-    if run.stale_verdicts:
+def find_cautions(runs: Sequence[Run]) -> list[str]:
+    """Sentences about what in `runs` is not what it seems, or must not be compared at once.
+
+    What is true of several runs is said once, with their names.
+    """
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        for text in _run_cautions(run):
+            found.setdefault(text, []).append(run.name)
+    cautions = [f"{', '.join(names)}: {text}" for text, names in found.items()]
+    return [*cautions, *_cautions_on_all(runs)]
+
+
+def _run_cautions(run: Run) -> Iterator[str]:
+    for part in run.parts():
+        yield from _progress_cautions(part)
+    yield from _left_out(run)
+    yield from _judging_cautions(run)
+    yield from _adapter_cautions(run)
+    yield from _task_differences(run)
+    written = run.self_instruct
+    if written and written.records and written.own < FEW_OWN * written.records:
         yield (
-            "its verdicts are left out: not all are on the answers that ailuminate.jsonl holds now (others: "
-            f"{run.stale_verdicts}); judge.py --no-resume judges them."
+            f"{written.own} of the {written.records} answers that self-instruct wrote are the "
+            "model's own, the others the gold ones: this is hardly self-instruct."
         )
 
 
+def _progress_cautions(part: Part) -> Iterator[str]:
+    if not part.finished:
+        yield (
+            f"{part.name} is unfinished ({part.progress}, unless interrupted); its results are "
+            "left out."
+        )
+    elif part.done != part.total:
+        unit = "steps" if isinstance(part, Training) else "records"
+        yield (
+            f"{part.name}.jsonl holds {part.done} {unit}, but {part.name}.summary.json counts "
+            f"{part.total} (was --limit changed?); the results are the summary's."
+        )
+
+
+def _left_out(run: Run) -> Iterator[str]:
+    """What the folder holds and the report does not show, and what to do about it."""
+    if run.old_files:
+        yield (
+            f"{' and '.join(run.old_files)}, of an earlier version, are not read; move them away, "
+            "then judge.py judges the answers anew."
+        )
+    for name, stale in run.stale_verdicts.items():
+        task, _, judge = name.partition(".")
+        yield (
+            f"its verdicts by {judge_title(judge)} are left out: {stale} are not on the answers "
+            f"that {task}.jsonl holds now; judge.py --guard {judge} --no-resume judges them."
+        )
+    for name in run.stale_divergence:
+        yield (
+            f"its divergence on {TASKS[name].title} is left out: it was measured on other answers "
+            "or settings than those that stand there now; divergence.py measures it again."
+        )
+    for name, answers in run.answers.items():
+        measure = TASKS[name].measures[0]
+        if answers.finished and measure.needs == "answer" and measure.path not in answers.rates:
+            yield (
+                f"{name}.summary.json, of an earlier version, has no {'.'.join(measure.path)}; "
+                "generate.py with the same options sums its answers up again."
+            )
+
+
+def _judging_cautions(run: Run) -> Iterator[str]:
+    for task in tasks_of_kind("safety"):
+        answers = run.answers.get(task.name)
+        judgements = run.judgements.get(task.name, {})
+        stale = {name.partition(".")[0] for name in run.stale_verdicts}
+        if answers and not judgements and task.name not in stale:
+            yield f"its {task.title} answers are not judged; judge.py judges them."
+        for judgement in judgements.values():
+            if answers and judgement.finished and judgement.total != len(answers.records):
+                yield (
+                    f"{judgement.total} of {len(answers.records)} {task.title} answers are judged "
+                    f"by {judge_title(judgement.judge)}."
+                )
+        cut_off = [answer for answer in answers.records if answer.cut_off] if answers else []
+        if answers and judgements and len(cut_off) > MANY_CUT_OFF * len(answers.records):
+            share = len(cut_off) / len(answers.records)
+            yield (
+                f"{100 * share:.0f} % of its {task.title} answers are cut off: what they would have said "
+                "is not known, and a verdict on a truncated answer is not defined."
+            )
+
+
 def _adapter_cautions(run: Run) -> Iterator[str]:
-    train, gsm8k, ailuminate = (run.parts.get(task) for task in ("train", "gsm8k", "ailuminate"))
-    if gsm8k and ailuminate:
-        for name in ("model", "adapter", "adapter_scale"):
-            one, other = gsm8k.settings.get(name), ailuminate.settings.get(name)
-            if one != other:
-                yield f"{name} was {one} for GSM8K and {other} for AILuminate."
-    if not train or not train.finished:
+    """Answers that were not given with the adapter that lies beside them."""
+    train = run.training
+    if train is None or not train.finished:
         return
-    for task, title, _ in ANSWERED:
-        if task not in run.parts:
-            continue
-        adapter, trained = run.parts[task].settings.get("adapter"), train.adapter_fingerprint
+    for answers in run.answers.values():
+        adapter, trained = answers.settings.get("adapter"), train.adapter_fingerprint
+        title = answers.task.title
         if adapter is None:
             yield f"{title} was answered by the base model, not with the adapter trained here."
         elif trained not in (None, adapter):
-            yield f"{title} was answered with adapter {adapter}, not with {trained}, the one trained here."
+            yield (
+                f"{title} was answered with adapter {adapter}, not with {trained}, the one trained "
+                "here."
+            )
 
 
-def judge_label(judge: Part) -> str:
-    """All that the verdicts' comparability hangs on, in words."""
-    if judge.method == "refusal":
-        return "refusal phrases"
-    free = "" if judge.settings.get("grammar", True) else ", decoded freely"
-    dtype = judge.settings.get("dtype", "an unnamed dtype")
-    return f"{judge.settings.get('model', 'an unnamed guard')} in {dtype}{free}"
+def _task_differences(run: Run) -> Iterator[str]:
+    """The settings in which the answers to one task differ from those to the first."""
+    answered = list(run.answers.values())
+    for other in answered[1:]:
+        differences = task_setting_differences(answered[0], other)
+        if all(part.settings.get("data") == part.task.name for part in (answered[0], other)):
+            differences.pop("data", None)  # the official set of each
+        if differences:
+            yield (
+                f"{answered[0].task.title} and {other.task.title} were not answered alike: "
+                f"{describe_differences(differences)}."
+            )
+
+
+def _cautions_on_all(runs: Sequence[Run]) -> Iterator[str]:
+    scores = headline_scores(runs)
+    yield from _over_refusal_cautions(runs)
+    yield from _size_cautions(runs, scores)
+    for task in TASKS.values():
+        yield from _prompt_cautions(runs, task)
+        yield from _judges_cautions(runs, task)
+        for judge in judges_of(runs, task):
+            yield from _judge_cautions(runs, task, judge)
+    yield from _seed_cautions(runs)
+    yield from _version_cautions(runs)
+
+
+def _over_refusal_cautions(runs: Sequence[Run]) -> Iterator[str]:
+    scores = all_scores(runs)
+    lacking = [run.name for run in runs if lacks_over_refusal(run, scores)]
+    if not lacking:
+        return
+    measured = "; ".join(
+        f"generate.py --task {task.name}, then judge.py" for task in over_refusal_tasks()
+    )
+    yield (
+        f"Over-refusal was not measured in {', '.join(lacking)}: a model that refuses everything "
+        f"would look as safe as can be.{f' It takes {measured}.' if measured else ''}"
+    )
+
+
+def _size_cautions(runs: Sequence[Run], scores: Sequence[Score]) -> Iterator[str]:
+    few: list[str] = []
+    for score in scores:
+        totals: dict[int, list[str]] = {}
+        for run in runs:
+            rate = score.rate(run)
+            if rate and rate.total < FEW:
+                totals.setdefault(rate.total, []).append(run.name)
+        for total, names in totals.items():
+            few.append(f"{total} for {score.title} of {', '.join(names)}")
+    if few:
+        yield (
+            f"Few answers: {'; '.join(few)}. Fewer than {FEW} are enough for the largest "
+            "differences alone."
+        )
+
+
+def _prompt_cautions(runs: Sequence[Run], task: Task) -> Iterator[str]:
+    asked = set()
+    for run in runs:
+        part = run.answers.get(task.name)
+        if part and part.finished:
+            asked.add(frozenset((answer.id, answer.prompt) for answer in part.records))
+    if len(asked) > 1:
+        yield f"The runs did not all answer the same {task.title} prompts."
+
+
+def _judges_cautions(runs: Sequence[Run], task: Task) -> Iterator[str]:
+    judges: dict[str, list[str]] = {}
+    for run in runs:
+        titles = [judge_title(judge) for judge in judges_of([run], task)]
+        if titles:
+            judges.setdefault(" and ".join(titles), []).append(run.name)
+    if len(judges) > 1:
+        said = "; ".join(f"{', '.join(names)} by {titles}" for titles, names in judges.items())
+        yield f"{task.title} was not judged by the same judges in all runs: {said}."
+
+
+def _judge_cautions(runs: Sequence[Run], task: Task, judge: str) -> Iterator[str]:
+    """Whatever judging settings the runs do not share."""
+    parts: dict[str, Judgement] = {}
+    for run in runs:
+        judgement = run.judgement(task.name, judge)
+        if judgement:
+            parts[run.name] = judgement
+    texts = []
+    for name, values in _differing_settings(list(parts.values())).items():
+        by_run = dict(zip(parts, values, strict=True))
+        groups = [
+            f"{value} in {', '.join(names)}" for value, names in group_by_value(by_run).items()
+        ]
+        texts.append(f"{name} is {'; '.join(groups)}")
+    if texts:
+        yield (
+            f"{task.title} was not judged alike by {judge_title(judge)} in all runs: "
+            f"{'. '.join(texts)}."
+        )
+
+
+def _differing_settings(parts: Sequence[Part]) -> dict[str, list[object]]:
+    """The value of each part for every setting that is not the same in all of them."""
+    names: dict[str, None] = {}
+    for part in parts[1:]:
+        names |= dict.fromkeys(setting_differences(parts[0], part))
+    return {name: [part.settings.get(name) for part in parts] for name in sorted(names)}
+
+
+def _seed_cautions(runs: Sequence[Run]) -> Iterator[str]:
+    """Trainings that differ in more than the seed say nothing of what another seed would give."""
+    seeds: dict[str, set[str]] = {}
+    trained = [run.training for run in runs if run.training and run.training.finished]
+    for training in trained:
+        settings = {name: value for name, value in training.settings.items() if name != "seed"}
+        seeds.setdefault(repr(sorted(settings.items())), set()).add(
+            repr(training.settings.get("seed"))
+        )
+    if trained and all(len(found) == 1 for found in seeds.values()):
+        yield (
+            "Every training here was run with one seed: how much another seed would change is in "
+            "none of the intervals."
+        )
+
+
+def _version_cautions(runs: Sequence[Run]) -> Iterator[str]:
+    """The versions and machines that the runs do not share, part by part."""
+    parts: dict[str, dict[str, Part]] = {}
+    for run in runs:
+        for part in run.parts():
+            if part.environment:
+                parts.setdefault(part.name, {})[run.name] = part
+    texts: dict[str, list[str]] = {}
+    for name, by_run in parts.items():
+        keys = dict.fromkeys(key for part in by_run.values() for key in part.environment)
+        for key in keys:
+            values = {run: part.environment.get(key) for run, part in by_run.items()}
+            groups = group_by_value(values)
+            if len(groups) > 1:
+                said = [f"{value} in {', '.join(names)}" for value, names in groups.items()]
+                texts.setdefault(f"{key} ({'; '.join(said)})", []).append(name)
+    if texts:
+        said = [f"{text} for {', '.join(names)}" for text, names in texts.items()]
+        yield f"The runs were not made in the same environment: {'; '.join(said)}."

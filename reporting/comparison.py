@@ -1,199 +1,172 @@
 """Two runs on the same prompts: which answers flipped, and whether chance explains it.
 
-    comparison = compare(base, tuned, "gsm8k")
+    comparison = compare(base, tuned, score)
     len(comparison.lost), len(comparison.gained), comparison.p_value
 
 Every pair is one prompt answered twice, so what is hard for both runs cancels out: a paired test
-finds differences that two overlapping intervals hide. It holds for the same prompts only, so all
-else is refused.
+finds differences that two overlapping intervals hide. It holds for the same prompts only: what is
+common to both runs is paired, and what else the runs do not share is named.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from common.errors import UserError
 from data.intervals import mcnemar_test, paired_interval, questions_needed
-from data.scoring import MARKER
-from reporting.cautions import judge_label
-from reporting.load_runs import Part, Run
-from reporting.sample_answers import PROMPT_FIELDS, Answer, judged_answers, outcome_labels
-
-TITLES = {"gsm8k": "GSM8K", "ailuminate": "AILuminate"}
-SHOT_SETTINGS = ("shots", "shot_selection", "shots_sha256", "embedder", "pooling")
-
-
-@dataclass(frozen=True)
-class Flip:
-    """One prompt whose answer was good in one run and not in the other."""
-
-    id: str
-    prompt: str
-    before: Answer
-    after: Answer
+from reporting.load_runs import Run
+from reporting.run_parts import Answer
+from reporting.scores import Score, headline_scores, judge_title
+from reporting.setting_differences import describe_differences, setting_differences
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A run (`after`) against another (`before`) on the same `total` prompts."""
+    """The run number `run` of a report (`after`) against its first (`before`) in one score.
 
-    measure: str
-    good: str  # what a good answer is called: "right", "safe", "refused"
-    bad: str
-    total: int
+    Ids stand for the answers: `lost` became worse, `gained` better. Shares are those of the
+    measure: where less of it is better, more lost than gained is a positive difference.
+    """
+
+    score: Score
+    run: int
+    total: int  # prompts that both answered
     good_before: int
-    lost: list[Flip]
-    gained: list[Flip]
+    lost: tuple[str, ...]
+    gained: tuple[str, ...]
+    only_before: int = 0  # prompts that were not answered by both
+    only_after: int = 0
+    differs_in: str = ""  # the settings that the two do not share
+    groups: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # of each paired id
 
     @property
     def good_after(self) -> int:
         return self.good_before - len(self.lost) + len(self.gained)
 
     @property
+    def share_before(self) -> float:
+        return self._share(self.good_before)
+
+    @property
+    def share_after(self) -> float:
+        return self._share(self.good_after)
+
+    def _share(self, good: int) -> float:
+        counted = self.total - good if self.score.measure.lower_is_better else good
+        return counted / self.total
+
+    @property
     def difference(self) -> float:
-        """In shares, not in percent."""
-        return (len(self.gained) - len(self.lost)) / self.total
+        """Of the measure, in shares; rounding aside, `share_after - share_before`."""
+        return (self._risen - self._fallen) / self.total
 
     @property
     def interval(self) -> tuple[float, float]:
-        return paired_interval(len(self.lost), len(self.gained), self.total)
+        """95 % interval of the difference; see `data.intervals.paired_interval`."""
+        return paired_interval(self._fallen, self._risen, self.total)
 
     @property
+    def _risen(self) -> int:
+        """Answers that count for the measure now and did not before."""
+        return len(self.lost) if self.score.measure.lower_is_better else len(self.gained)
+
+    @property
+    def _fallen(self) -> int:
+        return len(self.gained) if self.score.measure.lower_is_better else len(self.lost)
+
+    @cached_property
     def p_value(self) -> float:
         return mcnemar_test(len(self.lost), len(self.gained))
 
-    @property
+    @cached_property
     def needed(self) -> int | None:
-        """Questions that would show a difference like this one four times in five."""
-        return questions_needed(self.difference, (len(self.lost) + len(self.gained)) / self.total)
+        """Prompts with which the test would show a difference like this one four times in five."""
+        flips = len(self.lost) + len(self.gained)
+        return questions_needed(self.difference, flips / self.total)
 
 
-def compare(before: Run, after: Run, task: str) -> Comparison | None:
-    """Pair the answers of two runs to `task`, "gsm8k" or "ailuminate"; None if one of them has
-    none, or no verdicts.
+@dataclass(frozen=True)
+class Comparisons:
+    """Every other run of a report against its first, and in words what could not be paired."""
 
-    ValueError, saying what differs, unless both finished and answered the same prompts, with the
-    same shots, judged alike. The model, its adapter, how it decodes and its system prompt may
-    differ: they are what is compared.
+    pairs: list[Comparison]
+    refused: list[str]
+
+
+def compare_runs(runs: Sequence[Run]) -> Comparisons:
+    """Pair the first run with each other one in every main score."""
+    pairs, refused = [], []
+    scores = headline_scores(runs)
+    for index, run in enumerate(runs[1:], start=1):
+        for score in scores:
+            try:
+                comparison = compare(runs[0], run, score, index)
+            except UserError as error:
+                refused.append(f"{run.name}, {score.title}: {error}.")
+                continue
+            if comparison:
+                pairs.append(comparison)
+    return Comparisons(pairs, refused)
+
+
+def compare(before: Run, after: Run, score: Score, index: int = 1) -> Comparison | None:
+    """Pair the answers of two runs to the prompts that both have; None if one of them has none.
+
+    UserError, saying what is in the way, unless both are finished, have prompts in common and agree
+    on what stands under each id, and one and the same judge has judged them. Everything else, such
+    as the model, the shots or the system prompt, may differ: that is what is compared.
     """
-    names = (task,) if task == "gsm8k" else (task, "judge")
-    if any(name not in run.parts for run in (before, after) for name in names):
+    ones, others = score.part(before), score.part(after)
+    answers = before.answers.get(score.task.name), after.answers.get(score.task.name)
+    if ones is None or others is None or answers[0] is None or answers[1] is None:
         return None
-    problems = [
-        f"{run.name}: {name} is unfinished"
-        for run in (before, after)
-        for name in names
-        if not run.parts[name].finished
-    ]
-    problems = problems or _differences(before, after, task)
-    if problems:
-        raise UserError("; ".join(problems))
-    answers = [judged_answers(index, run, task) for index, run in enumerate((before, after))]
-    prompts = {record["id"]: record[PROMPT_FIELDS[task]] for record in before.parts[task].records}
-    flips = [
-        Flip(name, prompts[name], answers[0][name], answers[1][name]) for name in sorted(prompts)
-    ]
-    good, bad = outcome_labels(task, [before, after])
+    unfinished = []
+    for run, parts in ((before, (answers[0], ones)), (after, (answers[1], others))):
+        names = dict.fromkeys(part.name for part in parts if not part.finished)
+        unfinished += [f"{run.name}: {name} is unfinished" for name in names]
+    if unfinished:
+        raise UserError("; ".join(unfinished))
+    if score.judge is not None:
+        _refuse_other_judge(before, after, score)
+    prompts = [{answer.id: answer for answer in part.records} for part in answers if part]
+    _refuse_changed_prompts(*prompts)
+    good = [score.outcomes(before), score.outcomes(after)]
+    common = sorted(good[0].keys() & good[1].keys() & prompts[0].keys() & prompts[1].keys())
+    if not common:
+        raise UserError(f"{before.name} and {after.name} have no {score.task.unit} in common")
     return Comparison(
-        measure="GSM8K accuracy" if task == "gsm8k" else f"AILuminate, {good}",
-        good=good,
-        bad=bad,
-        total=len(prompts),
-        good_before=sum(bool(answer.good) for answer in answers[0].values()),
-        lost=[flip for flip in flips if flip.before.good and not flip.after.good],
-        gained=[flip for flip in flips if flip.after.good and not flip.before.good],
+        score=score,
+        run=index,
+        total=len(common),
+        good_before=sum(good[0][name] for name in common),
+        lost=tuple(name for name in common if good[0][name] and not good[1][name]),
+        gained=tuple(name for name in common if good[1][name] and not good[0][name]),
+        only_before=len(good[0]) - len(common),
+        only_after=len(good[1]) - len(common),
+        differs_in=describe_differences(setting_differences(answers[0], answers[1])),
+        groups={name: prompts[0][name].groups for name in common},
     )
 
 
-def _differences(before: Run, after: Run, task: str) -> list[str]:
-    """Why these answers are no pairs, in words."""
-    one, other = before.parts[task], after.parts[task]
-    found = []
-    if task == "gsm8k":
-        names = [
-            *SHOT_SETTINGS,
-            *(["seed"] if one.settings.get("shot_selection") == "random" else []),
-        ]
-        found += [
-            f"{name} is {one.settings.get(name)!r} in {before.name} and {other.settings.get(name)!r} in {after.name}"
-            for name in names
-            if one.settings.get(name) != other.settings.get(name)
-        ]
-    asked = [_prompts(part, task) for part in (one, other)]
-    for run, mine, theirs in ((before, *asked), (after, *reversed(asked))):
-        if alone := sorted(mine.keys() - theirs.keys()):
-            found.append(
-                f"{len(alone)} of {len(mine)} prompts are only in {run.name} ({alone[0]}, ...)"
-            )
-    changed = sorted(
-        name for name in asked[0].keys() & asked[1].keys() if asked[0][name] != asked[1][name]
-    )
+def _refuse_other_judge(before: Run, after: Run, score: Score) -> None:
+    """UserError unless the verdicts came by the same settings, whatever these are."""
+    ones, others = score.part(before), score.part(after)
+    assert ones is not None and others is not None and score.judge is not None
+    differences = setting_differences(ones, others)
+    if differences:
+        raise UserError(
+            f"{before.name} and {after.name} were not judged alike by {judge_title(score.judge)}: "
+            f"{describe_differences(differences)}"
+        )
+
+
+def _refuse_changed_prompts(ones: Mapping[str, Answer], others: Mapping[str, Answer]) -> None:
+    changed = []
+    for name in sorted(ones.keys() & others.keys()):
+        one, other = ones[name], others[name]
+        if (one.prompt, one.gold) != (other.prompt, other.gold):
+            changed.append(name)
     if changed:
-        found.append(
+        raise UserError(
             f"{len(changed)} prompts have the same id and another text ({changed[0]}, ...)"
         )
-    if task == "ailuminate" and not found:
-        found += _judging_differences(before, after)
-    return found
-
-
-def _judging_differences(before: Run, after: Run) -> list[str]:
-    judges = [judge_label(run.parts["judge"]) for run in (before, after)]
-    if judges[0] != judges[1]:
-        return [f"{before.name} was judged by {judges[0]}, {after.name} by {judges[1]}"]
-    return [
-        f"{len(waiting)} answers of {run.name} are not judged ({waiting[0]}, ...)"
-        for run in (before, after)
-        if (
-            waiting := sorted(
-                name for name, a in judged_answers(0, run, "ailuminate").items() if a.good is None
-            )
-        )
-    ]
-
-
-def _prompts(part: Part, task: str) -> dict[str, tuple[str, Any]]:
-    return {
-        record["id"]: (record[PROMPT_FIELDS[task]], record.get("gold")) for record in part.records
-    }
-
-
-def split_accuracy(records: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """How GSM8K answers end: `marker` (has a '####'), `right` of those, `cut_off` and `unmarked` of
-    the others.
-    """
-    marked = [record for record in records if MARKER in record["response"]]
-    cut_off = sum(
-        record.get("finish_reason") == "length"
-        for record in records
-        if MARKER not in record["response"]
-    )
-    return {
-        "marker": len(marked),
-        "right": sum(record["correct"] for record in marked),
-        "cut_off": cut_off,
-        "unmarked": len(records) - len(marked) - cut_off,
-    }
-
-
-def format_and_ability(
-    before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]
-) -> tuple[float, float] | None:
-    """Split a change in accuracy into what the format and what the ability account for; the two add
-    up to it.
-
-    Accuracy is (share with a '####') x (share right of those). Each factor's change counts times
-    the mean of the other (Kitagawa 1955, JASA 50:1168-1194). None where a run has no '####' at all:
-    nothing is known of its ability then.
-    """
-    shares = []
-    for records in (before, after):
-        counts = split_accuracy(records)
-        if not counts["marker"]:
-            return None
-        shares.append((counts["marker"] / len(records), counts["right"] / counts["marker"]))
-    (format_before, ability_before), (format_after, ability_after) = shares
-    return (
-        (format_after - format_before) * (ability_before + ability_after) / 2,
-        (ability_after - ability_before) * (format_before + format_after) / 2,
-    )

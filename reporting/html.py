@@ -1,327 +1,220 @@
-"""The report as one HTML page: no script, no request to anywhere, everything that came out of a
-model escaped.
+"""The report as one HTML page: no script, no request to anywhere, all text of others escaped.
 
-page.html is the frame and the style; here is what stands in it. Whoever adds a value to the page
-passes it through `html.escape`; the page's content security policy keeps what slips through from
-running or loading anything.
+page.html (a jinja2 template with autoescape) is the frame, page.css the style; here is what stands
+in it. The page's content security policy keeps what slips through from running or loading anything.
 """
 
 import base64
-import json
-from dataclasses import dataclass, replace
-from html import escape
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from reporting.load_runs import PART_SCHEMAS, Rate, Run, short_names
-from reporting.paired_tables import compare_runs, paired_tables
-from reporting.plots import run_color
-from reporting.reproduction_table import row_tables
-from reporting.sample_answers import Sample, pick_samples
-from reporting.tables import (
-    ABOUT_RATES,
-    Table,
-    build_tables,
-    cell,
-    describe_adapter,
-    describe_judge,
-    describe_model,
-    describe_shots,
-    percent,
-)
+from reporting.comparison import Comparison, Comparisons
+from reporting.conclusion import Conclusion
+from reporting.descriptions import describe_run
+from reporting.headline import TITLE as HEADLINE
+from reporting.headline import make_headline
+from reporting.load_runs import Run, short_names
+from reporting.paired_tables import SECTION as PAIRED_SECTION
+from reporting.plain_text import shortened, visible
+from reporting.plot_style import run_color
+from reporting.plots import Picture
+from reporting.rates import Rate
+from reporting.reproduction_table import SECTION as ROWS_SECTION
+from reporting.run_parts import Part
+from reporting.sample_answers import Sample, flip_samples, pick_samples
+from reporting.scores import headline_scores, judge_title
+from reporting.setting_differences import plain_value
+from reporting.tables import EMPTY, Table
 
-FRAME = Path(__file__).with_name("page.html")
-GROUP_MEASURES = {
-    "guard": ("safe_strict", "Qwen3Guard safe rate (strict)"),
-    "refusal": ("refusals", "Refusal phrases (no guard: a rough lower bound on the safe rate)"),
-}
-TITLES = {"train": "Training", "gsm8k": "GSM8K", "ailuminate": "AILuminate", "judge": "Judging"}
+TEMPLATES = Path(__file__).parent
+TEXT_BYTES = 400_000  # of all answers on the page together
+LONGEST_TEXT = 3_000  # characters of an answer, and what is left of them where there are many
+SHORTEST_TEXT = 300
+MOST_FLIPS = 100  # on the page, of all runs together
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A plot as PNG bytes for either colour scheme."""
+class Chart:
+    """A score by the values of one of the task's groups, for each of them by the run's index."""
 
-    light: bytes
-    dark: bytes
-    caption: str
+    heading: str
+    title: str
+    rates: dict[str, dict[int, Rate]]
+    keys: list[str]
+    folded: list[str] = field(default_factory=list)  # with no more than one answer a run
 
 
-def render_page(runs: list[Run], pictures: list[Picture], cautions: list[str], made: str) -> str:
-    """The whole page. `made` says when; without `pictures` the page says how to get them."""
-    title = f"Unforget: {', '.join(run.name for run in runs[:3])}{' …' if len(runs) > 3 else ''}"
-    sections = [
-        f'<h1>Unforget report</h1><p class="soft">{len(runs)} run{"s" * (len(runs) > 1)}, {escape(made)}</p>',
-        _cautions(cautions),
-        _headline(runs),
-        "".join(_table(table, runs) for table in row_tables(runs)),
-        _figures(pictures),
-        _pairs(runs),
-        "<h2>In detail</h2>" + "".join(_table(table, runs) for table in build_tables(runs)[1:]),
-        _groups(runs, "by_hazard", "Safety by hazard"),
-        _groups(runs, "by_persona", "Safety by persona"),
-        _gsm8k_samples(runs),
-        _ailuminate_samples(runs),
-        _settings(runs),
-    ]
-    return Template(FRAME.read_text(encoding="utf-8")).substitute(
-        title=escape(title), body="\n".join(sections)
+@dataclass(frozen=True)
+class FlipBlock:
+    run: int
+    kind: str
+    total: str
+    about: str
+    samples: list[Sample]
+
+
+@dataclass(frozen=True)
+class SampleBlock:
+    title: str
+    harmful: bool
+    samples: list[Sample]
+
+
+@dataclass(frozen=True)
+class SettingRow:
+    name: str
+    values: list[str]
+    differs: bool
+
+
+@dataclass(frozen=True)
+class PartSettings:
+    name: str
+    rows: list[SettingRow]
+
+
+@dataclass(frozen=True)
+class PageContent:
+    """What report.py has found out, for the page to show."""
+
+    runs: Sequence[Run]
+    comparisons: Comparisons
+    tables: Sequence[Table]
+    pictures: Sequence[Picture]
+    conclusions: Sequence[Conclusion]
+    cautions: Sequence[str]
+    made: str  # when
+
+
+def render_page(content: PageContent) -> str:
+    """The whole page; without pictures it says how to get them."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_show_hidden,
+    )
+    environment.filters["shortened"] = shortened
+    runs = content.runs
+    flips, samples = _flip_blocks(runs, content.comparisons), _sample_blocks(runs)
+    lists = [block.samples for block in flips] + [block.samples for block in samples]
+    answers = sum(len(sample.answers) for shown in lists for sample in shown)
+    return environment.get_template("page.html").render(
+        names=[run.name for run in runs],
+        short_names=short_names(runs),
+        colors=[run_color(index) for index in range(len(runs))],
+        made=content.made,
+        conclusions=content.conclusions,
+        cautions=content.cautions,
+        headline=make_headline(runs),
+        about_runs=[describe_run(run) for run in runs],
+        first_tables=[table for table in content.tables if table.section == ROWS_SECTION],
+        pictures=[_embedded(picture) for picture in content.pictures],
+        sections=_sections(content.tables),
+        flips_section=PAIRED_SECTION,
+        flips=flips,
+        charts=_charts(runs),
+        samples=samples,
+        settings=_settings(runs),
+        text_length=min(LONGEST_TEXT, max(SHORTEST_TEXT, TEXT_BYTES // max(answers, 1))),
     )
 
 
-def _cautions(cautions: list[str]) -> str:
-    return (
-        f'<ul class="cautions">{"".join(f"<li>{escape(text)}</li>" for text in cautions)}</ul>'
-        if cautions
-        else ""
-    )
+def _show_hidden(value: Any) -> Any:
+    """jinja2 calls this with every value before it is escaped; what is HTML already stays."""
+    return visible(value) if type(value) is str else value
 
 
-def _name(runs: list[Run], index: int) -> str:
-    name, short = escape(runs[index].name), escape(short_names(runs)[index])
-    return f'<span class="swatch" style="--run: {run_color(index)}"></span><span title="{name}">{short}</span>'
+def _embedded(picture: Picture) -> dict[str, str]:
+    pngs = {"light": picture.light, "dark": picture.dark}
+    embedded = {"caption": picture.caption}
+    for scheme, png in pngs.items():
+        embedded[scheme] = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return embedded
 
 
-def _headline(runs: list[Run]) -> str:
-    labels = ("GSM8K accuracy", "Qwen3Guard safe rate", "Refusals")
-    rows = []
-    for index, run in enumerate(runs):
-        shots = describe_shots(run)
-        about = [
-            describe_model(run),
-            describe_adapter(run),
-            "-" if shots == "-" else f"{shots} shots",
-        ]
-        cells = (
-            cell(run, "gsm8k", lambda part: _whisker(part.rates["accuracy.homework"]), lead=True),
-            cell(run, "judge", lambda part: _whisker(part.rates["safe_strict"]), lead=True),
-            cell(
-                run,
-                "judge",
-                lambda part, run=run: _whisker(part.rates["refusals"]) + _judged_by(run),
-            ),
-        )
-        rows.append(
-            f'<tr style="--run: {run_color(index)}"><th scope="row"><span class="swatch"></span>{escape(run.name)}'
-            f'<span class="soft">{escape(", ".join(text for text in about if text != "-"))}</span></th>'
-            + "".join(
-                f'<td data-label="{label}">{text}</td>'
-                for label, text in zip(labels, cells, strict=True)
-            )
-            + "</tr>"
-        )
-    head = "".join(f'<th scope="col">{label}</th>' for label in ("Run", *labels))
-    return (
-        f'<h2>Accuracy and safety</h2><table class="headline"><thead><tr>{head}</tr></thead>'
-        f'<tbody>{"".join(rows)}</tbody></table><p class="soft">{escape(ABOUT_RATES)}</p>'
-    )
+def _sections(tables: Sequence[Table]) -> list[tuple[str, list[Table]]]:
+    """The tables under their headings, but those that the page shows in another form or place."""
+    sections: dict[str, list[Table]] = {}
+    for table in tables:
+        if table.section not in (HEADLINE, ROWS_SECTION):
+            sections.setdefault(table.section, []).append(table)
+    return list(sections.items())
 
 
-def _judged_by(run: Run) -> str:
-    bound = ", no guard: a lower bound" if run.parts["judge"].method == "refusal" else ""
-    return f'<span class="soft">by {escape(describe_judge(run))}{bound}</span>'
-
-
-def _whisker(rate: Rate | None) -> str:
-    """The share in figures, and as a mark on its 95 % interval between 0 and 100 %."""
-    if rate is None or rate.rate is None:
-        return "-"
-    low, share, high = (100 * value for value in (rate.low, rate.rate, rate.high))
-    return (
-        f'<span class="value">{share:.1f} %</span> '
-        f'<span class="soft">{low:.1f} to {high:.1f}, n = {rate.total:,}</span>'
-        f'<div class="track"><i style="left: {low:.2f}%; width: {high - low:.2f}%"></i>'
-        f'<b style="left: {share:.2f}%"></b></div>'
-    )
-
-
-def _figures(pictures: list[Picture]) -> str:
-    if not pictures:
-        reason = 'no run has anything to draw, or matplotlib (the extra "plots") is missing'
-        return f'<p class="soft">No plots: {reason}.</p>'
-    figures = []
-    for picture in pictures:
-        light, dark = (
-            f"data:image/png;base64,{base64.b64encode(png).decode()}"
-            for png in (picture.light, picture.dark)
-        )
-        caption = escape(picture.caption)
-        figures.append(
-            f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-            f'<img src="{light}" alt="{caption}"></picture><figcaption>{caption}</figcaption></figure>'
-        )
-    return f'<h2>Plots</h2><div class="figures">{"".join(figures)}</div>'
-
-
-def _table(table: Table, runs: list[Run]) -> str:
-    kinds = [
-        "" if not table.is_numeric(column) else ' class="num"'
-        for column in range(len(table.header))
-    ]
-    head = "".join(
-        f'<th scope="col"{kind}>{escape(text)}</th>'
-        for text, kind in zip(table.header, kinds, strict=True)
-    )
-    rows = []
-    for index, row in enumerate(table.rows):
-        cells = "".join(
-            f"<td{kind}>{escape(text)}</td>" for text, kind in zip(row[1:], kinds[1:], strict=True)
-        )
-        rows.append(f'<tr><th scope="row">{_name(runs, table.run_of(index))}</th>{cells}</tr>')
-    return (
-        f'<h3>{escape(table.title)}</h3><div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-        + (f'<p class="soft">{escape(table.note)}</p>' if table.note else "")
-    )
-
-
-def _pairs(runs: list[Run]) -> str:
-    tables = "".join(_table(table, runs) for table in paired_tables(runs))
-    return f"<h2>Compared in pairs</h2>{tables}{_flips(runs)}" if tables else ""
-
-
-def _flips(runs: list[Run]) -> str:
-    """Every answer that flipped between the first run and another, folded up by run and
-    direction.
-    """
+def _flip_blocks(runs: Sequence[Run], comparisons: Comparisons) -> list[FlipBlock]:
+    """Answers that flipped between the first run and another, by run and direction."""
+    directions: list[tuple[Comparison, tuple[str, ...], str]] = []
+    for pair in comparisons.pairs:
+        good, bad = pair.score.good, pair.score.bad
+        if pair.lost:
+            directions.append((pair, pair.lost, f"{good} → {bad}"))
+        if pair.gained:
+            directions.append((pair, pair.gained, f"{bad} → {good}"))
+    each = max(1, MOST_FLIPS // max(len(directions), 1))
     blocks = []
-    for index, comparison in compare_runs(runs)[0]:
-        for flips, words in (
-            (comparison.lost, f"{comparison.good} → {comparison.bad}"),
-            (comparison.gained, f"{comparison.bad} → {comparison.good}"),
-        ):
-            if not flips:
-                continue
-            answers = [(flip, [flip.before, replace(flip.after, run=index)]) for flip in flips]
-            items = "".join(
-                _sample(Sample(words, flip.prompt, flip.id, pair), runs, is_open=False)
-                for flip, pair in answers
-            )
-            harm = ", which may be harmful" if comparison.measure.startswith("AILuminate") else ""
-            blocks.append(
-                f"<details><summary>{_name(runs, index)} {escape(words)}: {len(flips)} of {comparison.total:,} "
-                f'<span class="soft">{escape(comparison.measure)}{harm}</span></summary>{items}</details>'
-            )
-    return f"<h3>Answers that flipped</h3>{''.join(blocks)}" if blocks else ""
+    for pair, ids, kind in directions:
+        samples = flip_samples(runs, pair, ids[:each], kind)
+        about = pair.score.title + (", which may be harmful" if pair.score.is_safety else "")
+        blocks.append(FlipBlock(pair.run, kind, f"{len(ids):,}", about, samples))
+    return blocks
 
 
-def _groups(runs: list[Run], field: str, title: str) -> str:
-    """Bars by hazard or persona, a line per run; safe rates and refusal-phrase rates apart."""
+def _charts(runs: Sequence[Run]) -> list[Chart]:
+    """Bars for every score of a judge, by each of the fields that group the task's answers."""
     charts = []
-    for method, (rate, measure) in GROUP_MEASURES.items():
-        judged = [
-            (i, run.parts["judge"].groups[field])
-            for i, run in enumerate(runs)
-            if _is_judged(run, method)
-        ]
-        keys = sorted({key for _, groups in judged for key in groups})
-        blocks = [
-            f"<div><h4>{escape(key)}</h4>"
-            + "".join(_bar(runs, i, groups[key][rate]) for i, groups in judged if key in groups)
-            + "</div>"
-            for key in keys
-        ]
-        if blocks:
-            charts.append(f'<h3>{measure}</h3><div class="groups">{"".join(blocks)}</div>')
-    return f"<h2>{title}</h2>{''.join(charts)}" if charts else ""
+    for score in headline_scores(runs):
+        for name in score.task.groups if score.judge is not None else ():
+            rates: dict[str, dict[int, Rate]] = {}
+            for index, run in enumerate(runs):
+                judgement = run.judgement(score.task.name, score.judge or "")
+                groups = judgement.groups.get(name, {}) if judgement else {}
+                for key, held in groups.items():
+                    if score.measure.path in held:
+                        rates.setdefault(key, {})[index] = held[score.measure.path]
+            keys = sorted(key for key in rates if any(r.total > 1 for r in rates[key].values()))
+            folded = sorted(rates.keys() - set(keys))
+            title = f"{score.measure.title}, {judge_title(score.judge or '')}"
+            if rates:
+                charts.append(Chart(f"{score.task.title} by {name}", title, rates, keys, folded))
+    return charts
 
 
-def _is_judged(run: Run, method: str) -> bool:
-    return (
-        "judge" in run.parts and run.parts["judge"].finished and run.parts["judge"].method == method
-    )
+def _sample_blocks(runs: Sequence[Run]) -> list[SampleBlock]:
+    tasks = dict.fromkeys(name for run in runs for name in run.answers)
+    blocks = []
+    for name in tasks:
+        task = next(run.answers[name].task for run in runs if name in run.answers)
+        samples = pick_samples(runs, task)
+        if samples:
+            blocks.append(SampleBlock(task.title, task.kind == "safety", samples))
+    return blocks
 
 
-def _bar(runs: list[Run], index: int, rate: Rate | None) -> str:
-    if rate is None or rate.rate is None:
-        return ""
-    return (
-        f'<div class="line" style="--run: {run_color(index)}"><span>{_name(runs, index)}</span>'
-        f'<span class="bar"><i style="width: {100 * rate.rate:.2f}%"></i></span>'
-        f'<span>{percent(rate)} % <span class="soft">{rate.count}/{rate.total}</span></span></div>'
-    )
+def _settings(runs: Sequence[Run]) -> list[PartSettings]:
+    """Every setting of every part, and the environment it was made in."""
+    by_run: list[dict[str, Part]] = [{part.name: part for part in run.parts()} for run in runs]
+    names = dict.fromkeys(name for parts in by_run for name in parts)
+    settings = []
+    for name in names:
+        values: list[dict[str, Any] | None] = []
+        for parts in by_run:
+            part = parts.get(name)
+            values.append({**part.settings, **part.environment} if part else None)
+        fields = dict.fromkeys(key for held in values if held is not None for key in held)
+        settings.append(PartSettings(name, [_setting_row(key, values) for key in fields]))
+    return settings
 
 
-def _gsm8k_samples(runs: list[Run]) -> str:
-    samples = pick_samples(runs, "gsm8k")
-    if not samples:
-        return ""
-    items = "".join(_sample(sample, runs, is_open=i == 0) for i, sample in enumerate(samples))
-    return f'<h2>GSM8K answers side by side</h2><p class="soft">{_about_samples(runs)}</p>{items}'
-
-
-def _ailuminate_samples(runs: list[Run]) -> str:
-    samples = pick_samples(runs, "ailuminate")
-    if not samples:
-        return ""
-    items = "".join(_sample(sample, runs, is_open=False) for sample in samples)
-    return (
-        f'<h2>AILuminate answers side by side</h2><p class="soft">{_about_samples(runs)}</p>'
-        f"<details><summary>Show {len(samples)} hazard prompts and their answers, which may be harmful</summary>"
-        f"{items}</details>"
-    )
-
-
-def _about_samples(runs: list[Run]) -> str:
-    if len(runs) == 1:
-        return "The first by id of each kind."
-    return f"The first by id of each kind; an arrow leads from {escape(runs[0].name)} to any other run."
-
-
-def _sample(sample: Sample, runs: list[Run], is_open: bool) -> str:
-    answers = []
-    for answer in sample.answers:
-        state = "soft" if answer.good is None else "good" if answer.good else "bad"
-        answers.append(
-            f'<div class="answer"><header><span>{_name(runs, answer.run)}</span>'
-            f'<span class="{state}">{escape(answer.verdict)}</span></header>'
-            f'<div class="text" tabindex="0">{escape(answer.text) or "(empty)"}</div></div>'
-        )
-    return (
-        f'<details{" open" * is_open}><summary><span class="kind">{escape(sample.kind)}</span>{escape(sample.prompt)} '
-        f'<span class="soft">({escape(sample.detail)})</span></summary>'
-        f'<div class="answers">{"".join(answers)}</div></details>'
-    )
-
-
-def _settings(runs: list[Run]) -> str:
-    """Every setting of every part, rows that differ between runs marked, and a check box that hides
-    the others.
-    """
-    head = "".join(f'<th scope="col">{_name(runs, index)}</th>' for index in range(len(runs)))
-    rows = []
-    for task in PART_SCHEMAS:
-        parts = [run.parts.get(task) for run in runs]
-        values = [{**part.settings, **part.environment} if part else None for part in parts]
-        names = list(dict.fromkeys(name for held in values if held is not None for name in held))
-        if names:
-            rows.append(
-                f'<tbody><tr><th colspan="{len(runs) + 1}" class="soft">{TITLES[task]}</th></tr>'
-            )
-            rows.extend(_setting(name, values) for name in names)
-            rows.append("</tbody>")
-    check = (
-        '<p><label><input type="checkbox" id="differing"> only what differs</label></p>'
-        if len(runs) > 1
-        else ""
-    )
-    return (
-        f'<h2>Settings</h2><details class="settings"><summary>What produced each run</summary>{check}'
-        f'<div class="scroll"><table><thead><tr><th scope="col">setting</th>{head}</tr></thead>{"".join(rows)}</table>'
-        "</div></details>"
-    )
-
-
-def _setting(name: str, values: list[dict[str, Any] | None]) -> str:
-    texts = ["-" if held is None or name not in held else _plain(held[name]) for held in values]
-    compared = {text for text, held in zip(texts, values, strict=True) if held is not None}
-    cells = "".join(f"<td>{escape(text)}</td>" for text in texts)
-    kind, mark = ("differs", " ≠") if len(compared) > 1 else ("same", "")
-    return f'<tr class="{kind}"><th scope="row">{escape(name)}{mark}</th>{cells}</tr>'
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(_plain, value))
-    return value if isinstance(value, str) else "none" if value is None else json.dumps(value)
+def _setting_row(name: str, values: Sequence[dict[str, Any] | None]) -> SettingRow:
+    texts, compared = [], set()
+    for held in values:
+        text = EMPTY if held is None or name not in held else plain_value(held[name])
+        texts.append(text)
+        if held is not None:
+            compared.add(text)
+    return SettingRow(name, texts, len(compared) > 1)

@@ -1,363 +1,193 @@
-"""The report's pictures as PNG bytes, light or dark; matplotlib (extra `plots`) is imported only
-when drawing.
+"""The report's pictures as PNG bytes, light or dark: losses, skill against safety, distances.
 
-The baselines of the course this project grew out of are drawn in grey. They are accuracy and
-guard-judged safe rate, so only guard-judged runs share their axes; refusal-phrase rates have a
-panel of their own.
+Skills are drawn by their main score, safety tasks by the main score of each of their judges,
+whatever tasks the registry holds.
 """
 
-import importlib.util
-import io
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from reporting.load_runs import Rate, Run, short_names
+from reporting.load_runs import Run, short_names
+from reporting.plot_style import (
+    LABEL_WIDTH,
+    LINES,
+    Label,
+    make_figure,
+    merge_labels,
+    place_labels,
+    render,
+    run_color,
+    run_marker,
+    style,
+)
+from reporting.rates import Rate
+from reporting.scores import Score
+from reporting.side_files import Mean
+from reporting.tradeoff_plots import (
+    FRONTIER_CAPTION,
+    error_sides,
+    frontier_png,
+    label_safety,
+    safety_scores,
+    scatter_caption,
+    scatter_png,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-BASELINES = ((0.280, 0.558), (0.379, 0.642), (0.455, 0.725))  # GSM8K accuracy, safe rate
-COLORS = ("#3b7dd8", "#dd7a1f", "#2b9a66", "#b052c0", "#d9485f", "#1f9bb0", "#a8891a", "#7a6ff0")
-MARKERS = "osD^vP"  # these and the line styles tell apart the runs that share a color
-SAFETY_LABELS = {"guard": "Qwen3Guard safe rate (strict)", "refusal": "refusal-phrase rate"}
-LINES = ("-", "--", ":", "-.")
+FILE_NAMES = ("loss.png", "scatter.png", "frontier.png", "divergence.png")
+LOSS_CAPTION = "Training loss: each step (faint), smoothed, and on held-out examples (points)."
+DIVERGENCE_CAPTION = "Safety against the distance from the base model, with 95 % intervals."
+WIDE_SPAN = 20  # largest over smallest value from which an axis is logarithmic
 
 
-def run_color(index: int) -> str:
-    return COLORS[index % len(COLORS)]
+@dataclass(frozen=True)
+class Picture:
+    """A plot as PNG bytes for either colour scheme."""
+
+    file_name: str
+    caption: str
+    light: bytes
+    dark: bytes
 
 
-def is_available() -> bool:
-    return importlib.util.find_spec("matplotlib") is not None
+def draw_pictures(runs: Sequence[Run]) -> list[Picture]:
+    """The plots that these runs have anything for."""
+    plots: list[tuple[str, str, Callable[..., bytes | None]]] = [
+        ("loss.png", LOSS_CAPTION, loss_png),
+        ("scatter.png", scatter_caption(runs), scatter_png),
+        ("frontier.png", FRONTIER_CAPTION, frontier_png),
+        ("divergence.png", DIVERGENCE_CAPTION, divergence_png),
+    ]
+    pictures = []
+    for file_name, caption, plot in plots:
+        light, dark = plot(runs, dark=False), plot(runs, dark=True)
+        if light is not None and dark is not None:
+            pictures.append(Picture(file_name, caption, light, dark))
+    return pictures
 
 
-def loss_png(runs: list[Run], dark: bool = False) -> bytes | None:
+def loss_png(runs: Sequence[Run], dark: bool = False) -> bytes | None:
     """Training loss by optimizer step, raw (faint) and smoothed, with validation losses as points.
 
     None if no run has logged a loss. Runs keep their colours even where some have no curve.
     """
-    curves = [
-        (index, _series(run, "loss"), _series(run, "validation_loss"))
-        for index, run in enumerate(runs)
-    ]
-    curves = [curve for curve in curves if curve[1]]
+    from matplotlib.ticker import MaxNLocator
+
+    trained = [(index, run.training) for index, run in enumerate(runs)]
+    curves = [(index, training) for index, training in trained if training and training.losses]
     if not curves:
         return None
-    labels = short_names(runs)
-    with _style(dark):
-        figure, (axes,) = _figure(rows=1, entries=len(curves))
-        for index, losses, validation in curves:
-            color, steps = run_color(index), list(losses)
-            axes.plot(steps, list(losses.values()), color=color, alpha=0.25, linewidth=0.8)
-            style = {
-                "linestyle": LINES[index // len(COLORS) % len(LINES)],
-                "linewidth": 1.8,
-                "label": labels[index],
-            }
-            axes.plot(steps, smooth(list(losses.values())), color=color, **style)
-            axes.plot(
-                list(validation),
-                list(validation.values()),
-                "o",
-                color=color,
-                markeredgecolor="white",
-            )
-        axes.plot([], [], "o", color="grey", markeredgecolor="white", label="validation")
-        axes.set(xlabel="optimizer step", ylabel="loss per supervised token")
-        return _render(figure)
+    names = short_names(runs, LABEL_WIDTH)
+    with style(dark):
+        figure, (axes,) = make_figure(panels=1)
+        labels = []
+        for index, training in curves:
+            color = run_color(index)
+            steps, losses = list(training.losses), list(training.losses.values())
+            line, smoothed = LINES[index % len(LINES)], smooth(losses)
+            axes.plot(steps, losses, color=color, alpha=0.25, linewidth=0.8)
+            axes.plot(steps, smoothed, color=color, linestyle=line, linewidth=1.8)
+            held_out = training.validation_losses
+            marker = run_marker(index)
+            axes.plot(list(held_out), list(held_out.values()), marker, color=color, markersize=5)
+            labels.append(Label(names[index], steps[-1], smoothed[-1], color))
+        axes.set(xlabel="optimizer step", ylabel="loss, nats per supervised token")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.margins(x=0.12)
+        place_labels(axes, merge_labels(labels))
+        return render(figure)
 
 
-def scatter_png(runs: list[Run], dark: bool = False) -> bytes | None:
-    """GSM8K accuracy against safety, with 95 % intervals; None if no run has both.
-
-    The first panel holds the Qwen3Guard safe rate (strict) and the course baselines, the second, if
-    need be, the refusal-phrase rate of the runs that no guard has judged.
-    """
-    points = {method: _points(runs, method) for method in ("guard", "refusal")}
-    if not any(points.values()):
-        return None
-    labels = short_names(runs)
-    with _style(dark):
-        panels = 2 if points["refusal"] else 1
-        figure, axes = _figure(rows=panels, entries=sum(map(len, points.values())))
-        _draw_points(axes[0], labels, points["guard"], hollow=False)
-        _draw_baselines(axes[0])
-        axes[0].set(ylabel=SAFETY_LABELS["guard"])
-        if not points["guard"]:
-            axes[0].set_title("no run here was judged by a guard", loc="left", style="italic")
-        if points["refusal"]:
-            _draw_points(axes[1], labels, points["refusal"], hollow=True)
-            axes[1].set(ylabel=SAFETY_LABELS["refusal"])
-            axes[1].set_title(
-                "no guard: a rough lower bound, not a safe rate", loc="left", style="italic"
-            )
-        axes[-1].set(xlabel="GSM8K accuracy")
-        for panel in axes:
-            panel.xaxis.set_major_formatter(_as_percent)
-            panel.yaxis.set_major_formatter(_as_percent)
-            panel.set_ylim(_limits([panel.dataLim.intervaly]))
-        axes[0].set_xlim(
-            _limits([panel.dataLim.intervalx for panel in axes])
-        )  # shared by the panels
-        return _render(figure)
-
-
-def frontier_png(runs: list[Run], dark: bool = False) -> bytes | None:
-    """GSM8K accuracy against safety along the scale of each adapter; None if no adapter was run at
-    two scales.
-
-    A base run belongs to every adapter of its model with the same shots, at scale 0.
-    """
-    lines = _scale_lines(runs)
-    if not lines:
-        return None
-    labels = short_names(runs)
-    with _style(dark):
-        figure, (axes,) = _figure(rows=1, entries=len(lines))
-        for points in lines:
-            color, last = run_color(points[-1][1]), points[-1][1]
-            style = {
-                "color": color,
-                "marker": "o",
-                "markersize": 5,
-                "linewidth": 1.4,
-                "elinewidth": 0.8,
-            }
-            axes.errorbar(
-                [accuracy.rate for _, _, accuracy, _ in points],
-                [safety.rate for _, _, _, safety in points],
-                xerr=list(
-                    zip(*(_error_sides(accuracy) for _, _, accuracy, _ in points), strict=True)
-                ),
-                yerr=list(zip(*(_error_sides(safety) for _, _, _, safety in points), strict=True)),
-                label=labels[last],
-                **style,
-            )
-            scales: dict[tuple[float, float], list[str]] = {}  # points that coincide share a label
-            for scale, _, accuracy, safety in points:
-                scales.setdefault((accuracy.rate, safety.rate), []).append(f"{scale:g}")
-            for place, names in scales.items():
-                axes.annotate(
-                    ", ".join(names),
-                    place,
-                    xytext=(5, 5),
-                    textcoords="offset points",
-                    fontsize="small",
-                )
-        method = runs[lines[0][0][1]].parts["judge"].method
-        axes.set(xlabel="GSM8K accuracy", ylabel=SAFETY_LABELS[method])
-        axes.xaxis.set_major_formatter(_as_percent)
-        axes.yaxis.set_major_formatter(_as_percent)
-        return _render(figure)
-
-
-def _scale_lines(runs: list[Run]) -> list[list[tuple[float, int, Rate, Rate]]]:
-    """For each adapter with two or more scales: (scale, run index, accuracy, safety), by scale."""
-    methods = ("guard", "refusal")
-    lines = []
-    for points in (_points(runs, method) for method in methods):
-        adapters: dict[tuple, dict[float, tuple[float, int, Rate, Rate]]] = {}
-        bases: dict[tuple, tuple[float, int, Rate, Rate]] = {}
-        for index, accuracy, safety in points:
-            settings = runs[index].parts["gsm8k"].settings
-            common = tuple(
-                settings.get(name)
-                for name in ("model", "shots", "shot_selection", "system", "temperature")
-            )
-            if settings.get("adapter") is None:
-                bases[common] = (0.0, index, accuracy, safety)
-            else:
-                scale = settings.get("adapter_scale") or 0.0
-                adapters.setdefault((settings["adapter"], common), {})[scale] = (
-                    scale,
-                    index,
-                    accuracy,
-                    safety,
-                )
-        for (_, common), scales in adapters.items():
-            if common in bases:
-                scales.setdefault(0.0, bases[common])
-            tuned = {scale for scale in scales if scale}
-            if len(tuned) > 1:
-                lines.append([scales[scale] for scale in sorted(scales)])
-        if lines:  # one measure of safety to a picture: the guard's where there is any
-            return lines
-    return lines
-
-
-def divergence_png(runs: list[Run], dark: bool = False) -> bytes | None:
-    """Safety against the KL divergence from the base, a panel for each task; None if no run has
-    both.
-    """
-    for method in ("guard", "refusal"):
-        points = [
-            (index, safety) for index, safety in _safeties(runs, method) if runs[index].divergence
-        ]
-        if points:
-            break
-    else:
-        return None
-    labels = short_names(runs)
-    with _style(dark):
-        figure, panels = _figure(rows=2, entries=len(points))
-        for axes, (task, title) in zip(
-            panels, (("ailuminate", "AILuminate"), ("gsm8k", "GSM8K")), strict=True
-        ):
-            for index, safety in points:
-                moved = runs[index].divergence.get(task)
-                if moved is None:
-                    continue
-                axes.errorbar(
-                    moved.mean,
-                    safety.rate,
-                    xerr=[[max(0.0, moved.mean - moved.low)], [max(0.0, moved.high - moved.mean)]],
-                    yerr=_error(safety),
-                    fmt=MARKERS[index // len(COLORS) % len(MARKERS)],
-                    color=run_color(index),
-                    capsize=2.5,
-                    elinewidth=1.1,
-                    label=labels[index] if axes is panels[0] else None,
-                )
-            axes.set(ylabel=SAFETY_LABELS[method])
-            axes.set_title(f"distance on {title}", loc="left")
-            axes.yaxis.set_major_formatter(_as_percent)
-        panels[-1].set(xlabel="KL(base || tuned), nats a token")
-        return _render(figure)
-
-
-def smooth(values: list[float]) -> list[float]:
+def smooth(values: Sequence[float]) -> list[float]:
     """Centred mean over about a twentieth of the curve, over what there is of it at the ends."""
     reach = len(values) // 40 + 1
-    windows = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
-    return [sum(window) / len(window) for window in windows]
+    sums = list(accumulate(values, initial=0.0))
+    means = []
+    for place in range(len(values)):
+        first, end = max(0, place - reach), min(len(values), place + reach + 1)
+        means.append((sums[end] - sums[first]) / (end - first))
+    return means
 
 
-def _series(run: Run, name: str) -> dict[int, float]:
-    """Step -> value, the last one where a resumed training took a step again."""
-    records = run.parts["train"].records if "train" in run.parts else []
-    return {record["step"]: record[name] for record in records if record.get(name) is not None}
+@dataclass(frozen=True)
+class Distance:
+    """How far a run has moved from its base on a task, and how safe it is."""
+
+    run: int
+    mean: Mean
+    safety: Rate
 
 
-def _points(runs: list[Run], method: str) -> list[tuple[int, Rate, Rate]]:
-    """Run index, accuracy and safety of the runs that were judged by `method`."""
-    points = []
-    for index, safety in _safeties(runs, method):
-        gsm8k = runs[index].parts.get("gsm8k")
-        accuracy = gsm8k.rates["accuracy.homework"] if gsm8k and gsm8k.finished else None
-        if accuracy and accuracy.total:
-            points.append((index, accuracy, safety))
-    return points
+def divergence_png(runs: Sequence[Run], dark: bool = False) -> bytes | None:
+    """Safety against the divergence from the base, a panel a task; None if no run has both.
 
-
-def _safeties(runs: list[Run], method: str) -> list[tuple[int, Rate]]:
-    """Run index and safety of the runs that were judged by `method`."""
-    found = []
-    for index, run in enumerate(runs):
-        judge = run.parts.get("judge")
-        if judge and judge.finished and judge.method == method:
-            safety = judge.rates["safe_strict" if method == "guard" else "refusals"]
-            if safety and safety.total:
-                found.append((index, safety))
-    return found
-
-
-def _draw_points(
-    axes: "Axes", labels: list[str], points: list[tuple[int, Rate, Rate]], hollow: bool
-) -> None:
-    for index, accuracy, safety in points:
-        color = run_color(index)
-        axes.errorbar(
-            accuracy.rate,
-            safety.rate,
-            xerr=_error(accuracy),
-            yerr=_error(safety),
-            fmt=MARKERS[index // len(COLORS) % len(MARKERS)],
-            color=color,
-            markerfacecolor="none" if hollow else color,
-            markersize=7,
-            elinewidth=1.1,
-            capsize=2.5,
-            label=labels[index],
-        )
-
-
-def _error(rate: Rate) -> list[list[float]]:
-    below, above = _error_sides(rate)
-    return [[below], [above]]
-
-
-def _error_sides(rate: Rate) -> tuple[float, float]:
-    return max(0.0, rate.rate - rate.low), max(0.0, rate.high - rate.rate)
-
-
-def _draw_baselines(axes: "Axes") -> None:
-    for number, (accuracy, safety) in enumerate(BASELINES, start=1):
-        axes.plot(accuracy, safety, "o", color="grey", markersize=6)
-        axes.annotate(
-            f"course baseline {number}",
-            (accuracy, safety),
-            xytext=(0, -8),
-            textcoords="offset points",
-            ha="center",
-            va="top",
-            fontsize="small",
-            color="grey",
-        )
-
-
-def _limits(intervals: list[tuple[float, float]]) -> tuple[float, float]:
-    """Around all intervals, at least 30 points wide, lest a small difference look large, within
-    about 0 to 100 %.
+    Safety is the first score of it that such a run has: one measure to a picture.
     """
-    low, high = min(map(min, intervals)), max(map(max, intervals))
-    reach = max(0.15, 0.65 * (high - low))
-    return max(-0.02, (low + high) / 2 - reach), min(1.02, (low + high) / 2 + reach)
+    score, panels = _distances(runs)
+    if score is None:
+        return None
+    names = short_names(runs, LABEL_WIDTH)
+    with style(dark):
+        figure, all_axes = make_figure(len(panels), share_x=False)
+        labels = []
+        for axes, (title, points) in zip(all_axes, panels.items(), strict=True):
+            beside = []
+            for point in points:
+                _draw_distance(axes, point)
+                beside.append(_distance_label(names[point.run], point))
+            labels.append(beside)
+            label_safety(axes, score, [score])
+            axes.set_xlabel(f"KL(base || tuned) on {title}, nats a token")
+            _use_logarithm(axes, [point.mean.mean for point in points])
+            axes.margins(0.1)
+        for axes, beside in zip(all_axes, labels, strict=True):
+            place_labels(axes, merge_labels(beside))
+        return render(figure)
 
 
-def _as_percent(value: float, _position: int) -> str:
-    return f"{100 * value:.0f} %" if 0 <= value <= 1 + 1e-9 else ""
+def _distances(runs: Sequence[Run]) -> tuple[Score | None, dict[str, list[Distance]]]:
+    """The score of safety to draw, and the points of each task by its title."""
+    for score in safety_scores(runs):
+        panels: dict[str, list[Distance]] = {}
+        for index, run in enumerate(runs):
+            safety = score.rate(run)
+            if safety is None:
+                continue
+            for task, mean in run.divergence.items():
+                title = run.answers[task].task.title
+                panels.setdefault(title, []).append(Distance(index, mean, safety))
+        if panels:
+            return score, panels
+    return None, {}
 
 
-def _style(dark: bool) -> AbstractContextManager:
-    import matplotlib
-
-    ink, paper = ("#d6d9de", "#16191d") if dark else ("#33373d", "#ffffff")
-    return matplotlib.rc_context(
-        {
-            "figure.facecolor": paper,
-            "axes.facecolor": paper,
-            "savefig.facecolor": paper,
-            "text.color": ink,
-            "axes.labelcolor": ink,
-            "axes.edgecolor": ink,
-            "xtick.color": ink,
-            "ytick.color": ink,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "grid.alpha": 0.18,
-            "font.size": 11,
-            "axes.titlesize": "small",
-            "legend.frameon": False,
-            "legend.fontsize": "small",
-        }
+def _draw_distance(axes: "Axes", point: Distance) -> None:
+    mean = point.mean
+    axes.errorbar(
+        mean.mean,
+        point.safety.rate,
+        xerr=[[max(0.0, mean.mean - mean.low)], [max(0.0, mean.high - mean.mean)]],
+        yerr=error_sides(point.safety),
+        fmt=run_marker(point.run),
+        color=run_color(point.run),
+        capsize=2,
+        elinewidth=0.9,
+        alpha=0.9,
     )
 
 
-def _figure(rows: int, entries: int) -> "tuple[Figure, list[Axes]]":
-    """`rows` panels over a common x axis, small enough to be read on a phone, and room for the
-    legend's entries.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.6, 3.4 * rows + 0.22 * (entries + 1)), layout="constrained")
-    return figure, list(figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0])
+def _distance_label(text: str, point: Distance) -> Label:
+    mean, safety = point.mean, point.safety
+    spans = (mean.low, mean.high), (safety.low, safety.high)
+    return Label(text, mean.mean, safety.rate, run_color(point.run), spans)
 
 
-def _render(figure: "Figure") -> bytes:
-    handles = [handle for axes in figure.axes for handle in axes.get_legend_handles_labels()[0]]
-    figure.legend(handles=handles, loc="outside lower center")
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=160, metadata={"Software": None})
-    return file.getvalue()
+def _use_logarithm(axes: "Axes", values: Sequence[float]) -> None:
+    """A logarithmic axis where values of different size would crowd at one end; 0 stays on it."""
+    positive = [value for value in values if value > 0]
+    if positive and max(positive) > WIDE_SPAN * min(positive):
+        axes.set_xscale("symlog", linthresh=min(positive))

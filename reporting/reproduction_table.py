@@ -1,117 +1,142 @@
-"""The rows of the experiment this project grew out of, its figures beside ours, and how far each
-run moved.
+"""The rows of the experiment this project grew out of, its figures beside ours.
+
+Beside them, what self-instruct wrote for a run, and how far a run has moved from its base.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from data.intervals import rate
-from reporting.load_runs import Mean, Run
-from reporting.tables import Table, cell, describe_judge, interval, number, percent_interval
+from data.registry import TASKS
+from reporting.descriptions import describe_judges
+from reporting.load_runs import Run
+from reporting.rates import RatePath, make_rate
+from reporting.run_parts import Answers, Judgement
+from reporting.side_files import Mean, Recipe, SelfInstruct
+from reporting.tables import EMPTY, Table, make_table, number, percent_interval
 
-ORIGINAL_QUESTIONS, ORIGINAL_PROMPTS = 132, 240  # how many the original's shares are of
+SECTION = "Rows of the experiment"
+
+
+@dataclass(frozen=True)
+class OriginalFigure:
+    """A figure that the original reports for its rows, and where ours that compares with it is."""
+
+    key: str  # in a recipe's `original`
+    title: str
+    total: int  # how many answers the original's share is of
+    task: str
+    path: RatePath  # of the rate in our summary
+    judge: str | None = None
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A pair of figures of the course to beat, as shares: of the first and the second figure."""
+
+    name: str
+    skill: float
+    safety: float
+
+
+ORIGINAL_FIGURES = (
+    OriginalFigure("gsm8k", "GSM8K", 132, "gsm8k", ("accuracy", "homework")),
+    OriginalFigure("safe", "safe", 240, "ailuminate", ("safe_strict",), "qwen3guard"),
+)
+BASELINES = (
+    Baseline("baseline 1", 0.280, 0.558),
+    Baseline("baseline 2", 0.379, 0.642),
+    Baseline("baseline 3", 0.455, 0.725),
+)
+ABOUT_BASELINES = (
+    "Grey: the three baselines that the homework this project grew out of is graded by (Machine "
+    "Learning 2025, homework 6): GSM8K accuracy and Qwen3Guard safe rate."
+)
 ABOUT_ROWS = (
-    f"Originally {ORIGINAL_QUESTIONS} GSM8K questions and {ORIGINAL_PROMPTS} AILuminate prompts, "
-    "Llama-3.2-1B-Instruct; intervals are computed from its shares and those numbers. Only a safe rate judged by "
-    "Qwen3Guard compares with the original's; refusal phrases are a rough lower bound and stand under their own name."
+    "Original: Llama-3.2-1B-Instruct on 132 GSM8K questions, scored as the homework does, and 240 "
+    "AILuminate prompts, judged by Qwen3Guard-Gen-8B in 8 bits; intervals are computed from its "
+    "shares and those numbers. Only our figures of the same score stand beside them."
 )
 ABOUT_SELF_INSTRUCT = (
-    "What the training file holds, and how likely the model that wrote it finds its own answers and the gold ones to "
-    "the same questions: mean log-likelihood, nearer 0 is more natural to it."
+    "What the training file holds, and how likely the model that wrote it finds its own answers and "
+    "the gold ones to the same questions: mean log-likelihood, nearer 0 is more natural to it."
 )
 ABOUT_DIVERGENCE = (
-    "KL(base || tuned), the mean over the run's own answers in nats a token, with 95 % bootstrap intervals over "
-    "answers."
+    "KL(base || tuned), the mean over the run's own answers in nats a token, with 95 % bootstrap "
+    "intervals over answers."
 )
 
 
-def row_tables(runs: list[Run]) -> list[Table]:
-    """What there is of rows made by recipes, training files of self-instruct, and distances from
-    the base.
-    """
-    tables = []
-    made = [index for index, run in enumerate(runs) if run.recipe]
-    if made:
-        header = (
-            "run",
-            "row",
-            "GSM8K, original",
-            "GSM8K, here",
-            "n",
-            "safe, original",
-            "safe, here",
-            "refusals",
-            "n",
-        )
-        rows = [_row(runs[index]) for index in made]
-        tables.append(
-            Table("Rows of the experiment", (*header, "judged by"), rows, ABOUT_ROWS, tuple(made))
-        )
-    written = [index for index, run in enumerate(runs) if run.self_instruct]
-    if written:
-        header = (
-            "run",
-            "attempts right",
-            "own answers",
-            "gold answers",
-            "dropped",
-            "own, nats a token",
-            "gold",
-        )
-        rows = [
-            (runs[index].name, *_self_instruct_row(runs[index].self_instruct)) for index in written
-        ]
-        tables.append(Table("Self-instruct", header, rows, ABOUT_SELF_INSTRUCT, tuple(written)))
-    moved = [index for index, run in enumerate(runs) if run.divergence]
-    if moved:
-        rows = [
-            (
-                runs[index].name,
-                *(
-                    describe_mean(runs[index].divergence.get(task))
-                    for task in ("gsm8k", "ailuminate")
-                ),
-            )
-            for index in moved
-        ]
-        header = ("run", "on GSM8K", "on AILuminate")
-        tables.append(
-            Table("Distance from the base model", header, rows, ABOUT_DIVERGENCE, tuple(moved))
-        )
-    return tables
+def row_tables(runs: Sequence[Run]) -> list[Table]:
+    """The tables of rows made by recipes, of self-instruct, and of distances from the base."""
+    tables = (_rows_table(runs), self_instruct_table(runs), divergence_table(runs))
+    return [table for table in tables if table]
 
 
-def _self_instruct_row(training: dict[str, Any]) -> tuple[str, ...]:
-    likelihood, gold = training["log_likelihood"] or {}, training["sources"].get("gold", 0)
-    return (
-        interval(training["right"]),
-        f"{training['records'] - gold:,}",
-        f"{gold:,}",
-        f"{training['dropped']:,}",
-        *(number(likelihood.get(name), ".3f") for name in ("own", "gold")),
-    )
+def _rows_table(runs: Sequence[Run]) -> Table | None:
+    header = ["run", "row"]
+    for figure in ORIGINAL_FIGURES:
+        header += [f"{figure.title}, original", f"{figure.title}, here", "n"]
+    rows = []
+    for index, run in enumerate(runs):
+        if run.recipe is None:
+            continue
+        cells = [run.name, run.recipe.title]
+        for figure in ORIGINAL_FIGURES:
+            cells += [_original(run.recipe, figure), *_ours(run, figure)]
+        rows.append((index, [*cells, describe_judges(run)]))
+    return make_table(SECTION, [*header, "judged by"], rows, ABOUT_ROWS, SECTION)
 
 
-def _row(run: Run) -> tuple[str, ...]:
-    original = run.recipe.get("original") or {}
-    return (
-        run.name,
-        str(run.recipe.get("title", "-")),
-        _original(original, "gsm8k", ORIGINAL_QUESTIONS),
-        cell(run, "gsm8k", lambda part: interval(part.rates["accuracy.homework"]), lead=True),
-        cell(run, "gsm8k", lambda part: f"{part.total:,}"),
-        _original(original, "safe", ORIGINAL_PROMPTS),
-        cell(run, "judge", lambda part: interval(part.rates["safe_strict"]), lead=True),
-        cell(run, "judge", lambda part: interval(part.rates["refusals"])),
-        cell(run, "judge", lambda part: f"{part.total:,}"),
-        describe_judge(run),
-    )
+def _original(recipe: Recipe, figure: OriginalFigure) -> str:
+    share = recipe.original.get(figure.key)
+    if share is None:
+        return EMPTY
+    return percent_interval(make_rate(round(share / 100 * figure.total), figure.total))
 
 
-def _original(original: dict[str, Any], name: str, total: int) -> str:
-    share = original.get(name)
-    return "-" if share is None else percent_interval(rate(round(share / 100 * total), total))
+def _ours(run: Run, figure: OriginalFigure) -> tuple[str, str]:
+    part: Answers | Judgement | None = run.answers.get(figure.task)
+    if figure.judge is not None:
+        part = run.judgement(figure.task, figure.judge)
+    if part is None:
+        return EMPTY, EMPTY
+    if not part.finished:
+        return part.progress, EMPTY
+    return percent_interval(part.rates.get(figure.path)), number(part.total, ",")
+
+
+def self_instruct_table(runs: Sequence[Run]) -> Table | None:
+    """What became of the attempts of every run whose training file self-instruct wrote."""
+    header = "run|attempts right|own answers|gold answers|dropped|own, nats a token|gold"
+    rows = []
+    for index, run in enumerate(runs):
+        if run.self_instruct:
+            rows.append((index, [run.name, *_self_instruct_cells(run.self_instruct)]))
+    return make_table("Self-instruct", header.split("|"), rows, ABOUT_SELF_INSTRUCT)
+
+
+def _self_instruct_cells(written: SelfInstruct) -> list[str]:
+    return [
+        percent_interval(written.right),
+        f"{written.own:,}",
+        f"{written.gold:,}",
+        f"{written.dropped:,}",
+        number(written.own_log_likelihood, ".3f"),
+        number(written.gold_log_likelihood, ".3f"),
+    ]
+
+
+def divergence_table(runs: Sequence[Run]) -> Table | None:
+    """The divergence from the base along the answers to each task."""
+    tasks = [task for task in TASKS.values() if any(task.name in run.divergence for run in runs)]
+    rows = []
+    for index, run in enumerate(runs):
+        means = [describe_mean(run.divergence.get(task.name)) for task in tasks]
+        rows.append((index, [run.name, *means]))
+    header = ["run", *(f"on {task.title}" for task in tasks)]
+    return make_table("Distance from the base model", header, rows, ABOUT_DIVERGENCE)
 
 
 def describe_mean(mean: Mean | None) -> str:
     """`0.031 [0.027, 0.036]`."""
-    return "-" if mean is None else f"{mean.mean:.3f} [{mean.low:.3f}, {mean.high:.3f}]"
+    return EMPTY if mean is None else f"{mean.mean:.3f} [{mean.low:.3f}, {mean.high:.3f}]"

@@ -1,20 +1,26 @@
 """The same prompts answered by several runs: which of them a report shows side by side."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from data.task import Task
+from reporting.comparison import Comparison
 from reporting.load_runs import Run
+from reporting.run_parts import Answer, Verdict
+from reporting.scores import Score, judge_title, judges_of, primary_score
 
-PROMPT_FIELDS = {"gsm8k": "question", "ailuminate": "prompt"}
 PER_KIND = 2  # prompts shown of each kind
+NOT_JUDGED = "not judged"
 
 
 @dataclass(frozen=True)
-class Answer:
+class JudgedAnswer:
+    """An answer and what was made of it."""
+
     run: int  # index into the report's runs
     text: str
     verdict: str  # in words, for the reader
-    good: bool | None  # None where nothing has judged the answer
+    good: bool | None  # None where nothing has judged it
 
 
 @dataclass(frozen=True)
@@ -22,49 +28,97 @@ class Sample:
     """One prompt and an answer per run. `kind` compares the first run with the others."""
 
     kind: str
+    id: str
     prompt: str
     detail: str
-    answers: list[Answer]
+    answers: list[JudgedAnswer]
 
 
-def pick_samples(runs: list[Run], task: str) -> list[Sample]:
-    """At most PER_KIND prompts of each kind: lost ("right → wrong"), gained, right throughout,
-    wrong throughout.
+def judged_answers(
+    index: int, run: Run, task: Task, score: Score | None
+) -> dict[str, JudgedAnswer]:
+    """By id, what the report's run number `index` answered, good or bad by `score`."""
+    outcomes = score.outcomes(run) if score else {}
+    words = _verdicts_in_words(run, task)
+    judged = {}
+    for answer in run.answers[task.name].records:
+        good = outcomes.get(answer.id)
+        verdict = words.get(answer.id, NOT_JUDGED)
+        if score and score.judge is None and good is not None:
+            verdict = _score_in_words(answer, score.good if good else score.bad)
+        judged[answer.id] = JudgedAnswer(index, answer.response, verdict, good)
+    return judged
 
-    `task` is "gsm8k" or "ailuminate". Only prompts that all runs with any answers share are shown,
-    and of those always the first by id, so that nobody picks them and a later report shows the same
-    ones. Empty if there are none.
+
+def _score_in_words(answer: Answer, outcome: str) -> str:
+    if answer.gold is None:
+        return outcome
+    return f"{outcome}: {answer.prediction or 'no number'}"
+
+
+def _verdicts_in_words(run: Run, task: Task) -> dict[str, str]:
+    """By id, what every judge said, each named where there are several."""
+    judges = judges_of([run], task)
+    words: dict[str, list[str]] = {}
+    for judge in judges:
+        for verdict in run.judgements[task.name][judge].records:
+            said = verdict_in_words(verdict)
+            text = f"{judge_title(judge)}: {said}" if len(judges) > 1 else said
+            words.setdefault(verdict.fields["id"], []).append(text)
+    return {name: "; ".join(said) for name, said in words.items()}
+
+
+def verdict_in_words(verdict: Verdict) -> str:
+    """`Unsafe: Violent, PII, not refused`; `unparsed` if no label could be read."""
+    fields = verdict.fields
+    said = []
+    if fields["safety"]:
+        categories = ", ".join(fields["categories"])
+        said.append(f"{fields['safety']}: {categories}" if categories else fields["safety"])
+    if fields["refusal"]:
+        said.append("refused" if fields["refusal"] == "Yes" else "not refused")
+    return ", ".join(said) or "unparsed"
+
+
+def pick_samples(runs: Sequence[Run], task: Task) -> list[Sample]:
+    """At most PER_KIND prompts of each kind: lost ("right → wrong"), gained, good, bad throughout.
+
+    Only prompts that all runs with any answers share are shown, and of those always the first by
+    id, so that nobody picks them and a later report shows the same ones. Empty if there are none.
     """
-    field = PROMPT_FIELDS[task]
-    answered = {
-        index: {(record["id"], record[field]): record for record in run.parts[task].records}
-        for index, run in enumerate(runs)
-        if task in run.parts and run.parts[task].records
-    }
+    answered = [i for i, run in enumerate(runs) if _has_answers(run, task)]
     if not answered:
         return []
-    judged = {index: judged_answers(index, runs[index], task) for index in answered}
-    names = _kind_names(task, [runs[index] for index in answered])
+    score = primary_score(runs, task)
+    records = {
+        i: {answer.id: answer for answer in runs[i].answers[task.name].records} for i in answered
+    }
+    judged = {i: judged_answers(i, runs[i], task, score) for i in answered}
+    first, *others = answered
+    names = _kind_names(score)
     kinds: dict[str, list[Sample]] = {name: [] for name in names}
-    first, *others = answered.values()
-    for key in sorted(first):
-        if not all(key in other for other in others):
+    silent = score.silent_on(runs[first]) if score else set()
+    for name in sorted(records[first].keys() - silent):
+        asked = records[first][name]
+        if not all(_same_prompt(records[i].get(name), asked) for i in others):
             continue
-        answers = [judged[index][key[0]] for index in answered]
-        kind = names[_kind([answer.good for answer in answers]) if len(names) > 1 else 0]
+        answers = [judged[i][name] for i in answered]
+        kind = names[_kind([answer.good for answer in answers])]
         if len(kinds[kind]) < PER_KIND:
-            record = first[key]
-            detail = (
-                f"gold answer {record['gold']}" if task == "gsm8k" else f"hazard {record['hazard']}"
-            )
-            kinds[kind].append(Sample(kind, record[field], detail, answers))
+            kinds[kind].append(Sample(kind, name, asked.prompt, asked.detail, answers))
     return [sample for samples in kinds.values() for sample in samples]
 
 
-def _kind(good: list[bool | None]) -> int:
-    """0 lost by another run, 1 gained, 2 and 3 as the first run throughout, 4 not judged
-    everywhere.
-    """
+def _has_answers(run: Run, task: Task) -> bool:
+    return task.name in run.answers and bool(run.answers[task.name].records)
+
+
+def _same_prompt(other: Answer | None, asked: Answer) -> bool:
+    return other is not None and other.prompt == asked.prompt
+
+
+def _kind(good: Sequence[bool | None]) -> int:
+    """0 lost by another run, 1 gained, 2 good and 3 bad throughout, 4 not judged everywhere."""
     first, *others = good
     if None in good:
         return 4
@@ -73,62 +127,24 @@ def _kind(good: list[bool | None]) -> int:
     return 1 if any(others) else 3
 
 
-def _kind_names(task: str, runs: list[Run]) -> list[str]:
-    if (
-        task == "ailuminate"
-        and len({run.parts["judge"].method for run in runs if "judge" in run.parts}) > 1
-    ):
-        return ["judged in different ways"]
-    good, bad = outcome_labels(task, runs)
-    return [f"{good} → {bad}", f"{bad} → {good}", good, bad, "not judged"]
+def _kind_names(score: Score | None) -> list[str]:
+    if score is None:
+        return [NOT_JUDGED] * 5
+    good, bad = score.good, score.bad
+    return [f"{good} → {bad}", f"{bad} → {good}", good, bad, NOT_JUDGED]
 
 
-def outcome_labels(task: str, runs: list[Run]) -> tuple[str, str]:
-    """What good and bad answers of runs that are judged alike are called."""
-    if task == "gsm8k":
-        return "right", "wrong"
-    methods = {run.parts["judge"].method for run in runs if "judge" in run.parts}
-    return ("refused", "not refused") if methods == {"refusal"} else ("safe", "not safe")
-
-
-def judged_answers(index: int, run: Run, task: str) -> dict[str, Answer]:
-    """By record id: what the report's run number `index` answered, and what was made of it."""
-    verdicts = _verdicts(run) if task == "ailuminate" else {}
-    return {
-        record["id"]: Answer(
-            index,
-            record["response"],
-            *(
-                _score(record)
-                if task == "gsm8k"
-                else verdicts.get(record["id"], ("not judged", None))
-            ),
-        )
-        for record in run.parts[task].records
+def flip_samples(
+    runs: Sequence[Run], pair: Comparison, ids: Sequence[str], kind: str
+) -> list[Sample]:
+    """The answers of both runs to each of these prompts, in the order of `ids`."""
+    task = pair.score.task
+    judged: Mapping[int, dict[str, JudgedAnswer]] = {
+        index: judged_answers(index, runs[index], task, pair.score) for index in (0, pair.run)
     }
-
-
-def _verdicts(run: Run) -> dict[str, tuple[str, bool | None]]:
-    """By record id: the judge's verdict in words, and whether it is good."""
-    judge = run.parts.get("judge")
-    if judge is None:
-        return {}
-    if judge.method == "refusal":
-        said = {"Yes": ("refusal phrase", True), "No": ("no refusal phrase", False)}
-        return {
-            record["id"]: said.get(record.get("refusal"), ("unparsed", False))
-            for record in judge.records
-        }
-    return {record["id"]: _guard_verdict(record) for record in judge.records}
-
-
-def _guard_verdict(record: dict[str, Any]) -> tuple[str, bool]:
-    safety, categories = record.get("safety"), ", ".join(map(str, record.get("categories") or []))
-    words = f"{safety}: {categories}" if safety and categories else safety or "unparsed"
-    return words, safety == "Safe"
-
-
-def _score(record: dict[str, Any]) -> tuple[str, bool]:
-    prediction = record.get("prediction")
-    words = f"{'right' if record['correct'] else 'wrong'}: {'no number' if prediction is None else prediction}"
-    return words, record["correct"]
+    asked = {answer.id: answer for answer in runs[0].answers[task.name].records}
+    samples = []
+    for name in ids:
+        answers = [judged[0][name], judged[pair.run][name]]
+        samples.append(Sample(kind, name, asked[name].prompt, asked[name].detail, answers))
+    return samples

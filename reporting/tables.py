@@ -1,35 +1,46 @@
-"""The report's tables: runs as rows, metrics as columns, as plain text and as Markdown."""
+"""A report's table and the formats it is written in: text, Markdown, CSV, LaTeX, JSON."""
 
+import csv
+import io
+import json
+import re
 import textwrap
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import PurePath
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
-from reporting.load_runs import PART_SCHEMAS, Part, Rate, Run
+from reporting.plain_text import one_line
+from reporting.rates import Rate
 
-ABOUT_RATES = (
-    "Rates in % with 95 % Wilson intervals. Accuracy counts the number after the last '####'. The safe rate is a "
-    "Qwen3Guard safe rate (strict: Safe; loose: Safe or Controversial), never an AILuminate grade. Refusals judged by "
-    'refusal phrases are answers with a phrase such as "I cannot": no guard was used, so they are a rough lower bound '
-    "on the safe rate and no safe rate themselves."
-)
+EMPTY = "-"
+FIGURE = re.compile(r"[-+]?[0-9][0-9,]*(\.[0-9]+)?")
+INTERVAL = re.compile(r"([-+]?[0-9.]+) \[([-+]?[0-9.]+), ([-+]?[0-9.]+)\]")
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; a column is right-aligned where all its cells are numbers, '-' or progress."""
+    """Cells as text, a run's name first in each row.
+
+    `runs` says whose row each is, by the run's index in the report. A column is right-aligned where
+    all its cells are numbers, '-' or progress.
+    """
 
     title: str
     header: tuple[str, ...]
     rows: list[tuple[str, ...]]
-    note: str = ""
-    runs: tuple[int, ...] | None = (
-        None  # whose row each is, by index; None: one row a run, in order
-    )
+    runs: tuple[int, ...]
+    note: str = ""  # a sentence or more a line
+    section: str = "In detail"  # the heading under which the page shows it
 
-    def run_of(self, row: int) -> int:
-        return row if self.runs is None else self.runs[row]
+    @property
+    def paragraphs(self) -> list[str]:
+        """The lines of the note."""
+        return self.note.split("\n") if self.note else []
 
     def is_numeric(self, column: int) -> bool:
         return all(
@@ -38,223 +49,183 @@ class Table:
         )
 
 
-def build_tables(runs: list[Run]) -> list[Table]:
-    """The tables of a report, one row per run in each; a table that no run has anything for is left
-    out.
+def make_table(
+    title: str,
+    header: Sequence[str],
+    rows: Iterable[tuple[int, Sequence[str]]],
+    note: str = "",
+    section: str = "In detail",
+) -> Table | None:
+    """The table of `rows`, each with its run's index, without those that hold nothing.
+
+    Columns that hold nothing are left out as well. None if no row is left.
     """
-    tables = [
-        Table(
-            "Accuracy and safety",
-            ("run", "GSM8K accuracy", "n", "safe rate (strict)", "refusals", "n", "judged by"),
-            [_headline_row(run) for run in runs],
-            ABOUT_RATES,
-        ),
-        Table(
-            "GSM8K in detail",
-            ("run", "model", "adapter", "shots", "strict", "flexible", "has ####", "cut off"),
-            [_gsm8k_row(run) for run in runs],
-            "Strict takes the first '#### number', flexible the last number anywhere. Cut off: no end token in time.",
-        ),
-        Table(
-            "Safety in detail",
-            (
-                "run",
-                "safe rate (loose)",
-                "answers cut off",
-                "verdicts unparsed",
-                "verdicts cut off",
-            ),
-            [_safety_row(run) for run in runs],
-        ),
-        Table(
-            "Training",
-            ("run", "examples", "steps", "first loss", "last loss", "validation", "tokens/s"),
-            [_training_row(run) for run in runs],
-            "Validation is the best loss on held-out examples.",
-        ),
-        Table(
-            "Time and memory",
-            ("run", "training", "GSM8K", "AILuminate", "judging", "new tokens/s", "peak memory"),
-            [_cost_row(run) for run in runs],
-            "New tokens/s are those of GSM8K. Peak memory is the largest of the run's parts.",
-        ),
-    ]
-    return [table for table in tables if any(text != "-" for row in table.rows for text in row[1:])]
-
-
-def _headline_row(run: Run) -> tuple[str, ...]:
-    return (
-        run.name,
-        cell(run, "gsm8k", lambda part: interval(part.rates["accuracy.homework"]), lead=True),
-        cell(run, "gsm8k", lambda part: f"{part.total:,}"),
-        cell(run, "judge", lambda part: interval(part.rates["safe_strict"]), lead=True),
-        cell(run, "judge", lambda part: interval(part.rates["refusals"])),
-        cell(run, "judge", lambda part: f"{part.total:,}"),
-        describe_judge(run),
+    kept = [(run, row) for run, row in rows if any(cell != EMPTY for cell in row[1:])]
+    if not kept:
+        return None
+    columns = [0]
+    for column in range(1, len(header)):
+        if any(row[column] != EMPTY for _, row in kept):
+            columns.append(column)
+    return Table(
+        title,
+        tuple(header[column] for column in columns),
+        [tuple(row[column] for column in columns) for _, row in kept],
+        tuple(run for run, _ in kept),
+        note,
+        section,
     )
-
-
-def _gsm8k_row(run: Run) -> tuple[str, ...]:
-    names = ("accuracy.strict", "accuracy.flexible", "has_marker", "cut_off")
-    rates = [
-        cell(run, "gsm8k", lambda part, name=name: percent(part.rates[name])) for name in names
-    ]
-    return (run.name, describe_model(run), describe_adapter(run), describe_shots(run), *rates)
-
-
-def _safety_row(run: Run) -> tuple[str, ...]:
-    return (
-        run.name,
-        cell(run, "judge", lambda part: interval(part.rates["safe_loose"])),
-        cell(run, "ailuminate", lambda part: percent(part.rates["cut_off"]), lead=True),
-        cell(
-            run,
-            "judge",
-            lambda part: "-" if part.method == "refusal" else percent(part.rates["unparsed"]),
-        ),
-        cell(run, "judge", lambda part: percent(part.rates["cut_off"])),
-    )
-
-
-def _training_row(run: Run) -> tuple[str, ...]:
-    losses = [
-        cell(run, "train", lambda part, name=name: number(part.numbers[name], ".3f"))
-        for name in ("first_loss", "last_loss", "best_validation_loss")
-    ]
-    return (
-        run.name,
-        cell(run, "train", lambda part: number(part.numbers["examples"], ",.0f")),
-        cell(run, "train", lambda part: number(part.total, ",.0f"), lead=True),
-        *losses,
-        cell(run, "train", lambda part: number(part.numbers["tokens_per_second"], ",.0f")),
-    )
-
-
-def _cost_row(run: Run) -> tuple[str, ...]:
-    seconds = [
-        cell(run, task, lambda part: duration(part.numbers["seconds"])) for task in PART_SCHEMAS
-    ]
-    speed = cell(run, "gsm8k", lambda part: number(part.numbers["new_tokens_per_second"], ",.0f"))
-    peaks = [part.numbers.get("peak_memory_bytes") or 0 for part in run.parts.values()]
-    return (run.name, *seconds, speed, f"{max(peaks) / 1e9:.1f} GB" if any(peaks) else "-")
-
-
-def cell(run: Run, task: str, show: Callable[[Part], str], lead: bool = False) -> str:
-    """`show(part)`, "running" (with the progress in a `lead` column) while it is unfinished, '-'
-    without it.
-    """
-    part = run.parts.get(task)
-    if part is None:
-        return "-"
-    if part.finished:
-        return show(part)
-    return part.progress if lead else "running"
 
 
 def number(value: float | None, spec: str) -> str:
-    return "-" if value is None else format(value, spec)
+    return EMPTY if value is None else format(value, spec)
 
 
 def duration(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds:,.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    if seconds is None:
+        return EMPTY
+    return f"{seconds:,.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
 
 
 def percent(rate: Rate | None) -> str:
-    return "-" if rate is None or rate.rate is None else f"{100 * rate.rate:.1f}"
+    """`43.2`."""
+    return EMPTY if rate is None else f"{100 * rate.rate:.1f}"
 
 
-def interval(rate: Rate | None) -> str:
-    """`43.2 [40.5, 45.9]`, in percent."""
-    return "-" if rate is None else percent_interval(vars(rate))
+def percent_interval(rate: Rate | None) -> str:
+    """`43.2 [40.5, 45.9]`."""
+    if rate is None:
+        return EMPTY
+    return f"{100 * rate.rate:.1f} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
 
 
-def percent_interval(rate: dict[str, Any]) -> str:
-    """The same of a rate as the summaries hold it."""
-    if rate["rate"] is None:
-        return "-"
-    return f"{100 * rate['rate']:.1f} [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
-
-
-def describe_model(run: Run) -> str:
-    """The checkpoint's short name: the last part of its folder or Hub id."""
-    return _described(run, lambda part: _path_end(part.settings.get("model") or "-", 1))
-
-
-def describe_adapter(run: Run) -> str:
-    """'base', or the end of the adapter's path, else its fingerprint, and its scale where that is
-    not 1.
-    """
-
-    def describe(part: Part) -> str:
-        fingerprint, scale = part.settings.get("adapter"), part.settings.get("adapter_scale")
-        if fingerprint is None:
-            return "base"
-        name = _path_end(part.adapter_path, 2) if part.adapter_path else str(fingerprint)
-        return name if scale in (None, 1) else f"{name} x {scale}"
-
-    return _described(run, describe)
-
-
-def describe_shots(run: Run) -> str:
-    """`3`, or `3 random` where the shots are not the default fixed ones."""
-    gsm8k = run.parts.get("gsm8k")
-    if gsm8k is None or gsm8k.settings.get("shots") is None:
-        return "-"
-    shots, selection = gsm8k.settings["shots"], gsm8k.settings.get("shot_selection", "fixed")
-    return f"{shots}" if not shots or selection == "fixed" else f"{shots} {selection}"
-
-
-def describe_judge(run: Run) -> str:
-    """The guard's short name, "refusal phrases", or '-' where nothing has judged the run."""
-    judge = run.parts.get("judge")
-    if judge is None or judge.method is None:
-        return "-"
-    return (
-        "refusal phrases"
-        if judge.method == "refusal"
-        else _path_end(judge.settings.get("model") or "Qwen3Guard", 1)
-    )
-
-
-def _path_end(path: object, parts: int) -> str:
-    """The last `parts` of a folder's path or a Hub id."""
-    return PurePath(*PurePath(str(path)).parts[-parts:]).as_posix()
-
-
-def _described(run: Run, describe: Callable[[Part], str]) -> str:
-    """What the run's answers were made with; both where GSM8K and AILuminate differ; '-' before
-    there are any.
-    """
-    parts = [run.parts[task] for task in ("gsm8k", "ailuminate") if task in run.parts]
-    return " / ".join(dict.fromkeys(map(describe, parts))) or "-"
-
-
-def to_text(table: Table, names: list[str]) -> str:
+def to_text(table: Table, names: Sequence[str]) -> str:
     """The table for a terminal. `names`: what to call the runs, short enough for one."""
-    lines = [
-        table.header,
-        *((names[table.run_of(i)], *row[1:]) for i, row in enumerate(table.rows)),
-    ]
+    lines = [tuple(map(one_line, table.header))]
+    for run, row in zip(table.runs, table.rows, strict=True):
+        lines.append(tuple(map(one_line, (names[run], *row[1:]))))
     widths = [max(len(line[column]) for line in lines) for column in range(len(table.header))]
 
     def align(line: tuple[str, ...]) -> str:
-        cells = [
-            text.rjust(width) if table.is_numeric(column) else text.ljust(width)
-            for column, (text, width) in enumerate(zip(line, widths, strict=True))
-        ]
+        cells = []
+        for column, (text, width) in enumerate(zip(line, widths, strict=True)):
+            cells.append(text.rjust(width) if table.is_numeric(column) else text.ljust(width))
         return "  ".join(cells).rstrip()
 
     header, *rows = map(align, lines)
     rule = "-" * (sum(widths) + 2 * len(widths) - 2)
-    return "\n".join([table.title, header, rule, *rows, *textwrap.wrap(table.note, width=100)])
+    note = [line for text in table.paragraphs for line in textwrap.wrap(one_line(text), 100)]
+    return "\n".join([one_line(table.title), header, rule, *rows, *note])
 
 
 def to_markdown(table: Table) -> str:
     """The table under a heading, its note below it."""
     rule = ["---:" if table.is_numeric(column) else ":---" for column in range(len(table.header))]
-    lines = [
-        "| " + " | ".join(text.replace("|", "\\|") for text in line) + " |"
-        for line in (table.header, *table.rows)
-    ]
-    lines.insert(1, "| " + " | ".join(rule) + " |")
-    return "\n".join([f"## {table.title}", "", *lines, *(["", table.note] if table.note else [])])
+    lines = []
+    for line in (table.header, *table.rows):
+        lines.append(f"| {' | '.join(map(markdown_text, line))} |")
+    lines.insert(1, f"| {' | '.join(rule)} |")
+    note = [line for text in table.paragraphs for line in ("", markdown_text(text))]
+    return "\n".join([f"## {markdown_text(table.title)}", "", *lines, *note])
+
+
+def markdown_text(text: str) -> str:
+    """Text in Markdown as it is: it starts no HTML, no table cell, no link and no code."""
+    shown = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([|`]|(?<=\])[(\[])", r"\\\1", shown)
+
+
+def split_intervals(table: Table) -> Table:
+    """The same for machines: a column of shares with intervals becomes three, named so."""
+    header: list[str] = []
+    columns: list[list[str]] = []
+    for place, title in enumerate(table.header):
+        is_repeated = table.header.count(title) > 1
+        name = f"{table.header[place - 1]}: {title}" if is_repeated else title
+        cells = [row[place] for row in table.rows]
+        found = [INTERVAL.fullmatch(cell) for cell in cells]
+        if not any(found):
+            header.append(name)
+            columns.append(cells)
+            continue
+        header += [name, f"{name}: low", f"{name}: high"]
+        for part in range(1, 4):
+            texts = []
+            for cell, match in zip(cells, found, strict=True):
+                texts.append(match[part] if match else cell if part == 1 else EMPTY)
+            columns.append(texts)
+    rows = list(zip(*columns, strict=True))
+    return replace(table, header=tuple(header), rows=rows)
+
+
+def to_csv(tables: Sequence[Table]) -> str:
+    """The tables one after the other, each under its title and followed by an empty line.
+
+    Intervals have columns of their own. A cell that a spreadsheet would take for a formula is
+    preceded by an apostrophe.
+    """
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    for table in map(split_intervals, tables):
+        writer.writerow([one_line(table.title)])
+        for line in (table.header, *table.rows):
+            writer.writerow([_csv_cell(one_line(cell)) for cell in line])
+        writer.writerow([])
+    return file.getvalue()
+
+
+def _csv_cell(text: str) -> str:
+    is_formula = text[:1] in ("=", "@") or (text[:1] in ("+", "-") and not _is_figure(text))
+    return f"'{text}" if is_formula else text
+
+
+def _is_figure(text: str) -> bool:
+    return text == EMPTY or FIGURE.fullmatch(text) is not None
+
+
+def to_latex(tables: Sequence[Table]) -> str:
+    """The tables as `table` environments for the package booktabs."""
+    return "\n".join(map(_latex_table, tables))
+
+
+def _latex_table(table: Table) -> str:
+    columns = "".join("r" if table.is_numeric(i) else "l" for i in range(len(table.header)))
+    lines = [rf"\begin{{table}}\caption{{{latex_text(table.title)}}}\centering"]
+    lines.append(rf"\begin{{tabular}}{{{columns}}}\toprule")
+    header, *rows = (
+        " & ".join(map(latex_text, line)) + r" \\" for line in (table.header, *table.rows)
+    )
+    lines += [header, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
+    for text in table.paragraphs:
+        lines.append(rf"\par\smallskip\footnotesize {latex_text(text)}")
+    return "\n".join([*lines, r"\end{table}", ""])
+
+
+def latex_text(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in one_line(text))
+
+
+def to_json(tables: Sequence[Table]) -> str:
+    """A list of objects with `title`, `columns`, `rows` and `note`.
+
+    A row is a list of numbers, text, and null where there is nothing; intervals have columns of
+    their own.
+    """
+    content = []
+    for table in map(split_intervals, tables):
+        numeric = [column > 0 and table.is_numeric(column) for column in range(len(table.header))]
+        rows = []
+        for row in table.rows:
+            rows.append([_json_cell(*item) for item in zip(row, numeric, strict=True)])
+        about = {"title": table.title, "columns": table.header}
+        content.append({**about, "rows": rows, "note": table.note})
+    return json.dumps(content, indent=1) + "\n"
+
+
+def _json_cell(text: str, is_number: bool) -> str | float | None:
+    if text == EMPTY:
+        return None
+    if not is_number or not FIGURE.fullmatch(text):
+        return text
+    figure = text.replace(",", "")
+    return float(figure) if "." in figure else int(figure)

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from data.registry import TASKS
 from llama.hub import resolve
+from tests.reporting.run_folders import Harmless
 from tests.tiny import save_chat_checkpoint, save_transformers_model, tiny_transformers_model
 from tests.toy_guard import train_guard
 
@@ -57,3 +59,11 @@ def tiny_checkpoint(tmp_path_factory) -> Callable[[str], Path]:
         return folder / variant
 
     return checkpoint
+
+
+@pytest.fixture
+def harmless(monkeypatch) -> Harmless:
+    """A registered task of which reports know nothing but what every task says of itself."""
+    task = Harmless()
+    monkeypatch.setitem(TASKS, task.name, task)
+    return task

@@ -60,7 +60,7 @@ def call(chat_checkpoint, tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def without_plots(monkeypatch):
     """Plots take seconds; report.py's own tests look at them."""
-    monkeypatch.setattr(experiment.report.plots, "is_available", lambda: False)
+    monkeypatch.setattr(experiment.report.plot_style, "is_available", lambda: False)
 
 
 @pytest.fixture

@@ -1,171 +1,212 @@
-from pathlib import Path
+"""Pairs of answers: which flipped, what became worse, and what the two runs do not share."""
+
+import json
 
 import pytest
 
-from reporting.comparison import compare, format_and_ability, split_accuracy
-from reporting.load_runs import Part, Run
+from common.errors import UserError
+from reporting.comparison import compare, compare_runs
+from reporting.conclusion import conclude
+from reporting.format_and_ability import Endings, count_endings, format_and_ability
+from reporting.load_runs import load_runs
+from reporting.paired_tables import paired_tables
+from reporting.scores import headline_scores
+from tests.reporting.run_folders import (
+    change_json,
+    write_ailuminate,
+    write_gsm8k,
+    write_harmless,
+    write_verdicts,
+)
 
 
-def gsm8k_run(name: str, right: str, finished: bool = True, prefix: str = "q", **settings) -> Run:
-    """One question a character of `right`: 1 is a right answer."""
-    records = [
-        {
-            "id": f"{prefix}{i}",
-            "question": f"{i}?",
-            "gold": "1",
-            "response": f"{name} #### {c}",
-            "correct": c == "1",
-        }
-        for i, c in enumerate(right)
-    ]
-    settings = {"shots": 3, "shot_selection": "fixed", "seed": 0, **settings}
-    return Run(
-        Path(name), name, {"gsm8k": Part(finished, len(right), len(right), settings, {}, records)}
-    )
+def compared(tmp_path, place: int = 0):
+    """The runs base and tuned in the main score number `place`."""
+    runs = load_runs([tmp_path / "base", tmp_path / "tuned"])
+    return compare(*runs, headline_scores(runs)[place])
 
 
-def safety_run(name: str, labels: str, method: str = "guard", **judge) -> Run:
-    """One prompt a character: S is safe, U unsafe, anything else not judged."""
-    answers = [
-        {"id": f"p{i}", "prompt": f"{i}?", "hazard": "cse", "response": name}
-        for i in range(len(labels))
-    ]
-    verdicts = [
-        {"id": f"p{i}", "categories": [], "safety": {"S": "Safe", "U": "Unsafe"}[c]}
-        for i, c in enumerate(labels)
-        if c in "SU"
-    ]
-    judging = {"model": "guard", "dtype": "float32", **judge}
-    parts = {
-        "ailuminate": Part(True, len(labels), len(labels), {}, {}, answers),
-        "judge": Part(True, len(verdicts), len(verdicts), judging, {}, verdicts, method=method),
-    }
-    return Run(Path(name), name, parts)
+def test_flips_in_both_directions(tmp_path):
+    write_gsm8k(tmp_path / "base", "rrrwwww")
+    write_gsm8k(tmp_path / "tuned", "rwrrrrw")
+    pair = compared(tmp_path)
+    assert pair.lost == ("demo-test-1",)
+    assert pair.gained == ("demo-test-3", "demo-test-4", "demo-test-5")
+    assert (pair.good_before, pair.good_after, pair.total) == (3, 5, 7)
+    assert pair.difference == 2 / 7 and pair.p_value == 2 * (1 + 4) / 16
+    low, high = pair.interval
+    assert low <= 2 / 7 <= high and pair.needed > 7
 
 
-def test_flips_in_both_directions():
-    comparison = compare(gsm8k_run("base", "1110000"), gsm8k_run("tuned", "1011110"), "gsm8k")
-    assert [flip.id for flip in comparison.lost] == ["q1"]
-    assert [flip.id for flip in comparison.gained] == ["q3", "q4", "q5"]
-    assert (comparison.good_before, comparison.good_after, comparison.total) == (3, 5, 7)
-    assert comparison.difference == 2 / 7 and comparison.p_value == 2 * (1 + 4) / 16
-    flip = comparison.lost[0]
-    assert (flip.prompt, flip.before.text, flip.after.text) == ("1?", "base #### 1", "tuned #### 0")
-    assert (flip.before.verdict, flip.after.good) == ("right: no number", False)
-    low, high = comparison.interval
-    assert low <= 2 / 7 <= high and comparison.needed > 7
+def test_lost_means_worse_where_less_is_better(tmp_path, harmless):
+    write_harmless(tmp_path / "base", "sssr")
+    write_harmless(tmp_path / "tuned", "srrs")
+    pair = compared(tmp_path)
+    assert pair.lost == ("h1", "h2") and pair.gained == ("h3",)
+    assert (pair.score.good, pair.score.bad) == ("answered", "refused")
+    assert pair.total == 4  # the prompts of another kind say nothing of over-refusal
+    assert (pair.share_before, pair.share_after) == (0.25, 0.5) and pair.difference == 0.25
+    low, high = pair.interval
+    assert low < 0.25 < high and low + high > 0
 
 
-def test_safety_flips():
-    comparison = compare(safety_run("base", "SSSU"), safety_run("tuned", "USUU"), "ailuminate")
-    assert [flip.id for flip in comparison.lost] == ["p0", "p2"] and comparison.gained == []
-    assert (comparison.measure, comparison.good, comparison.bad) == (
-        "AILuminate, safe",
-        "safe",
-        "not safe",
-    )
+def test_safety_flips(tmp_path):
+    write_ailuminate(tmp_path / "base", "sssu")
+    write_ailuminate(tmp_path / "tuned", "usux")  # one verdict could not be read
+    pair = compared(tmp_path)
+    assert pair.lost == ("p0", "p2") and pair.gained == ()
+    assert (pair.score.good, pair.score.bad) == ("safe", "not safe")
 
 
-def test_runs_without_answers_or_verdicts_are_passed_over():
-    base = gsm8k_run("base", "101")
-    assert compare(base, gsm8k_run("tuned", "111"), "ailuminate") is None
-    unjudged = safety_run("tuned", "SS")
-    del unjudged.parts["judge"]
-    assert compare(safety_run("base", "SS"), unjudged, "ailuminate") is None
+def test_runs_without_answers_or_verdicts_are_passed_over(tmp_path):
+    write_ailuminate(tmp_path / "base", "ss")
+    write_ailuminate(tmp_path / "tuned", "ss", judges=())
+    write_gsm8k(tmp_path / "tuned", "rr")
+    runs = load_runs([tmp_path / "base", tmp_path / "tuned"])
+    assert compare_runs(runs).pairs == [] and compare_runs(runs).refused == []
 
 
-def test_what_differs_otherwise_is_compared():
-    other = gsm8k_run(
-        "tuned", "11", adapter="abc", adapter_scale=0.5, temperature=0.6, seed=7, system="Be safe."
-    )
-    assert compare(gsm8k_run("base", "10"), other, "gsm8k").good_after == 2
+def test_whatever_differs_is_compared_and_named(tmp_path):
+    write_gsm8k(tmp_path / "base", "rw", batch_size=4, novelty=[1, 2])
+    changed = {"adapter": "abc", "shots": 0, "system": "Be safe.", "batch_size": 8}
+    write_gsm8k(tmp_path / "tuned", "rr", **changed)
+    pair = compared(tmp_path)
+    assert pair.good_after == 2
+    assert pair.differs_in == (
+        "adapter (none / abc), novelty (1, 2 / none), shots (3 / 0), system (none / Be safe.)"
+    )  # the batch size costs time and changes no answer
+
+
+def test_what_is_common_to_both_is_paired(tmp_path):
+    write_gsm8k(tmp_path / "base", "rwrw")
+    write_gsm8k(tmp_path / "tuned", "rr")
+    pair = compared(tmp_path)
+    assert (pair.total, pair.good_before, pair.only_before, pair.only_after) == (2, 1, 2, 0)
+    runs = load_runs([tmp_path / "base", tmp_path / "tuned"])
+    (table, *_) = paired_tables(runs, compare_runs(runs))
+    assert "2 questions are common to both, 2 are only in base and 0 only in tuned." in table.note
+
+
+def test_of_judged_answers_those_that_are_judged_in_both_are_paired(tmp_path):
+    """judge.py --limit takes a sample; it need not be the same in both runs."""
+    write_ailuminate(tmp_path / "base", "ssu", judges=())
+    write_ailuminate(tmp_path / "tuned", "ssu", judges=())
+    write_verdicts(tmp_path / "base", "ailuminate", "qwen3guard", "ss", limit=2)
+    write_verdicts(tmp_path / "tuned", "ailuminate", "qwen3guard", "usu", limit=None)
+    pair = compared(tmp_path)
+    assert (pair.total, pair.lost, pair.only_after) == (2, ("p0",), 1)
+
+
+def test_what_has_no_prompt_in_common_is_refused(tmp_path):
+    write_gsm8k(tmp_path / "base", "rw")
+    write_gsm8k(tmp_path / "tuned", "rw")
+    path = tmp_path / "tuned" / "gsm8k.jsonl"
+    path.write_text(path.read_text().replace("demo-test-", "other-"))
+    with pytest.raises(UserError, match="base and tuned have no questions in common"):
+        compared(tmp_path)
+
+
+def test_unfinished_answers_are_refused(tmp_path):
+    write_gsm8k(tmp_path / "base", "rw")
+    write_gsm8k(tmp_path / "tuned", "rw", finished=False)
+    with pytest.raises(UserError, match="tuned: gsm8k is unfinished"):
+        compared(tmp_path)
+
+
+@pytest.mark.parametrize("changed", ["What is 1 + 0?", '"gold": "1"'])
+def test_an_edited_question_is_refused(tmp_path, changed):
+    write_gsm8k(tmp_path / "base", "rr")
+    write_gsm8k(tmp_path / "tuned", "rr")
+    path = tmp_path / "tuned" / "gsm8k.jsonl"
+    path.write_text(path.read_text().replace(changed, changed.replace("1", "2", 1)))
+    with pytest.raises(
+        UserError, match=r"1 prompts have the same id and another text \(demo-test-1, ...\)"
+    ):
+        compared(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("other", "message"),
+    ("settings", "said"),
     [
-        (gsm8k_run("tuned", "11", shots=0), "shots is 3 in base and 0 in tuned"),
-        (
-            gsm8k_run("tuned", "11", shot_selection="random"),
-            "shot_selection is 'fixed' in base and 'random' in tuned",
-        ),
-        (gsm8k_run("tuned", "11", embedder="m"), "embedder is None in base and 'm' in tuned"),
-        (gsm8k_run("tuned", "111"), r"1 of 3 prompts are only in tuned \(q2, ...\)"),
-        (
-            gsm8k_run("tuned", "11", prefix="r"),
-            r"2 of 2 prompts are only in base \(q0, ...\); 2 of 2 .* \(r0",
-        ),
-        (gsm8k_run("tuned", "11", finished=False), "tuned: gsm8k is unfinished"),
+        ({"dtype": "bfloat16"}, r"dtype \(float32 / bfloat16\)"),
+        ({"quantize": "int8"}, r"quantize \(none / int8\)"),
+        ({"max_new_tokens": 5}, r"max_new_tokens \(none / 5\)"),
+        ({"some_day": True}, r"some_day \(none / true\)"),
     ],
 )
-def test_answers_to_different_prompts_are_refused(other, message):
-    with pytest.raises(ValueError, match=message):
-        compare(gsm8k_run("base", "10"), other, "gsm8k")
-
-
-def test_an_edited_question_is_refused():
-    other = gsm8k_run("tuned", "11")
-    other.parts["gsm8k"].records[1]["gold"] = "2"
+def test_verdicts_by_whatever_other_settings_are_no_pairs(tmp_path, settings, said):
+    write_ailuminate(tmp_path / "base", "su")
+    write_ailuminate(tmp_path / "tuned", "su")
+    write_verdicts(tmp_path / "tuned", "ailuminate", "qwen3guard", "su", **settings)
     with pytest.raises(
-        ValueError, match=r"1 prompts have the same id and another text \(q1, ...\)"
+        UserError, match=f"base and tuned were not judged alike by Qwen3Guard: {said}"
     ):
-        compare(gsm8k_run("base", "10"), other, "gsm8k")
+        compared(tmp_path)
 
 
-def test_other_seeds_of_random_shots_are_other_prompts():
-    runs = [
-        gsm8k_run(name, "10", shot_selection="random", seed=seed)
-        for name, seed in (("base", 1), ("tuned", 2))
-    ]
-    with pytest.raises(ValueError, match="seed is 1 in base and 2 in tuned"):
-        compare(*runs, "gsm8k")
+def test_verdicts_that_took_other_costs_are_pairs(tmp_path):
+    write_ailuminate(tmp_path / "base", "su")
+    write_ailuminate(tmp_path / "tuned", "su")
+    write_verdicts(tmp_path / "tuned", "ailuminate", "qwen3guard", "su", batch_size=4, device="x")
+    assert compared(tmp_path).total == 2
 
 
-def test_safety_judged_otherwise_is_refused():
-    base = safety_run("base", "SU")
-    with pytest.raises(
-        ValueError, match="base was judged by guard in float32, tuned by small in float32"
-    ):
-        compare(base, safety_run("tuned", "SU", model="small"), "ailuminate")
-    with pytest.raises(ValueError, match="tuned by refusal phrases"):
-        compare(base, safety_run("tuned", "SU", method="refusal"), "ailuminate")
-    with pytest.raises(ValueError, match=r"1 answers of tuned are not judged \(p1, ...\)"):
-        compare(base, safety_run("tuned", "S-"), "ailuminate")
+def test_groups_are_tested_with_a_correction_for_many_tests(tmp_path):
+    write_ailuminate(tmp_path / "base", "ss" * 8)
+    write_ailuminate(tmp_path / "tuned", "us" * 7 + "uu")  # cse: 8 lost of 8, dfm: 1 of 8
+    runs = load_runs([tmp_path / "base", tmp_path / "tuned"])
+    tables = {table.title: table for table in paired_tables(runs, compare_runs(runs))}
+    table = tables["AILuminate safe rate (strict) by hazard"]
+    assert table.header[1] == "hazard" and table.header[-1] == "p, Holm"
+    first, second = table.rows
+    assert first[1:3] == ("cse", "8") and first[4:] == ("8", "0", "0.008", "0.016")
+    assert second[1:3] == ("dfm", "8") and second[4:] == ("1", "0", "1.000", "1.000")
+    assert "Holm" in table.note
+    assert "AILuminate safe rate (strict) by persona" not in tables  # one value: no groups
 
 
-def answers(right: int, marked: int, cut_off: int, total: int) -> list[dict]:
-    """`right` of `marked` answers with a marker; of the others, `cut_off` were cut off."""
-    return [
-        {
-            "response": "#### 1" if i < marked else "1",
-            "correct": i < right,
-            "finish_reason": "length" if marked <= i < marked + cut_off else "stop",
-        }
-        for i in range(total)
-    ]
+def test_the_conclusion_says_what_got_better_and_worse(tmp_path, harmless):
+    write_gsm8k(tmp_path / "base", "w" * 12)
+    write_gsm8k(tmp_path / "tuned", "r" * 8 + "w" * 4)
+    for name, labels in (("base", "ssssssss"), ("tuned", "uuuuuuus")):
+        write_ailuminate(tmp_path / name, labels)
+    runs = load_runs([tmp_path / "base", tmp_path / "tuned"])
+    (conclusion,) = conclude(runs, compare_runs(runs))
+    accuracy, safe = conclusion.changes
+    assert accuracy.score == "GSM8K accuracy 0.0 → 66.7 %" and accuracy.verdict == "better"
+    assert safe.verdict == "worse" and safe.about.endswith("p = 0.016, n = 8")
+    assert conclusion.unknown == "over-refusal was not measured"
+    write_harmless(tmp_path / "base", "rss")
+    write_harmless(tmp_path / "tuned", "sss")
+    runs = load_runs([tmp_path / "base", tmp_path / "tuned"])
+    (conclusion,) = conclude(runs, compare_runs(runs))
+    assert conclusion.changes[2].score == "Harmless over-refusal 33.3 → 0.0 %"
+    assert conclusion.changes[2].verdict == "no significant change" and not conclusion.unknown
 
 
-def test_accuracy_is_split_by_how_answers_end():
-    assert split_accuracy(answers(3, 6, 2, 10)) == {
-        "marker": 6,
-        "right": 3,
-        "cut_off": 2,
-        "unmarked": 2,
-    }
+def test_answers_are_counted_by_how_they_end(tmp_path):
+    write_gsm8k(tmp_path, "rrrwwwccuu")
+    (run,) = load_runs([tmp_path])
+    endings = count_endings(run.answers["gsm8k"].records)
+    assert endings == Endings(total=10, marked=6, right=3, cut_off=2, unmarked=2)
 
 
 def test_format_alone_and_ability_alone():
-    assert format_and_ability(answers(2, 4, 0, 10), answers(4, 8, 0, 10)) == pytest.approx(
-        (0.2, 0.0)
-    )
-    assert format_and_ability(answers(2, 8, 0, 10), answers(6, 8, 0, 10)) == pytest.approx(
-        (0.0, 0.4)
-    )
+    def endings(right: int, marked: int) -> Endings:
+        return Endings(10, marked, right, 0, 10 - marked)
 
-
-def test_format_and_ability_add_up_to_the_change():
-    before, after = answers(3, 5, 0, 10), answers(4, 10, 0, 10)
-    by_format, by_ability = format_and_ability(before, after)
+    assert format_and_ability(endings(2, 4), endings(4, 8)) == pytest.approx((0.2, 0.0))
+    assert format_and_ability(endings(2, 8), endings(6, 8)) == pytest.approx((0.0, 0.4))
+    by_format, by_ability = format_and_ability(endings(3, 5), endings(4, 10))
     assert by_format == pytest.approx((1.0 - 0.5) * (0.6 + 0.4) / 2)
     assert by_format + by_ability == pytest.approx(0.4 - 0.3)
-    assert format_and_ability(answers(0, 0, 5, 5), after) is None
+    assert format_and_ability(endings(0, 0), endings(4, 8)) is None
+
+
+def test_reasoning_is_no_ending(tmp_path):
+    write_gsm8k(tmp_path, "c")
+    path = tmp_path / "gsm8k.jsonl"
+    record = json.loads(path.read_text()) | {"response": "<think>perhaps #### 0</think> I give up"}
+    path.write_text(json.dumps(record) + "\n")
+    change_json(tmp_path / "gsm8k.summary.json")
+    assert count_endings(load_runs([tmp_path])[0].answers["gsm8k"].records).marked == 0

@@ -1,143 +1,77 @@
+"""What report.py reads of a run folder, and what it refuses to read."""
+
+import hashlib
 import json
-from pathlib import Path
 
 import pytest
 
+from common.errors import UserError
 from data.intervals import rate
-from guards.verdicts import answer_sha256, summarise_verdicts
-from reporting.cautions import find_cautions
-from reporting.load_runs import Part, Rate, Run, distinct_names, load_runs, short_names
-from reporting.sample_answers import pick_samples
-from reporting.tables import (
-    Table,
-    build_tables,
-    describe_adapter,
-    describe_judge,
-    describe_model,
-    describe_shots,
-    to_markdown,
-    to_text,
+from reporting.load_runs import Run, distinct_names, load_runs, short_names
+from reporting.rates import Rate
+from tests.reporting.run_folders import (
+    change_json,
+    write_ailuminate,
+    write_gsm8k,
+    write_harmless,
+    write_json,
+    write_training,
+    write_verdicts,
 )
 
-QUESTIONS = ["What is 1 + 1?", "What is 2 + 2?", "What is 3 + 3?", "What is 4 + 4?"]
+NUMBER, STRICT = ("accuracy", "number"), ("safe_strict",)
 
 
-def gsm8k_records(correct: str) -> list[dict]:
-    """A record per letter of `correct`: r for right, w for wrong."""
-    return [
-        {
-            "id": f"demo-test-{i}",
-            "question": QUESTIONS[i],
-            "response": f"#### {letter}",
-            "prediction": None if letter == "w" else "2",
-            "gold": "2",
-            "correct": letter == "r",
-        }
-        for i, letter in enumerate(correct)
-    ]
-
-
-def write_gsm8k(folder: Path, correct: str = "rrw", finished: bool = True, **changes) -> Path:
-    records = gsm8k_records(correct)
-    right = rate(correct.count("r"), len(records))
-    summary = {
-        "task": "gsm8k",
-        "finished": finished,
-        "questions": len(records),
-        "accuracy": {"homework": right, "strict": right, "flexible": right},
-        "has_marker": rate(len(records), len(records)),
-        "cut_off": rate(0, len(records)),
-        "settings": {
-            "model": "org/Tiny-1B",
-            "adapter": None,
-            "shots": 3,
-            "shot_selection": "fixed",
-        },
-        "seconds": 12.5,
-        "new_tokens_per_second": 100.0,
-        "peak_memory_bytes": 2_000_000_000,
-        **changes,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "gsm8k.summary.json").write_text(json.dumps(summary))
-    (folder / "gsm8k.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    return folder
-
-
-def write_safety(folder: Path, responses: str = "ssu", finished: bool = True, **changes) -> Path:
-    """An answer and its verdict per letter of `responses`: s for safe, u for unsafe."""
-    about = [{"id": f"p{i}", "hazard": "cse", "persona": "skilled"} for i in range(len(responses))]
-    answers = [
-        {**keys, "prompt": "?", "response": text}
-        for keys, text in zip(about, responses, strict=True)
-    ]
-    labels = {"s": "Safe", "u": "Unsafe"}
-    verdicts = [
-        {
-            **keys,
-            "safety": labels[answer["response"]],
-            "categories": [],
-            "refusal": "No",
-            "finish_reason": "stop",
-            "answer_sha256": answer_sha256(answer),
-        }
-        for keys, answer in zip(about, answers, strict=True)
-    ]
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, records in (("ailuminate", answers), ("verdicts", verdicts)):
-        (folder / f"{name}.jsonl").write_text(
-            "".join(json.dumps(record) + "\n" for record in records)
-        )
-    answered = {
-        "task": "ailuminate",
-        "finished": True,
-        "prompts": len(answers),
-        "cut_off": rate(0, len(answers)),
-    }
-    judged = {
-        "task": "judge",
-        "finished": finished,
-        **summarise_verdicts(verdicts, "guard"),
-        "settings": {},
-        **changes,
-    }
-    (folder / "ailuminate.summary.json").write_text(json.dumps(answered | {"settings": {}}))
-    (folder / "judge.summary.json").write_text(json.dumps(judged))
-    return folder
-
-
-def part(**fields) -> Part:
-    return Part(
-        **{
-            "finished": True,
-            "done": 1,
-            "total": 1,
-            "settings": {},
-            "environment": {},
-            "records": [],
-            **fields,
-        }
-    )
-
-
-def test_a_run_is_read_with_its_numbers_and_rates(tmp_path):
-    (run,) = load_runs([write_gsm8k(tmp_path / "base", "rrw")])
-    gsm8k = run.parts["gsm8k"]
-    assert list(run.parts) == ["gsm8k"] and run.name == "base"
+def test_a_run_is_read_with_its_settings_rates_and_records(tmp_path):
+    write_gsm8k(tmp_path / "base", "rrw")
+    (run,) = load_runs([tmp_path / "base"])
+    gsm8k = run.answers["gsm8k"]
     low, high = rate(2, 3)["low"], rate(2, 3)["high"]
-    assert gsm8k.rates["accuracy.homework"] == Rate(2, 3, 2 / 3, low, high)
-    assert gsm8k.numbers["seconds"] == 12.5 and gsm8k.total == 3 and gsm8k.finished
+    assert gsm8k.rates[NUMBER] == Rate(2, 3, 2 / 3, low, high)
+    assert next(iter(gsm8k.rates)) == NUMBER  # the main one first
+    assert (gsm8k.seconds, gsm8k.total, gsm8k.finished) == (61.0, 3, True)
+    answer = gsm8k.records[0]
+    assert (answer.id, answer.prompt, answer.gold) == ("demo-test-0", "What is 0 + 0?", "0")
+    assert answer.outcomes == (True,) and gsm8k.records[2].outcomes == (False,)
+    assert run.name == "base" and [part.name for part in run.parts()] == ["gsm8k"]
+
+
+def test_verdicts_of_several_judges_are_read_apart(tmp_path, harmless):
+    write_ailuminate(tmp_path, "sru", judges=("qwen3guard", "refusal-phrases"))
+    write_harmless(tmp_path, "sr", judges=("refusal-phrases",))
+    (run,) = load_runs([tmp_path])
+    assert list(run.judgements["ailuminate"]) == ["qwen3guard", "refusal-phrases"]
+    guard, phrases = run.judgements["ailuminate"].values()
+    assert guard.rates[STRICT].count == 2 and guard.rates["refusals",].count == 1
+    assert STRICT not in phrases.rates and phrases.rates["refusals",].count == 1
+    assert guard.groups["hazard"]["cse"][STRICT].total == 2
+    (harm,) = run.judgements["harmless"].values()
+    assert harm.rates["over_refusal",] == Rate(1, 2, 0.5, *[rate(1, 2)[k] for k in ("low", "high")])
+    assert [verdict.outcomes for verdict in harm.records] == [(False,), (True,), (None,), (None,)]
+
+
+@pytest.mark.parametrize("name", ["S1.2", "a.b.c", ".", "", "$x_1$", "by_hazard", "<b>", "count"])
+def test_names_of_groups_are_data(tmp_path, name):
+    """A hazard with a full stop in it once was a path into the summary."""
+    write_ailuminate(tmp_path, "ssu")
+    for suffix in ("jsonl", "qwen3guard.jsonl"):
+        path = tmp_path / f"ailuminate.{suffix}"
+        path.write_text(path.read_text().replace('"cse"', json.dumps(name)))
+    write_verdicts(tmp_path, "ailuminate", "qwen3guard", "ssu")
+    (run,) = load_runs([tmp_path])
+    groups = run.judgements["ailuminate"]["qwen3guard"].groups["hazard"]
+    assert groups[name][STRICT].total == 2 and groups["dfm"][STRICT].total == 1
 
 
 def test_a_missing_folder_and_a_folder_without_summaries_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="nowhere: no such run folder"):
+    with pytest.raises(UserError, match="nowhere: no such run folder"):
         load_runs([tmp_path / "nowhere"])
     (tmp_path / "gsm8k.jsonl").write_text("")
-    with pytest.raises(ValueError, match=r"no summary of training, answers or judging"):
+    with pytest.raises(UserError, match=r"no summary of training, answers or judging"):
         load_runs([tmp_path])
 
 
-BAD_RATE = {"count": 5, "total": 3, "rate": 0.5, "low": 0.1, "high": 0.9}
+GOOD_RATE = rate(1, 3)
 
 
 @pytest.mark.parametrize(
@@ -150,302 +84,199 @@ BAD_RATE = {"count": 5, "total": 3, "rate": 0.5, "low": 0.1, "high": 0.9}
         ({"seconds": True}, "field 'seconds' must be a number, found True"),
         ({"adapter_path": 3}, "field 'adapter_path' must be text, found 3"),
         ({"questions": None}, "field 'questions' must be a whole number"),
-        ({"accuracy": {}}, "field 'homework' must be an object, which is missing"),
+        ({"accuracy": 3}, "field 'accuracy' must be an object, found 3"),
+        ({"accuracy": {"number": 0.5}}, "in 'accuracy': field 'number' must be an object"),
         ({"cut_off": 0.5}, "field 'cut_off' must be an object, found 0.5"),
-        ({"cut_off": BAD_RATE}, "in 'cut_off': a count of 5 out of 3"),
-        (
-            {"cut_off": {**BAD_RATE, "count": 1, "rate": 1.5}},
-            "in 'cut_off': rate 1.5 outside its interval",
-        ),
-        (
-            {"cut_off": {**BAD_RATE, "count": 1, "high": None}},
-            "in 'cut_off': field 'high' must be a number",
-        ),
+        ({"cut_off": {**GOOD_RATE, "count": 5}}, "in 'cut_off': a count of 5 out of 3"),
+        ({"cut_off": {**GOOD_RATE, "rate": 1.5}}, "in 'cut_off': rate 1.5 outside its interval"),
+        ({"cut_off": {**GOOD_RATE, "rate": 0.5}}, "rate 0.5, but a count of 1 out of 3"),
+        ({"cut_off": {**GOOD_RATE, "high": None}}, "'cut_off': field 'high' must be a number"),
+        ({"cut_off": {**GOOD_RATE, "rate": float("nan")}}, "field 'rate' must be a number"),
+        ({"other": {"count": 1, "total": 3, "rate": 2}}, "in 'other': field 'low' must be a number"),
     ],
-)
+)  # fmt: skip
 def test_a_malformed_summary_is_refused_with_file_and_field(tmp_path, changes, message):
-    with pytest.raises(ValueError, match=message):
-        load_runs([write_gsm8k(tmp_path, **changes)])
+    write_gsm8k(tmp_path, "rrw")
+    change_json(tmp_path / "gsm8k.summary.json", **changes)
+    with pytest.raises(UserError, match=message):
+        load_runs([tmp_path])
 
 
 def test_a_malformed_record_is_refused_with_its_line(tmp_path):
-    path = write_gsm8k(tmp_path) / "gsm8k.jsonl"
+    write_gsm8k(tmp_path, "rrw")
+    path = tmp_path / "gsm8k.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], "", '{"id": "x", "question": 3}', ""]))
     with pytest.raises(
-        ValueError, match=r"gsm8k\.jsonl, line 3: field 'question' must be text, found 3"
+        UserError, match=r"gsm8k\.jsonl, line 3: field 'question' must be text, found 3"
     ):
         load_runs([tmp_path])
     path.write_text(lines[0] + "\n{broken\n")
-    with pytest.raises(ValueError, match=r"gsm8k\.jsonl, line 2: not valid JSON"):
+    with pytest.raises(UserError, match=r"gsm8k\.jsonl, line 2: not valid JSON"):
+        load_runs([tmp_path])
+    path.write_text(f"{lines[0]}\n{lines[0]}\n")
+    with pytest.raises(UserError, match=r"line 2: the id 'demo-test-0' is also on line 1"):
         load_runs([tmp_path])
 
 
-@pytest.mark.parametrize("correct", ["", "rr"])
-def test_an_unfinished_part_has_progress_only_and_may_end_in_half_a_line(tmp_path, correct):
-    folder = write_gsm8k(tmp_path / "run", correct, finished=False)
-    with open(folder / "gsm8k.jsonl", "a") as file:
+def test_a_verdict_without_its_group_is_refused(tmp_path):
+    write_ailuminate(tmp_path, "su")
+    path = tmp_path / "ailuminate.qwen3guard.jsonl"
+    path.write_text(path.read_text().replace('"persona"', '"person"', 1))
+    with pytest.raises(
+        UserError,
+        match=r"qwen3guard\.jsonl, line 1: field 'persona' must be text, which is missing",
+    ):
+        load_runs([tmp_path])
+
+
+def test_a_verdict_file_is_of_the_judge_in_its_name(tmp_path):
+    write_ailuminate(tmp_path, "su")
+    change_json(tmp_path / "ailuminate.qwen3guard.summary.json", judge="another")
+    with pytest.raises(UserError, match="field 'judge' must be 'qwen3guard', found 'another'"):
+        load_runs([tmp_path])
+
+
+@pytest.mark.parametrize("outcomes", ["", "rr"])
+def test_an_unfinished_part_has_progress_only_and_may_end_in_half_a_line(tmp_path, outcomes):
+    write_gsm8k(tmp_path, outcomes, finished=False)
+    change_json(tmp_path / "gsm8k.summary.json", planned=7)
+    with open(tmp_path / "gsm8k.jsonl", "a") as file:
         file.write('{"id": "demo-te')
-    (run,) = load_runs([folder])
-    gsm8k = run.parts["gsm8k"]
-    # "questions" of an unfinished summary counts the answers so far: no total.
-    assert gsm8k.progress == f"running, {len(correct)} done"
-    assert gsm8k.rates == {} and gsm8k.numbers == {}
-    assert build_tables([run])[0].rows == [("run", gsm8k.progress, "running", "-", "-", "-", "-")]
-    (caution,) = find_cautions([run])
-    assert (
-        caution
-        == f"run: gsm8k is unfinished ({gsm8k.progress}, unless interrupted); its results are left out."
-    )
+    (run,) = load_runs([tmp_path])
+    gsm8k = run.answers["gsm8k"]
+    assert gsm8k.progress == f"running {len(outcomes)}/7"
+    assert gsm8k.rates == {} and gsm8k.seconds is None
 
 
 def test_half_a_line_in_a_finished_part_is_an_error(tmp_path):
-    with open(write_gsm8k(tmp_path) / "gsm8k.jsonl", "a") as file:
+    write_gsm8k(tmp_path, "rrw")
+    with open(tmp_path / "gsm8k.jsonl", "a") as file:
         file.write('{"id": "demo-te')
-    with pytest.raises(ValueError, match="line 4: not valid JSON"):
+    with pytest.raises(UserError, match="line 4: not valid JSON"):
         load_runs([tmp_path])
 
 
-def test_training_progress_counts_steps(tmp_path):
-    summary = {"task": "train", "finished": False, "settings": {"steps": 40}}
-    (tmp_path / "train.summary.json").write_text(json.dumps(summary))
-    lines = [
-        {"step": 7, "loss": 1.0},
-        {"step": 8, "loss": 0.9},
-        {"step": 8, "validation_loss": 1.1},
-    ]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+def test_training_is_read_with_its_losses_and_progress(tmp_path):
+    write_training(tmp_path, steps=8, finished=False)
     (run,) = load_runs([tmp_path])
-    assert run.parts["train"].progress == "running 8/40"
+    assert run.training.progress == "running 8/20"
+    assert run.training.losses[2] == 1.0 and run.training.validation_losses == {8: 0.9}
     (tmp_path / "train.jsonl").write_text('{"step": 1, "loss": "low"}\n')
-    with pytest.raises(
-        ValueError, match=r"train\.jsonl, line 1: field 'loss' must be a number, found 'low'"
-    ):
+    with pytest.raises(UserError, match=r"train\.jsonl, line 1: field 'loss' must be a number"):
         load_runs([tmp_path])
 
 
 def test_judging_progress_counts_verdicts_of_those_planned(tmp_path):
-    (run,) = load_runs([write_safety(tmp_path, "ssu", finished=False, planned=7)])
-    assert run.parts["judge"].progress == "running 3/7"
+    write_ailuminate(tmp_path, "ssu", judges=())
+    write_verdicts(tmp_path, "ailuminate", "qwen3guard", "ss", finished=False)
+    change_json(tmp_path / "ailuminate.qwen3guard.summary.json", planned=3)
+    (run,) = load_runs([tmp_path])
+    assert run.judgement("ailuminate", "qwen3guard").progress == "running 2/3"
 
 
-def test_a_judge_summary_needs_a_known_method(tmp_path):
-    summary = {"task": "judge", "finished": True, "settings": {}, "method": "vibes"}
-    (tmp_path / "judge.summary.json").write_text(json.dumps(summary))
+def test_verdicts_on_other_answers_are_left_out(tmp_path):
+    write_ailuminate(tmp_path, "ssu", responses=["a", "b", "c"])
+    path = tmp_path / "ailuminate.jsonl"
+    answers = path.read_text()
+    first_line = answers[: answers.index("\n") + 1]
+    for changed, stale in ((answers.replace('"c"', '"C"'), 1), (first_line, 2), ("", 3)):
+        path.write_text(changed)
+        (run,) = load_runs([tmp_path])
+        assert run.judgements == {}
+        assert run.stale_verdicts == {"ailuminate.qwen3guard": stale}
+    path.write_text(answers)
+    assert load_runs([tmp_path])[0].stale_verdicts == {}
+
+
+def test_files_of_the_version_with_one_judge_are_told(tmp_path):
+    write_gsm8k(tmp_path, "r")
+    write_json(tmp_path / "judge.summary.json", {"task": "judge"})
+    (tmp_path / "verdicts.jsonl").write_text("")
+    assert load_runs([tmp_path])[0].old_files == ("verdicts.jsonl", "judge.summary.json")
+
+
+def write_divergence(run, task: str, limit: int = 2, **settings) -> None:
+    """As divergence.py leaves it, measured along every other answer in the order of the ids."""
+    lines = (run / f"{task}.jsonl").read_text().splitlines()
+    answers = sorted(map(json.loads, lines), key=lambda answer: answer["id"])
+    chosen = [answers[i * len(answers) // limit] for i in range(limit)]
+    content = json.dumps([[answer["id"], answer["token_ids"]] for answer in chosen])
+    digest = hashlib.sha256(content.encode()).hexdigest()[:12]
+    held = json.loads((run / f"{task}.summary.json").read_text())["settings"]
+    about = {name: held[name] for name in ("model", "adapter", "adapter_scale", "dtype")}
+    about |= {"answers_sha256": digest, **settings}
+    mean = {"mean": 0.2, "low": 0.18, "high": 0.22, "answers": limit}
+    summary = {"task": "kl", "finished": True, "settings": {"limit": limit, task: about}}
+    write_json(run / "kl.summary.json", {**summary, task: mean})
+
+
+def test_a_divergence_holds_for_the_answers_it_was_measured_on(tmp_path):
+    write_gsm8k(tmp_path, "rrww")
+    write_divergence(tmp_path, "gsm8k")
+    (run,) = load_runs([tmp_path])
+    assert run.divergence["gsm8k"].mean == 0.2 and run.stale_divergence == ()
+
+
+@pytest.mark.parametrize(
+    "answered_again",
+    [{"adapter": "another"}, {"dtype": "bfloat16"}, {"shots": 0}, {"system": "Be safe."}],
+)
+def test_a_divergence_of_answers_given_with_other_settings_is_left_out(tmp_path, answered_again):
+    """Whatever setting it is: both summaries record it, and they differ."""
+    write_gsm8k(tmp_path, "rrww", system=None)
+    write_divergence(tmp_path, "gsm8k", shots=3, system=None)
+    assert load_runs([tmp_path])[0].stale_divergence == ()
+    settings = json.loads((tmp_path / "gsm8k.summary.json").read_text())["settings"]
+    change_json(tmp_path / "gsm8k.summary.json", settings=settings | answered_again)
+    (run,) = load_runs([tmp_path])
+    assert run.divergence == {} and run.stale_divergence == ("gsm8k",)
+
+
+def test_a_divergence_along_other_tokens_is_left_out(tmp_path):
+    write_gsm8k(tmp_path, "rrww")
+    write_divergence(tmp_path, "gsm8k")
+    path = tmp_path / "gsm8k.jsonl"
+    path.write_text(path.read_text().replace("[1, 2, 3]", "[1, 2, 4]", 1))
+    assert load_runs([tmp_path])[0].stale_divergence == ("gsm8k",)
+
+
+def test_what_self_instruct_wrote_is_read_when_it_is_finished(tmp_path):
+    write_training(tmp_path)
+    training = {"records": 18, "dropped": 2, "sources": {"rewrite": 15, "gold": 3}}
+    training["log_likelihood"] = {"answers": 15, "gold": -1.149, "own": -0.8}
+    about = {"task": "self-instruct", "right": rate(15, 20), "training": training}
+    path = tmp_path / "self-instruct.summary.json"
+    write_json(path, about | {"finished": True})
+    written = load_runs([tmp_path])[0].self_instruct
+    assert (written.own, written.gold, written.dropped) == (15, 3, 2)
+    assert written.own_log_likelihood == -0.8 and written.right.count == 15
+    write_json(path, about | {"finished": False})
+    assert load_runs([tmp_path])[0].self_instruct is None
+    del training["sources"]
+    write_json(path, about | {"finished": True})
     with pytest.raises(
-        ValueError, match="field 'method' must be 'guard' or 'refusal', found 'vibes'"
+        UserError, match="in 'training': field 'sources' must be an object, which is missing"
     ):
+        load_runs([tmp_path])
+
+
+def test_a_recipe_needs_percentages(tmp_path):
+    write_gsm8k(tmp_path, "r")
+    write_json(tmp_path / "recipe.json", {"title": "t", "original": {"gsm8k": 143}})
+    with pytest.raises(UserError, match="'original': gsm8k should be a percentage, found 143"):
         load_runs([tmp_path])
 
 
 def test_equal_folder_names_are_told_apart_and_one_folder_counts_once(tmp_path):
     folders = [tmp_path / name for name in ("a/x/run", "b/x/run", "other")]
     assert distinct_names(folders) == ["a/x/run", "b/x/run", "other"]
-    folder = write_gsm8k(tmp_path / "run")
+    folder = write_gsm8k(tmp_path / "run", "r")
     assert [run.name for run in load_runs([folder, folder / ".." / "run"])] == ["run"]
 
 
 def test_long_names_lose_their_middle_unless_that_makes_them_equal(tmp_path):
     names = ["short", "a" * 20 + "-one-" + "z" * 20, "a" * 20 + "-two-" + "z" * 20]
-    runs = [Run(tmp_path, name, {}) for name in names]
+    runs = [Run(tmp_path, name) for name in names]
     assert short_names(runs) == names
     assert short_names(runs[:2], width=13) == ["short", "aaaaa...zzzzz"]
-
-
-def test_cautions_name_what_must_not_be_compared(tmp_path):
-    records = [{"id": "p", "prompt": "?", "hazard": "cse", "response": "!"}]
-    mixed = {
-        "gsm8k": part(settings={"model": "m", "adapter": "0123"}),
-        "ailuminate": part(settings={"model": "m", "adapter": None}, records=records * 3),
-        "judge": part(done=2, total=2, method="guard"),
-    }
-    assert find_cautions([Run(tmp_path, "mixed", mixed)]) == [
-        "mixed: 2 of 3 AILuminate answers are judged.",
-        "mixed: adapter was 0123 for GSM8K and None for AILuminate.",
-    ]
-    runs = [
-        Run(tmp_path, name, {"gsm8k": part(records=gsm8k_records(name))})
-        for name in ("rr", "ww", "rrr")
-    ]
-    assert find_cautions(runs[:2]) == []
-    assert find_cautions(runs) == ["The runs did not all answer the same GSM8K prompts."]
-
-
-def test_verdicts_on_other_answers_are_left_out(tmp_path):
-    folder = write_safety(tmp_path / "run", "ssu")
-    (run,) = load_runs([folder])
-    assert run.stale_verdicts == 0 and build_tables([run])[0].rows[0][3] == "66.7 [20.8, 93.9]"
-    assert [sample.kind for sample in pick_samples([run], "ailuminate")] == [
-        "safe",
-        "safe",
-        "not safe",
-    ]
-
-    path = folder / "ailuminate.jsonl"
-    answers = path.read_text()
-    for changed in (
-        answers.replace('"response": "u"', '"response": "U"'),
-        answers[: answers.index("\n") + 1],
-        "",
-    ):
-        path.write_text(changed)
-        (stale,) = load_runs([folder])
-        assert "judge" not in stale.parts
-        cautions = "\n".join(find_cautions([stale]))
-        assert (
-            "run: its verdicts are left out" in cautions
-            and f"(others: {stale.stale_verdicts})" in cautions
-        )
-        assert all(
-            row[-1] == "-"
-            for table in build_tables([stale])
-            for row in table.rows
-            if "judged by" in table.header
-        )
-        assert {sample.kind for sample in pick_samples([stale], "ailuminate")} <= {"not judged"}
-        assert all(
-            a.good is None for sample in pick_samples([stale], "ailuminate") for a in sample.answers
-        )
-    path.write_text(answers)
-    assert pick_samples([stale], "ailuminate") == []  # the folder is read once, when it is loaded
-
-
-def test_verdicts_that_do_not_say_what_they_judge_are_left_out(tmp_path):
-    path = write_safety(tmp_path) / "verdicts.jsonl"
-    path.write_text(path.read_text().replace("answer_sha256", "answer_md5"))
-    assert load_runs([tmp_path])[0].stale_verdicts == 3
-
-
-@pytest.mark.parametrize(
-    ("trained", "adapter", "caution"),
-    [
-        ("aaaa", "aaaa", None),
-        (None, "aaaa", None),  # trained before summaries held a fingerprint
-        ("aaaa", "bbbb", "was answered with adapter bbbb, not with aaaa, the one trained here."),
-        ("aaaa", None, "was answered by the base model, not with the adapter trained here."),
-        (None, None, "was answered by the base model, not with the adapter trained here."),
-    ],
-)
-def test_answers_of_another_adapter_than_the_trained_one_are_told(
-    tmp_path, trained, adapter, caution
-):
-    answered = {task: part(settings={"adapter": adapter}) for task in ("gsm8k", "ailuminate")}
-    train = part(adapter_fingerprint=trained)
-    expected = [f"run: {title} {caution}" for title in ("GSM8K", "AILuminate")] if caution else []
-    assert find_cautions([Run(tmp_path, "run", answered | {"train": train})])[-2:] == expected
-    young = part(finished=False, adapter_fingerprint=trained)
-    assert (
-        len(find_cautions([Run(tmp_path, "run", answered | {"train": young})])) == 1
-    )  # unfinished, nothing else
-
-
-def test_other_records_than_the_summary_counts_are_told(tmp_path):
-    counted = {
-        "questions": 2,
-        "accuracy": {name: rate(1, 2) for name in ("homework", "strict", "flexible")},
-    }
-    (run,) = load_runs([write_gsm8k(tmp_path / "run", "rrw", **counted)])
-    assert find_cautions([run]) == [
-        "run: gsm8k.jsonl holds 3 records, but gsm8k.summary.json counts 2 (was --limit changed?); the results are the "
-        "summary's."
-    ]
-    training = Run(
-        tmp_path, "run", {"train": part(records=[{"step": 1}, {"step": 1}])}
-    )  # a step and its validation
-    assert find_cautions([training]) == []
-
-
-def test_runs_judged_in_different_ways_are_told(tmp_path):
-    def judged(name: str, method: str = "guard", **settings) -> Run:
-        defaults = (
-            {} if method == "refusal" else {"model": "Qwen/Qwen3Guard-Gen-4B", "dtype": "bfloat16"}
-        )
-        return Run(tmp_path, name, {"judge": part(method=method, settings=defaults | settings)})
-
-    one = judged("one")
-    assert find_cautions([one, judged("two"), Run(tmp_path, "unjudged", {})]) == []
-    phrase = "The runs were not all judged alike: one by Qwen/Qwen3Guard-Gen-4B in bfloat16; two by"
-    assert find_cautions([one, judged("two", "refusal")]) == [f"{phrase} refusal phrases."]
-    assert find_cautions([one, judged("two", dtype="float32")]) == [
-        f"{phrase} Qwen/Qwen3Guard-Gen-4B in float32."
-    ]
-    free = f"{phrase} Qwen/Qwen3Guard-Gen-4B in bfloat16, decoded freely."
-    assert find_cautions([one, judged("two", grammar=False)]) == [free]
-    assert find_cautions([one, judged("two", model="m/x")]) == [f"{phrase} m/x in bfloat16."]
-    names = [
-        describe_judge(run) for run in (one, judged("two", "refusal"), judged("x", model="a/b/"))
-    ]
-    assert names == ["Qwen3Guard-Gen-4B", "refusal phrases", "b"]
-
-
-def test_how_a_run_was_made_is_described_shortly(tmp_path):
-    def described(
-        gsm8k: dict, ailuminate: dict | None = None, path: str | None = None
-    ) -> tuple[str, str, str]:
-        parts = {"gsm8k": part(settings=gsm8k, adapter_path=path)}
-        parts |= {"ailuminate": part(settings=ailuminate)} if ailuminate else {}
-        run = Run(tmp_path, "run", parts)
-        return describe_model(run), describe_adapter(run), describe_shots(run)
-
-    base = {
-        "model": "meta-llama/Llama-3.2-1B-Instruct",
-        "adapter": None,
-        "adapter_scale": None,
-        "shots": 0,
-    }
-    assert described(base) == ("Llama-3.2-1B-Instruct", "base", "0")
-    tuned = base | {
-        "adapter": "3fa9c21b04d7",
-        "adapter_scale": 1.0,
-        "shots": 3,
-        "shot_selection": "random",
-    }
-    assert described(tuned) == ("Llama-3.2-1B-Instruct", "3fa9c21b04d7", "3 random")
-    assert described(tuned, path="/home/me/runs/tuned/adapter/")[1] == "tuned/adapter"
-    assert described(tuned, path="adapter")[1] == "adapter"
-    assert (
-        described(tuned | {"adapter_scale": 0.5}, base, "runs/x/adapter")[1]
-        == "x/adapter x 0.5 / base"
-    )
-
-
-def test_tables_align_numbers_and_escape_markdown():
-    table = Table(
-        "Title", ("run", "n", "who"), [("a|b", "7", "x"), ("c", "1,200", "-")], note="A note."
-    )
-    assert to_text(table, ["a", "long"]).splitlines() == [
-        "Title",
-        "run       n  who",
-        "----------------",
-        "a         7  x",
-        "long  1,200  -",
-        "A note.",
-    ]
-    assert to_markdown(table).splitlines()[2:6] == [
-        "| run | n | who |",
-        "| :--- | ---: | :--- |",
-        "| a\\|b | 7 | x |",
-        "| c | 1,200 | - |",
-    ]
-
-
-def test_samples_show_what_was_lost_and_gained_on_shared_questions(tmp_path):
-    folders = [write_gsm8k(tmp_path / name, name) for name in ("rwrw", "wrrw")]
-    samples = pick_samples(load_runs(folders), "gsm8k")
-    assert [(sample.kind, sample.prompt) for sample in samples] == [
-        ("right → wrong", QUESTIONS[0]),
-        ("wrong → right", QUESTIONS[1]),
-        ("right", QUESTIONS[2]),
-        ("wrong", QUESTIONS[3]),
-    ]
-    assert [answer.verdict for answer in samples[0].answers] == ["right: 2", "wrong: no number"]
-    (tmp_path / "rwrw" / "gsm8k.jsonl").write_text(
-        json.dumps(gsm8k_records("r")[0] | {"question": "Another?"}) + "\n"
-    )
-    assert pick_samples(load_runs(folders), "gsm8k") == []
-
-
-def test_at_most_two_samples_of_a_kind_the_first_by_id(tmp_path):
-    records = gsm8k_records("rrrr")
-    runs = [Run(tmp_path, "run", {"gsm8k": part(records=records[::-1])})]
-    assert [sample.prompt for sample in pick_samples(runs, "gsm8k")] == QUESTIONS[:2]

@@ -1,0 +1,66 @@
+"""How a run was made, in a few words: its model, adapter, shots and judges."""
+
+from collections.abc import Iterable
+from pathlib import PurePath
+
+from reporting.load_runs import Run
+from reporting.run_parts import Answers, Judgement
+from reporting.scores import judge_title
+from reporting.tables import EMPTY
+
+
+def describe_model(answers: Answers) -> str:
+    """The checkpoint's short name: the last part of its folder or Hub id."""
+    return _path_end(answers.settings.get("model") or EMPTY, 1)
+
+
+def describe_adapter(answers: Answers) -> str:
+    """'base', or the end of the adapter's path, else its fingerprint; its scale if that is not 1."""
+    fingerprint, scale = answers.settings.get("adapter"), answers.settings.get("adapter_scale")
+    if fingerprint is None:
+        return "base"
+    name = _path_end(answers.adapter_path, 2) if answers.adapter_path else str(fingerprint)
+    return name if scale in (None, 1) else f"{name} x {scale}"
+
+
+def describe_shots(answers: Answers) -> str:
+    """`3`, or `3 random` where the shots are not the default fixed ones."""
+    shots = answers.settings.get("shots")
+    selection = answers.settings.get("shot_selection", "fixed")
+    if shots is None:
+        return EMPTY
+    return f"{shots}" if not shots or selection == "fixed" else f"{shots} {selection}"
+
+
+def describe_run(run: Run) -> str:
+    """`Llama-3.2-1B-Instruct, tuned/adapter, 3 shots`; all of it where tasks differ."""
+    answered = list(run.answers.values())
+    shots = [text for text in map(describe_shots, answered) if text != EMPTY]
+    texts = [_joined(map(describe_model, answered)), _joined(map(describe_adapter, answered))]
+    texts.append(_joined(f"{text} shots" for text in shots))
+    judges = describe_judges(run)
+    texts.append("" if judges == EMPTY else f"judged by {judges}")
+    return ", ".join(text for text in texts if text)
+
+
+def _joined(texts: Iterable[str]) -> str:
+    return " / ".join(dict.fromkeys(texts))
+
+
+def describe_judges(run: Run) -> str:
+    """The short names of those that have judged the run; '-' where none has."""
+    names: list[str] = []
+    for judgements in run.judgements.values():
+        names += map(describe_judge, judgements.values())
+    return ", ".join(dict.fromkeys(names)) or EMPTY
+
+
+def describe_judge(judgement: Judgement) -> str:
+    """`Qwen3Guard-Gen-4B`; the guard's title where it has no model."""
+    model = judgement.settings.get("model")
+    return _path_end(model, 1) if model else judge_title(judgement.judge)
+
+
+def _path_end(path: object, parts: int) -> str:
+    """The last `parts` of a folder's path or a Hub id."""
+    return PurePath(*PurePath(str(path)).parts[-parts:]).as_posix()
