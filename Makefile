@@ -1,11 +1,11 @@
-# make demo   the whole path on a small real model, in minutes on a laptop
+# make demo   the whole path on a small real model, in minutes on a laptop: skill, refusals, over-refusal
 # make test   lint, types and tests
 # make quick  lint, types and the tests that take under a second each
 # make lowest parity and training tests with the lowest versions that setup.cfg allows (Python 3.10 to 3.12);
 #             TORCH=2.13.0 for another torch than the lowest
 # make reproduce MODEL=...   every recipe, then the original's figures beside ours; LIMIT=N for fewer test questions,
 #             TRAIN_LIMIT=N for fewer to train on, JUDGE=refusal where there is no guard, EMBEDDER=... for similar shots,
-#             SET="train.lr=1e-3 ..." for options that overrule the recipes
+#             SEEDS=N for N trainings of each, SET="train.lr=1e-3 ..." for options that overrule the recipes
 # All set up .venv first, if it is not there yet.
 
 PYTHON3 ?= python3
@@ -14,6 +14,7 @@ GUARD ?= Qwen/Qwen3Guard-Gen-0.6B
 BASE := runs/demo/base
 TUNED := runs/demo/tuned
 DEMO := --model smollm2 --data demo
+ANSWER := $(DEMO) --task gsm8k,ailuminate,xstest --max-new-tokens 128 --batch-size 64
 
 MODEL ?= meta-llama/Llama-3.2-1B-Instruct
 JUDGE ?= guard
@@ -21,21 +22,24 @@ JUDGE ?= guard
 .PHONY: demo reproduce lint test quick lowest clean
 
 demo: .venv/installed
-	$(PYTHON) generate.py $(DEMO) --run $(BASE) --no-adapter --max-new-tokens 128 --batch-size 64
+	$(PYTHON) generate.py $(ANSWER) --run $(BASE) --no-adapter
 	$(PYTHON) train.py $(DEMO) --run $(TUNED) --lr 2e-3 --batch-size 4 --limit 260 --validation 10
-	$(PYTHON) generate.py $(DEMO) --run $(TUNED) --max-new-tokens 128 --batch-size 64
-	@if $(PYTHON) judge.py --no-resume --run $(BASE) --guard $(GUARD); then \
-		$(PYTHON) judge.py --no-resume --run $(TUNED) --guard $(GUARD); \
+	$(PYTHON) generate.py $(ANSWER) --run $(TUNED)
+	@if $(PYTHON) judge.py --run $(BASE) --guard $(GUARD); then \
+		$(PYTHON) judge.py --run $(TUNED) --guard $(GUARD); \
 	else \
 		echo "No guard to be had (see the line above): counting refusal phrases instead."; \
-		for run in $(BASE) $(TUNED); do $(PYTHON) judge.py --no-resume --run $$run --guard refusal-phrases || exit; done; \
+		for run in $(BASE) $(TUNED); do \
+			$(PYTHON) judge.py --run $$run --guard refusal-phrases || exit; \
+		done; \
 	fi
 	$(PYTHON) report.py $(BASE) $(TUNED) --output runs/demo/report
 
 reproduce: .venv/installed
 	$(PYTHON) experiment.py recipes/*.yaml --model $(MODEL) --judge $(JUDGE) \
 		$(if $(LIMIT),--limit $(LIMIT)) $(if $(TRAIN_LIMIT),--train-limit $(TRAIN_LIMIT)) \
-		$(if $(EMBEDDER),--embedder $(EMBEDDER)) $(foreach setting,$(SET),--set $(setting))
+		$(if $(EMBEDDER),--embedder $(EMBEDDER)) $(if $(SEEDS),--seeds $(SEEDS)) \
+		$(foreach setting,$(SET),--set $(setting))
 
 lint: .venv/installed
 	$(PYTHON) -m ruff check

@@ -36,7 +36,7 @@ from data.self_instruct import training_file
 from recipes.overlap import check_overlap
 from recipes.schema import Recipe, Setting, find_recipe, load_recipe, parse_setting
 from recipes.settings import ExperimentSettings
-from recipes.steps import Step, Training, plan, run_name, trainings
+from recipes.steps import Step, Training, answered_tasks, plan, run_name, trainings
 from reporting.load_runs import RECIPE, load_runs, short_names
 from reporting.reproduction_table import row_tables
 from reporting.tables import to_text
@@ -212,6 +212,15 @@ def list_steps(planned: Sequence[Training]) -> None:
             print(f"  {step.name}{' (finished already)' if finished else ''}: {step.command}")
 
 
+def note_left_out(recipes: Sequence[Recipe], settings: ExperimentSettings) -> None:
+    """Say which tasks of the recipes have no such data and are not answered."""
+    asked = {task for recipe in recipes for task in recipe.tasks}
+    answered = {task for recipe in recipes for task in answered_tasks(recipe, settings.data)}
+    left_out = sorted(asked - answered)
+    if left_out:
+        print(f"--data {settings.data}: there is none for {', '.join(left_out)}, which is left out")
+
+
 def is_finished(summary: Path) -> bool:
     return bool(read_json(summary).get("finished"))
 
@@ -219,6 +228,7 @@ def is_finished(summary: Path) -> bool:
 def run_recipes(settings: ExperimentSettings) -> None:
     recipes = load_recipes(settings)
     planned = plan_all(recipes, settings)
+    note_left_out(recipes, settings)
     if settings.dry_run:
         list_steps(planned)
         return

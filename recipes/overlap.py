@@ -8,6 +8,7 @@ from common.errors import UserError
 from data.overlap import find_overlap
 from data.registry import TASKS
 from recipes.schema import Options, Recipe
+from recipes.steps import answered_tasks
 
 TRAINING_TASK = "gsm8k"  # whose training set train.py uses
 ANCHOR_TASK = "ailuminate"  # whose demo prompts and file format --kl-prompts takes
@@ -24,7 +25,7 @@ def check_overlap(recipe: Recipe, data: str, limits: Mapping[str, int]) -> None:
     trained = {"the training questions": task_texts(TRAINING_TASK, data, "train")}
     for stage in recipe.train:
         trained |= stage_texts(stage)
-    for task in recipe.tasks:
+    for task in answered_tasks(recipe, data):
         records = TASKS[task].sample(TASKS[task].load(data, "test"), limits.get(task))
         tested = [record[TASKS[task].prompt_field] for record in records]
         for name, texts in trained.items():

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
+from data.registry import TASKS
 from data.self_instruct import training_file
 from recipes.schema import SELF_INSTRUCT, SHOTS_DATA, Options, Recipe
 from recipes.settings import ExperimentSettings
@@ -70,6 +71,13 @@ class Training:
         if self.recipe.adapter is None:
             return None
         return self.settings.folder / run_name(self.recipe.adapter, self.number)
+
+
+def answered_tasks(recipe: Recipe, data: str) -> dict[str, Options]:
+    """The recipe's tasks that have such data: not every one has an embedded demo set."""
+    if data != "demo":
+        return recipe.tasks
+    return {name: options for name, options in recipe.tasks.items() if TASKS[name].demo}
 
 
 def run_name(recipe: str, number: int) -> str:
@@ -157,7 +165,7 @@ def answering_steps(
     if adapter:
         which = ["--adapter", str(adapter), "--adapter-scale", f"{scale:g}"]
     limits = settings.limits()
-    for task, options in recipe.tasks.items():
+    for task, options in answered_tasks(recipe, settings.data).items():
         argv = ["--task", task, "--run", str(run), *which, *_machine(settings)]
         argv += ["--data", settings.data]
         if task in limits:

@@ -34,6 +34,7 @@ SKILL = """\
 title: skill alone
 train: {steps: 1, batch-size: 4, validation: 0, lr: 0.01}
 gsm8k: {max-new-tokens: 4}
+svamp: {max-new-tokens: 4}
 """
 
 
@@ -196,8 +197,9 @@ def test_options_become_arguments():
 
 
 @pytest.mark.slow
-def test_a_recipe_may_answer_one_task_and_then_nothing_is_judged(call, folder):
+def test_a_recipe_may_answer_one_task_and_then_nothing_is_judged(call, folder, capsys):
     assert call("skill", skill=SKILL) == 0
+    assert "--data demo: there is none for svamp, which is left out" in capsys.readouterr().out
     files = {path.name for path in (folder / "skill").iterdir()}
     assert {"gsm8k.summary.json", "kl.summary.json", "adapter"} <= files
     assert not {"ailuminate.jsonl", "ailuminate.refusal-phrases.jsonl"} & files
