@@ -87,9 +87,12 @@ def _run(function: Callable[[S], object], settings: S, when_out_of_memory: str) 
 def _first_of(error: BaseException) -> BaseException:
     """Of errors that came while another was dealt with, such as a full disk's, the first."""
     before = error.__context__
-    if isinstance(before, UserError | OSError) and not error.__suppress_context__:
-        return _first_of(before)
-    return error
+    if before is None:
+        return error
+    first = _first_of(before)
+    if error.__suppress_context__:  # `raise ... from`: `before` in better words
+        return error if first is before else first
+    return first if isinstance(first, UserError | OSError) else error
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -24,11 +24,20 @@ def test_bad_input_is_one_line_and_status_2(error, capsys):
 
 
 def test_the_first_of_several_errors_is_told(capsys):
-    """With a full disk, closing the file fails after writing to it has."""
+    """With a full disk, closing a file and writing the summary fail after writing a record has."""
+
+    def write(name):
+        try:
+            raise OSError("no file name here")
+        except OSError:
+            raise UserError(f"{name}: the disk is full") from None
 
     def script(settings):
         try:
-            raise UserError("x.jsonl: the disk is full")
+            try:
+                write("x.jsonl")
+            finally:
+                write("x.summary.json")
         finally:
             raise OSError("no file name here")
 
