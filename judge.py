@@ -130,7 +130,8 @@ def make_plan(settings: JudgingSettings) -> Plan:
     tasks = choose_tasks(settings, guard)
     if not settings.dry_run:
         runs.prepare_run(settings.run)
-    device = device_of_rank(resolve_device(settings.device))
+    # A guard without a model must not touch a GPU.
+    device = device_of_rank(resolve_device(settings.device if checkpoint else "cpu"))
     dtype = resolve_dtype(settings.dtype, device)
     settings = replace(
         settings,

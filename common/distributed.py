@@ -17,40 +17,41 @@ from common.ranks import rank, rank_prefix, world_size
 def device_of_rank(device: torch.device) -> torch.device:
     """The CUDA device of this process among those of its machine; any other device as it is.
 
-    UserError if there are more processes than devices.
+    UserError if there are more processes than devices: NCCL takes one process for each.
     """
     if device.type != "cuda" or device.index is not None or world_size() == 1:
         return device
-    index = int(os.environ.get("LOCAL_RANK", 0))
-    if index >= torch.cuda.device_count():
+    index, devices = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if index >= devices:
+        processes = os.environ.get("LOCAL_WORLD_SIZE", world_size())
         raise UserError(
-            f"{os.environ.get('LOCAL_WORLD_SIZE', world_size())} processes, but {torch.cuda.device_count()} CUDA "
-            "devices for them: use a smaller --nproc-per-node, or name one device for all with --device cuda:0"
+            f"{processes} processes, but {devices} CUDA devices for them: use --nproc-per-node "
+            f"{devices}"
         )
     return torch.device("cuda", index)
 
 
 def barrier() -> None:
-    """Until all processes have come this far."""
+    """Wait until all processes have come this far."""
     if world_size() > 1:
         torch.distributed.barrier()
 
 
 @contextmanager
 def process_group(device: torch.device, timeout: timedelta | None = None) -> Iterator[None]:
-    """Join the other processes within the block: NCCL between CUDA devices, gloo between CPUs;
-    alone, nothing.
+    """Join the other processes within the block; does nothing for a process alone.
 
-    `timeout` is how long one may wait for another (torch's own default if None).
+    NCCL connects CUDA devices, gloo CPUs. `timeout` is how long one may wait for another (torch's
+    own default if None).
     """
     if world_size() == 1:
         yield
         return
+    backend = "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    torch.distributed.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo", timeout=timeout
-    )
+        backend = "nccl"
+    torch.distributed.init_process_group(backend, timeout=timeout)
     try:
         yield
     finally:
@@ -58,8 +59,7 @@ def process_group(device: torch.device, timeout: timedelta | None = None) -> Ite
 
 
 def flush_and_exit(status: int) -> NoReturn:
-    """End this process with `status`: of several, at once after flushing, without taking the
-    interpreter down first.
+    """End this process; one of several skips the interpreter's shutdown.
 
     FSDP leaves the group's mesh in a cache of torch's, so gloo's threads outlive the group, and a
     shutting down interpreter aborts now and then beneath them (torch 2.13; two of 97 runs).
@@ -73,17 +73,16 @@ def flush_and_exit(status: int) -> NoReturn:
 
 @contextmanager
 def inference_group() -> Iterator[None]:
-    """A process group for work that is shared out: one only ever waits for another to finish,
-    however long.
+    """Process group for independent shards.
+
+    The only collectives are barriers, the last one behind all work, hence the timeout of 30 days.
     """
     with process_group(torch.device("cpu"), timedelta(days=30)):
         yield
 
 
 def barrier_or_exit() -> None:
-    """Wait until every process has come here; alone, go on. Ends this process if another one has
-    ended.
-    """
+    """Wait until all processes have come this far. SystemExit if one of them has ended."""
     if world_size() == 1:
         return
     try:
@@ -94,10 +93,9 @@ def barrier_or_exit() -> None:
 
 @contextmanager
 def rank_zero_first() -> Iterator[None]:
-    """Rank 0 passes the block before the others enter it: it downloads what all need, and says
-    alone what is wrong.
+    """Run the block on rank 0 first, then on the other ranks; barrier at the end.
 
-    They leave it together.
+    Rank 0 downloads what all need, and reports alone what is wrong with the input.
     """
     if rank():
         barrier_or_exit()
@@ -110,23 +108,28 @@ def rank_zero_first() -> Iterator[None]:
 def shard_by_work(
     prompts: Sequence[Sequence[int]], new_tokens: int, processes: int
 ) -> list[list[int]]:
-    """The indices of the prompts for each of `processes`: about equal work, prompts that begin
-    alike together.
+    """The indices of the prompts for each of `processes`: contiguous shares of about equal work.
 
-    The work of a prompt is what it does not have in common with the one sorted before it, and
-    `new_tokens`.
+    Sorted prompts share beginnings, which are computed once: the work of a prompt is what it does
+    not have in common with the one before it, and `new_tokens`.
     """
     order = sorted(range(len(prompts)), key=lambda i: prompts[i])
     work: list[int] = []
     before: Sequence[int] = []
     for i in order:
-        pairs = enumerate(zip(before, prompts[i], strict=False))
-        common = next((n for n, (one, other) in pairs if one != other), len(before))
-        work.append(len(prompts[i]) - common + new_tokens)
+        work.append(len(prompts[i]) - _common_prefix(before, prompts[i]) + new_tokens)
         before = prompts[i]
     shares: list[list[int]] = [[] for _ in range(processes)]
-    begun = 0
+    total, begun = sum(work), 0
     for i, tokens in zip(order, work, strict=True):
-        shares[int((begun + tokens / 2) * processes / sum(work))].append(i)
+        shares[int((begun + tokens / 2) * processes / total)].append(i)
         begun += tokens
     return [sorted(indices) for indices in shares]
+
+
+def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """The number of tokens that two prompts share at their beginning."""
+    for index, (token, other_token) in enumerate(zip(one, other, strict=False)):
+        if token != other_token:
+            return index
+    return min(len(one), len(other))

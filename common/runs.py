@@ -124,7 +124,7 @@ class RunCosts:
     @contextmanager
     def timed(self) -> Iterator[None]:
         """Count the seconds and the peak memory of the block."""
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and torch.cuda.is_initialized():  # else nothing is held
             torch.cuda.reset_peak_memory_stats(self.device)
         self._environment = environment(self.device)
         self._begin = time.perf_counter()
@@ -158,16 +158,13 @@ class RunCosts:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The process's largest resident set on the CPU; the largest allocation on a CUDA device. In
-    bytes.
-    """
+    """The largest resident set of the process so far, or on a CUDA device the largest allocation."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_allocated(device) if torch.cuda.is_initialized() else 0
     status = Path("/proc/self/status")
+    # On Linux getrusage also counts what the process had that started this one.
     for line in status.read_text().splitlines() if status.exists() else ():
-        if line.startswith(
-            "VmHWM:"
-        ):  # on Linux, getrusage also counts what the process that started this one had
+        if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS already counts bytes

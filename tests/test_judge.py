@@ -284,6 +284,17 @@ def test_refusal_phrases_need_no_model_and_say_what_they_are(run, capsys, monkey
     assert "no bound on the safe rate" in capsys.readouterr().out
 
 
+def test_refusal_phrases_do_not_ask_for_a_gpu(run, monkeypatch):
+    def touched(*arguments):
+        pytest.fail("CUDA was touched")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for name in ("device_count", "get_device_name", "reset_peak_memory_stats", "init"):
+        monkeypatch.setattr(f"torch.cuda.{name}", touched)
+    assert judged(run, *PHRASES) == 0
+    assert read_json(run / PHRASE_SUMMARY)["environment"]["device"] == "cpu"
+
+
 def test_two_judges_share_a_run(run, guard):
     assert judged(run, *PHRASES) == 0
     before = (run / PHRASE_VERDICTS).read_bytes()

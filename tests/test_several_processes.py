@@ -1,5 +1,6 @@
 """generate.py under torchrun: the records of one process, one summary, resumption, failures."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 import generate
 from common import distributed
 from common.distributed import device_of_rank, shard_by_work
+from common.errors import UserError
 from data.records import read_json, read_jsonl
 from tests.processes import torchrun
 
@@ -199,7 +201,7 @@ def test_each_process_has_a_device_of_its_own(as_rank, monkeypatch):
     assert device_of_rank(torch.device("cuda:0")) == torch.device("cuda", 0), "named by the user"
     assert device_of_rank(torch.device("cpu")) == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ValueError, match=r"2 processes, but 1 CUDA device.*--nproc-per-node"):
+    with pytest.raises(UserError, match=r"2 processes, but 1 CUDA devices .*--nproc-per-node 1$"):
         device_of_rank(torch.device("cuda"))
 
 
@@ -217,6 +219,9 @@ def test_shares_are_even_and_keep_alike_prompts_together(processes):
     if processes == 3:
         kept = [{prompts[i][0] for i in share} for share in shares]
         assert sum(map(len, kept)) <= 5 + 2, "a group is cut only where a share ends"
+    begin = time.perf_counter()
+    shares = shard_by_work([[i] for i in range(100_000)], 10, processes)
+    assert time.perf_counter() - begin < 5 and sum(map(len, shares)) == 100_000, "not quadratic"
     assert shard_by_work([], 10, 2) == [[], []] and shard_by_work([[1]], 10, 2) in (
         [[0], []],
         [[], [0]],

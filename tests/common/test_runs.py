@@ -93,6 +93,22 @@ def test_costs_add_up_over_calls():
     assert second.summary()["peak_memory_bytes"] == 2**50
 
 
+def test_a_cuda_device_that_nothing_was_computed_on_is_not_touched(monkeypatch):
+    """Resetting the statistics of a CUDA that is not initialised is an error."""
+
+    def touched(device):
+        raise RuntimeError("CUDA is not initialised")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    for name in ("reset_peak_memory_stats", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, touched)
+    monkeypatch.setattr(runs, "environment", lambda device: {})
+    costs = runs.RunCosts({}, torch.device("cuda", 1))
+    with costs.timed():
+        pass
+    assert costs.summary()["peak_memory_bytes"] == 0
+
+
 @pytest.mark.parametrize("damage", [{"seconds": "x"}, {"decoding": {"what": 1}}, {"decoding": 3}])
 def test_a_damaged_summary_is_refused(damage):
     with pytest.raises(ValueError, match="the earlier summary is damaged"):
