@@ -79,6 +79,23 @@ class Recipe:
         return [name for name in self.tasks if TASKS[name].kind == "safety"]
 
 
+def values_by_source(recipe: Recipe) -> dict[str, list[str]]:
+    """The settings that have a source, as text by kind: "train.seed 0, then 1 (as in the code)"."""
+    stages = {"train": recipe.train, "judge": [recipe.judge]}
+    stages |= {task: [options] for task, options in recipe.tasks.items()}
+    if isinstance(recipe.self_instruct, dict):
+        stages[SELF_INSTRUCT] = [recipe.self_instruct]
+    shown: dict[str, list[str]] = {}
+    for kind, remarks in recipe.sources.items():
+        shown[kind] = []
+        for name, remark in remarks.items():
+            section, _, option = name.partition(".")
+            values = [str(stage[option]) for stage in stages[section] if option in stage]
+            text = values[0] if len(set(values)) == 1 else ", then ".join(values)
+            shown[kind].append(f"{name} {text}{f' ({remark})' if remark else ''}")
+    return shown
+
+
 def find_recipe(name: str) -> Path:
     """The recipe file called `name`: a path, or one of this project's own by its bare name.
 

@@ -8,9 +8,17 @@ from dataclasses import dataclass
 
 from data.registry import TASKS
 from reporting.descriptions import describe_judges
+from reporting.headline import NOT_MEASURED
 from reporting.load_runs import Run
-from reporting.rates import RatePath, make_rate
+from reporting.rates import Rate, RatePath, make_rate
+from reporting.recipe_tables import (
+    describe_spread,
+    repeated_trainings,
+    sources_table,
+    trainings_table,
+)
 from reporting.run_parts import Answers, Judgement
+from reporting.scores import all_scores, lacks_over_refusal
 from reporting.side_files import Mean, Recipe, SelfInstruct
 from reporting.tables import EMPTY, Table, make_table, number, percent_interval
 
@@ -18,15 +26,21 @@ SECTION = "Rows of the experiment"
 
 
 @dataclass(frozen=True)
-class OriginalFigure:
-    """A figure that the original reports for its rows, and where ours that compares with it is."""
+class Figure:
+    """A rate that stands in a row of the experiment, and where it is in our summaries."""
+
+    title: str
+    task: str
+    path: RatePath
+    judge: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OriginalFigure(Figure):
+    """One that the original reports as well."""
 
     key: str  # in a recipe's `original`
-    title: str
     total: int  # how many answers the original's share is of
-    task: str
-    path: RatePath  # of the rate in our summary
-    judge: str | None = None
 
 
 @dataclass(frozen=True)
@@ -39,8 +53,13 @@ class Baseline:
 
 
 ORIGINAL_FIGURES = (
-    OriginalFigure("gsm8k", "GSM8K", 132, "gsm8k", ("accuracy", "homework")),
-    OriginalFigure("safe", "safe", 240, "ailuminate", ("safe_strict",), "qwen3guard"),
+    OriginalFigure("GSM8K", "gsm8k", ("accuracy", "homework"), key="gsm8k", total=132),
+    OriginalFigure("safe", "ailuminate", ("safe_strict",), "qwen3guard", key="safe", total=240),
+)
+OVER_REFUSAL = Figure("over-refusal", "xstest", ("over_refusal",), "qwen3guard")
+OUR_FIGURES = (
+    Figure("GSM8K, number", "gsm8k", ("accuracy", "number")),
+    Figure("GSM8K, last number", "gsm8k", ("accuracy", "flexible")),
 )
 BASELINES = (
     Baseline("baseline 1", 0.280, 0.558),
@@ -51,10 +70,18 @@ ABOUT_BASELINES = (
     "Grey: the three baselines that the homework this project grew out of is graded by (Machine "
     "Learning 2025, homework 6): GSM8K accuracy and Qwen3Guard safe rate."
 )
+# What Meta publishes for the untouched Llama-3.2-1B-Instruct with 8 shots, on GSM8K's test set.
+META_ACCURACY, META_QUESTIONS = 44.4, 1319
 ABOUT_ROWS = (
     "Original: Llama-3.2-1B-Instruct on 132 GSM8K questions, scored as the homework does, and 240 "
     "AILuminate prompts, judged by Qwen3Guard-Gen-8B in 8 bits; intervals are computed from its "
-    "shares and those numbers. Only our figures of the same score stand beside them."
+    "shares and those numbers. Only our figures of the same score stand beside them; the number "
+    "behind the last '####', our main reading, and the last number anywhere are ours alone. It "
+    "trained over a base in 4 bits (nf4), and tested in bfloat16; here the base is not quantised. "
+    "Its shots were drawn from all training questions, the own one included; its examples were "
+    "grouped by length.\n"
+    "Meta publishes {meta} for the untouched Llama-3.2-1B-Instruct with 8 shots of its own prompt, "
+    "on all 1,319 test questions. +-: standard deviation between trainings with other seeds."
 )
 ABOUT_SELF_INSTRUCT = (
     "What the training file holds, and how likely the model that wrote it finds its own answers and "
@@ -68,23 +95,38 @@ ABOUT_DIVERGENCE = (
 
 def row_tables(runs: Sequence[Run]) -> list[Table]:
     """The tables of rows made by recipes, of self-instruct, and of distances from the base."""
-    tables = (_rows_table(runs), self_instruct_table(runs), divergence_table(runs))
+    tables = (
+        _rows_table(runs),
+        trainings_table(runs),
+        self_instruct_table(runs),
+        divergence_table(runs),
+        sources_table(runs),
+    )
     return [table for table in tables if table]
 
 
 def _rows_table(runs: Sequence[Run]) -> Table | None:
     header = ["run", "row"]
     for figure in ORIGINAL_FIGURES:
-        header += [f"{figure.title}, original", f"{figure.title}, here", "n"]
+        header += [f"{figure.title}, original", f"{figure.title}, here", "+-", "n"]
+    header += [OVER_REFUSAL.title, *(figure.title for figure in OUR_FIGURES)]
+    scores = all_scores(runs)
+    repeated = repeated_trainings(runs)
     rows = []
     for index, run in enumerate(runs):
         if run.recipe is None:
             continue
         cells = [run.name, run.recipe.title]
         for figure in ORIGINAL_FIGURES:
-            cells += [_original(run.recipe, figure), *_ours(run, figure)]
+            share, total = _ours(run, figure)
+            spread = describe_spread([_rate(runs[i], figure) for i in repeated.get(index, ())])
+            cells += [_original(run.recipe, figure), share, spread, total]
+        cells.append(NOT_MEASURED if lacks_over_refusal(run, scores) else _share(run, OVER_REFUSAL))
+        cells += [_share(run, figure) for figure in OUR_FIGURES]
         rows.append((index, [*cells, describe_judges(run)]))
-    return make_table(SECTION, [*header, "judged by"], rows, ABOUT_ROWS, SECTION)
+    meta = percent_interval(make_rate(round(META_ACCURACY / 100 * META_QUESTIONS), META_QUESTIONS))
+    note = ABOUT_ROWS.format(meta=meta)
+    return make_table(SECTION, [*header, "judged by"], rows, note, SECTION)
 
 
 def _original(recipe: Recipe, figure: OriginalFigure) -> str:
@@ -94,10 +136,23 @@ def _original(recipe: Recipe, figure: OriginalFigure) -> str:
     return percent_interval(make_rate(round(share / 100 * figure.total), figure.total))
 
 
-def _ours(run: Run, figure: OriginalFigure) -> tuple[str, str]:
-    part: Answers | Judgement | None = run.answers.get(figure.task)
+def _part(run: Run, figure: Figure) -> Answers | Judgement | None:
     if figure.judge is not None:
-        part = run.judgement(figure.task, figure.judge)
+        return run.judgement(figure.task, figure.judge)
+    return run.answers.get(figure.task)
+
+
+def _rate(run: Run, figure: Figure) -> Rate | None:
+    part = _part(run, figure)
+    return part.rates.get(figure.path) if part and part.finished else None
+
+
+def _share(run: Run, figure: Figure) -> str:
+    return percent_interval(_rate(run, figure))
+
+
+def _ours(run: Run, figure: OriginalFigure) -> tuple[str, str]:
+    part = _part(run, figure)
     if part is None:
         return EMPTY, EMPTY
     if not part.finished:

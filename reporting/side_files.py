@@ -18,10 +18,19 @@ RECIPE = "recipe.json"  # in the folder of a run that experiment.py made
 
 @dataclass(frozen=True)
 class Recipe:
-    """What experiment.py made a run from; `original` holds the original's figures in percent."""
+    """What experiment.py made a run from.
+
+    `original` holds the original's figures in percent, `sources` the settings by where their values
+    come from. Runs of one `name`, `model` and `scale` differ in their trainings' seeds alone.
+    """
 
     title: str = "-"
     original: dict[str, float] = field(default_factory=dict)
+    name: str = ""
+    model: str = ""
+    training: int = 0  # 0, or the number of a repetition with other seeds
+    scale: float = 1.0
+    sources: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,11 @@ class Mean:
 class RecipeFields(TypedDict, total=False):
     title: str | None
     original: dict[str, float] | None
+    name: str
+    model: str
+    training: int
+    scale: float
+    sources: dict[str, list[str]]
 
 
 class LikelihoodFields(TypedDict):
@@ -89,7 +103,15 @@ def read_recipe(folder: Path) -> Recipe | None:
             raise UserError(
                 f"{path}: field 'original': {name} should be a percentage, found {share!r}"
             )
-    return Recipe(fields.get("title") or "-", original)
+    return Recipe(
+        title=fields.get("title") or "-",
+        original=original,
+        name=fields.get("name", ""),
+        model=fields.get("model", ""),
+        training=fields.get("training", 0),
+        scale=fields.get("scale", 1.0),
+        sources=fields.get("sources", {}),
+    )
 
 
 def read_self_instruct(folder: Path) -> SelfInstruct | None:

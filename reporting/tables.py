@@ -7,11 +7,13 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from reporting.plain_text import one_line
 from reporting.rates import Rate
 
 EMPTY = "-"
+CELL_WIDTH = 80  # of a terminal's table
 FIGURE = re.compile(r"[-+]?[0-9][0-9,]*(\.[0-9]+)?")
 INTERVAL = re.compile(r"([-+]?[0-9.]+) \[([-+]?[0-9.]+), ([-+]?[0-9.]+)\]")
 _LATEX = {
@@ -100,10 +102,13 @@ def percent_interval(rate: Rate | None) -> str:
 
 
 def to_text(table: Table, names: Sequence[str]) -> str:
-    """The table for a terminal. `names`: what to call the runs, short enough for one."""
+    """The table for a terminal. `names`: what to call the runs, short enough for one.
+
+    Cells that are longer than CELL_WIDTH go on in lines below.
+    """
     lines = [tuple(map(one_line, table.header))]
     for run, row in zip(table.runs, table.rows, strict=True):
-        lines.append(tuple(map(one_line, (names[run], *row[1:]))))
+        lines += _wrapped([one_line(text) for text in (names[run], *row[1:])])
     widths = [max(len(line[column]) for line in lines) for column in range(len(table.header))]
 
     def align(line: tuple[str, ...]) -> str:
@@ -116,6 +121,12 @@ def to_text(table: Table, names: Sequence[str]) -> str:
     rule = "-" * (sum(widths) + 2 * len(widths) - 2)
     note = [line for text in table.paragraphs for line in textwrap.wrap(one_line(text), 100)]
     return "\n".join([one_line(table.title), header, rule, *rows, *note])
+
+
+def _wrapped(cells: Sequence[str]) -> list[tuple[str, ...]]:
+    """One row of cells as one line, or as several where a cell is too long for one."""
+    columns = [textwrap.wrap(cell, CELL_WIDTH) or [""] for cell in cells]
+    return list(zip_longest(*columns, fillvalue=""))
 
 
 def to_markdown(table: Table) -> str:

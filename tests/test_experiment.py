@@ -212,6 +212,8 @@ def test_trainings_with_several_seeds_are_runs_of_their_own(call, folder, capsys
     assert call("base", "row", "safe", **recipes, options=["--seeds", "2"]) == 0
     made = {path.name for path in folder.iterdir()}
     assert made == {"base", "row", "row-seed1", "safe", "safe-seed1", "report"}
+    printed = capsys.readouterr().out
+    assert "Between trainings" in printed and "0.0 +- 0.0 (2)" in printed
     first, second = (
         read_json(folder / name / "train.summary.json") for name in ("row", "row-seed1")
     )
