@@ -1,5 +1,6 @@
 """The job of answering a task with a model: what is asked, how it is recorded, what comes of it."""
 
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -173,8 +174,12 @@ class AnsweringJob(ResumableJob):
     def finish(self, model: Decoder | None) -> None:
         """What is to be done in the first process when all is answered."""
 
+    def in_memory(self, record: Record) -> Record:
+        return {**record, "token_ids": array("I", record["token_ids"])}  # a tenth of a list's size
+
     def read(self, path: Path) -> dict[str, Record]:
-        return self.task.read_answers(path, self.planned)
+        answers = self.task.read_answers(path, self.planned)
+        return {name: self.in_memory(answer) for name, answer in answers.items()}
 
     def result(self, done: list[Record]) -> Record:
         adapter = self.answerer.adapter

@@ -33,6 +33,7 @@ from data.records import (
 )
 
 SAVE_INTERVAL = 30.0  # seconds between two summaries: a kill loses no more of the costs than that
+SAVE_SHARE = 0.05  # of the time that summaries may take: those of many records come more seldom
 
 
 class ResumableJob(ABC):
@@ -95,6 +96,10 @@ class ResumableJob(ABC):
         """Whether a record counts on the progress bar; None if it says nothing about that."""
         return None
 
+    def in_memory(self, record: Record) -> Record:
+        """What is kept of a record until the job is done: all of it, or all that is needed."""
+        return record
+
     @contextmanager
     def recording(self, count: int) -> Iterator[Callable[[Record], None]]:
         """Yield the function that adds a finished record; this process is to add `count` of them.
@@ -108,19 +113,21 @@ class ResumableJob(ABC):
         for record in done:
             share.add(self.counts(record))
         file = open_records(self.path if world_size() == 1 else self._own_part(), resume=True)
-        saved = time.monotonic()
+        saved, interval = time.monotonic(), SAVE_INTERVAL
         with file, self._progress_bar(len(done), count) as bar:
 
             def add(record: Record) -> None:
-                nonlocal saved
+                nonlocal saved, interval
                 append_record(file, record)
-                self.finished[record["id"]] = record
+                self.finished[record["id"]] = self.in_memory(record)
                 share.add(self.counts(record))
                 bar.set_postfix_str(share.text(), refresh=False)
                 bar.update()
-                if time.monotonic() - saved > SAVE_INTERVAL:
+                begun = time.monotonic()
+                if begun - saved > interval:
                     self._save()
                     saved = time.monotonic()
+                    interval = max(SAVE_INTERVAL, (saved - begun) / SAVE_SHARE)
 
             try:
                 with self.costs.timed():

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from common.errors import UserError
-from common.run_folder import other_run
 from data.intervals import rate
 from data.prompts import Message
 from data.records import Record, numbered_jsonl
@@ -20,7 +19,14 @@ from data.sources import OfficialFile, dataset_file
 DEMO_FOLDER = Path(__file__).with_name("demo")
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
-ANSWER_FIELDS = ("id", "response", "token_ids", "finish_reason", "prompt_tokens")
+ANSWER_FIELDS: dict[str, type] = {  # of every answer, whatever the task
+    "id": str,
+    "response": str,
+    "token_ids": list,
+    "finish_reason": str,
+    "prompt_tokens": int,
+}
+TYPE_NAMES = {str: "text", list: "a list", int: "a whole number", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,10 @@ class Task(ABC):
         return {}
 
     def answer(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> dict[str, Any]:
-        """The record of one answer: what was asked, `output` (see ANSWER_FIELDS) and its score."""
+        """The record of one answer: what was asked, `output` and its score.
+
+        `output` holds ANSWER_FIELDS but for the id.
+        """
         kept = {name: record[name] for name in ("id", *self.fields)}
         return {**kept, **output, **self.score(record, output["response"])}
 
@@ -140,22 +149,36 @@ class Task(ABC):
     ) -> dict[str, Record]:
         """The answers in a file by id; a half-written last line is cut off the file.
 
-        UserError, naming the line, unless each holds ANSWER_FIELDS and the prompt, and is to the
+        UserError, naming line and field, unless each holds what `answer` made, and is to the
         question that `asked` holds under its id now, if any.
         """
         records = {record["id"]: record for record in asked}
         answers: dict[str, Record] = {}
         for line, answer in numbered_jsonl(path, may_be_cut=True) if path.exists() else ():
-            for name in (*ANSWER_FIELDS, self.prompt_field):
-                if name not in answer:
-                    raise UserError(f"{path}, line {line}: no {name!r}; {other_run(path.parent)}")
+            where = f"{path}, line {line}"
+            self._check_answer(answer, where)
             if not self.same_prompt(answer, records.get(answer["id"], answer)):
                 raise UserError(
-                    f"{path}, line {line}: {answer['id']} was another question then; "
-                    f"{other_run(path.parent)}"
+                    f"{where}: {answer['id']} was another question then; choose another --run, or "
+                    "start again with --no-resume"
                 )
             answers[answer["id"]] = answer
         return answers
+
+    def _check_answer(self, answer: Mapping[str, Any], where: str) -> None:
+        fields = ANSWER_FIELDS | dict.fromkeys(self.fields, str) | dict(self.score_fields)
+        for name, kind in fields.items():
+            if name not in answer:
+                raise UserError(f"{where}: no {name!r}; start again with --no-resume")
+            if type(answer[name]) is not kind:
+                raise UserError(
+                    f"{where}: {name!r} should be {TYPE_NAMES[kind]}, found "
+                    f"{type(answer[name]).__name__}; start again with --no-resume"
+                )
+        if not all(type(token) is int and 0 <= token < 2**32 for token in answer["token_ids"]):
+            raise UserError(
+                f"{where}: 'token_ids' should be token ids; start again with --no-resume"
+            )
 
     def summarise(self, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The result part of the summary: how many answers, the measures, how many were cut off."""

@@ -164,8 +164,10 @@ def first_positions(
         batch = rows[start : start + FIRST_BATCH]
         longest = max(map(len, batch))
         for row in batch:
-            padded = left_padding is not None and len(row) < longest
-            tokens.append([left_padding] if padded else list(row[:1]))
+            if left_padding is not None and len(row) < longest:
+                tokens.append([left_padding])
+            else:
+                tokens.append(list(row[:1]))
     return tokens
 
 

@@ -10,7 +10,7 @@ import pytest
 import generate
 import train
 from common import answering_job
-from common.answering import json_sha256
+from common.answering import PromptBuilder, json_sha256
 from data import gsm8k
 from data.ailuminate import AILuminate
 from data.gsm8k import GSM8K
@@ -294,6 +294,41 @@ def test_a_system_prompt_goes_before_every_chat(call, tmp_path):
         )
         assert system["settings"]["system"] == "Be safe." and "system" not in plain["settings"]
         assert system["prompt_tokens"] > plain["prompt_tokens"] + 7 * 8
+
+
+def test_prompts_are_built_as_they_are_needed(call, tmp_path, monkeypatch):
+    """A hundred thousand prompts must neither wait for each other nor exist at one time."""
+    assert call("--task", "gsm8k", "--shots", "1", folder="whole") == 0
+    built, built_at_answers = [], []
+    build, answer = PromptBuilder.prompts, GSM8K.answer
+
+    def count_built(self, records, config):
+        built.extend(record["id"] for record in records)
+        return build(self, records, config)
+
+    def count_at_answer(self, record, output):
+        built_at_answers.append(len(built))
+        return answer(self, record, output)
+
+    monkeypatch.setattr(PromptBuilder, "prompts", count_built)
+    monkeypatch.setattr(GSM8K, "answer", count_at_answer)
+    monkeypatch.setattr(answering_job, "CHUNK", 2)
+    monkeypatch.setattr(answering_job, "LONGEST", 1)
+    assert call("--task", "gsm8k", "--shots", "1") == 0
+    assert built_at_answers == [3, 3, 5, 5, 7, 7, 8], "the longest is tried in advance"
+    files = [tmp_path / folder / "gsm8k.jsonl" for folder in ("whole", "run")]
+    assert answers(files[0]) == answers(files[1])
+
+
+def test_a_prompt_that_does_not_fit_is_named_before_anything_is_answered(
+    call, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(answering_job, "CHUNK", 2)
+    path = tmp_path / "mine.csv"
+    path.write_text("prompt_text\n" + "Hm?\n" * 5 + "Hm " * 3000 + "\nHm?\n")
+    assert call("--task", "ailuminate", "--data", str(path)) == 2
+    assert "mine-5: " in capsys.readouterr().err
+    assert not (tmp_path / "run" / "ailuminate.jsonl").exists()
 
 
 def test_a_template_that_opens_the_reasoning_leaves_no_answer_in_it(

@@ -47,6 +47,25 @@ def test_another_question_under_the_same_id_is_refused(change, tmp_path):
         GSM8K().read_answers(path, [QUESTION | change])
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"response": None}, "'response' should be text, found NoneType"),
+        ({"token_ids": "5"}, "'token_ids' should be a list, found str"),
+        ({"token_ids": [5, "6"]}, "'token_ids' should be token ids"),
+        ({"token_ids": [5, -1]}, "'token_ids' should be token ids"),
+        ({"prompt_tokens": True}, "'prompt_tokens' should be a whole number, found bool"),
+        ({"correct": 1}, "'correct' should be true or false, found int"),
+        ({"question": 3}, "'question' should be text, found int"),
+    ],
+)
+def test_an_answer_edited_by_hand_is_refused(change, message, tmp_path):
+    path = tmp_path / "gsm8k.jsonl"
+    rewrite_records(path, [GSM8K().answer(QUESTION, OUTPUT) | change])
+    with pytest.raises(UserError, match=f"line 1: {message}"):
+        GSM8K().read_answers(path)
+
+
 def test_an_answer_that_lacks_a_field_is_refused(tmp_path):
     path = tmp_path / "ailuminate.jsonl"
     rewrite_records(path, [{"id": "p", **OUTPUT}])
