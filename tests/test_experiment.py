@@ -280,7 +280,7 @@ def test_prompts_that_are_tested_are_never_trained_on(call, folder, tmp_path, ca
 
     question = TASKS["gsm8k"].load("demo", "test")[1]
     shots = tmp_path / "shots.jsonl"
-    changed = question["question"].upper().replace(" ", "  ")
+    changed = question["question"].upper().replace(" ", "  ") + " And why?"
     rewrite_records(shots, [{"question": changed, "answer": question["answer"]}])
     with_shots = RECIPE.replace("shots: 1}", f"shots: 1, shots-data: {shots}}}", 1)
     assert call("row", row=with_shots) == 2
