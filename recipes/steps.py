@@ -8,6 +8,7 @@ from pathlib import Path
 from common.errors import UserError
 from data.registry import TASKS
 from data.self_instruct import training_file
+from guards.registry import GUARDS
 from recipes.schema import SELF_INSTRUCT, SHOTS_DATA, Options, Recipe
 from recipes.settings import ExperimentSettings
 
@@ -177,8 +178,10 @@ def answering_steps(
             argv += _embedder(settings)
         yield Step(f"{task}{at_scale}", "generate", argv, run / f"{task}.summary.json")
     for guard in settings.judges() if recipe.judged else ():
-        argv = ["--run", str(run), "--guard", guard, "--device", settings.device]
-        argv += ["--dtype", settings.dtype, *to_argv(recipe.judge)]
+        argv = ["--run", str(run), "--guard", guard]
+        if guard not in GUARDS or GUARDS[guard].has_model:  # else judge.py refuses them
+            argv += ["--device", settings.device, "--dtype", settings.dtype]
+            argv += to_argv(recipe.judge)
         yield Step(f"judging by {guard}{at_scale}", "judge", argv)
     argv = ["--run", str(run), "--device", settings.device, "--limit", str(settings.kl_limit)]
     yield Step(f"divergence{at_scale}", "divergence", argv)

@@ -120,6 +120,15 @@ def test_an_interrupted_recipe_goes_on_where_it_stopped(call, folder, monkeypatc
     assert "finished already" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_what_a_judge_without_a_model_would_ignore_is_not_asked_of_it(call, capsys):
+    text = BASE + "judge: {max-new-tokens: 8, grammar: false}\n"
+    assert call("base", base=text, options=["--dry-run", "--dtype", "float32"]) == 0
+    steps = capsys.readouterr().out
+    assert "--guard refusal-phrases" in steps and "--max-new-tokens=8" not in steps
+    assert call("base", base=text, options=["--dtype", "float32"]) == 0
+
+
 def test_a_failing_step_stops_with_its_name(call, monkeypatch, capsys):
     monkeypatch.setattr(generate, "main", lambda argv: 2)
     assert call("base", base=BASE) == 2
