@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import judge
+import report
 from common import judging
 from data.ailuminate import AILuminate
 from data.intervals import rate
@@ -302,6 +303,32 @@ def test_two_judges_share_a_run(run, guard):
     assert (run / PHRASE_VERDICTS).read_bytes() == before
     assert {verdict["judge"] for verdict in verdicts(run).values()} == {"qwen3guard"}
     assert read_json(run / PHRASE_SUMMARY)["finished"] and read_json(run / SUMMARY)["finished"]
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from common.run_folder import prepare_run
+prepare_run(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_run_that_is_being_written_is_read_but_not_written(run, capsys, tmp_path):
+    assert judged(run, *PHRASES, "--limit", 3) == 0
+    command = [sys.executable, "-c", HOLD, str(run)]
+    root = Path(judge.__file__).parent
+    with subprocess.Popen(
+        command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        message = refused(capsys, run, *PHRASES)
+        assert f"{run} is in use by process {other.pid} on " in message
+        assert f"--run {run}-2" in message
+        assert report.main([str(run), "--output", str(tmp_path / "report")]) == 0
+        other.kill()
+    assert judged(run, *PHRASES) == 0
 
 
 def test_a_dry_run_writes_nothing(run, guard, capsys, monkeypatch):

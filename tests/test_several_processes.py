@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import generate
-from common import distributed
+from common import answering_job, distributed
+from common.answering import DEFAULT_TASKS
 from common.distributed import device_of_rank, shard_by_work
 from common.errors import UserError
 from data.records import read_json, read_jsonl
@@ -57,13 +58,14 @@ def as_rank(monkeypatch):
     return become
 
 
+@pytest.mark.slow
 def test_two_processes_answer_as_one_does(options, tmp_path):
     """Sampled answers to both tasks, added to what one process began."""
     assert generate.main(options("one")) == 0
     assert generate.main([*options("two"), "--task", "gsm8k", "--limit", "2"]) == 0
     result = torchrun("generate.py", *options("two"))
     assert result.returncode == 0, result.stderr
-    for task in generate.TASKS:
+    for task in DEFAULT_TASKS:
         assert by_id(tmp_path / "two" / f"{task}.jsonl") == by_id(
             tmp_path / "one" / f"{task}.jsonl"
         )
@@ -93,13 +95,14 @@ def test_two_processes_answer_as_one_does(options, tmp_path):
     assert not list((tmp_path / "two").glob("*rank*"))
 
 
+@pytest.mark.slow
 def test_what_killed_ranks_have_finished_is_kept(options, tmp_path, as_rank, monkeypatch, capsys):
     """Two ranks are cut off, one of them in the middle of a line; then one process goes on, and
     then two.
     """
     assert generate.main([*options("whole"), "--task", "gsm8k"]) == 0
     whole = by_id(tmp_path / "whole" / "gsm8k.jsonl")
-    real, asked = generate.generate, []
+    real, asked = answering_job.generate, []
 
     def cut_off(model, prompts, *arguments, on_finish, **more):
         def stop_after_two(i, output):
@@ -111,7 +114,7 @@ def test_what_killed_ranks_have_finished_is_kept(options, tmp_path, as_rank, mon
         return real(model, prompts, *arguments, on_finish=stop_after_two, **more)
 
     run = tmp_path / "run"
-    monkeypatch.setattr(generate, "generate", cut_off)
+    monkeypatch.setattr(answering_job, "generate", cut_off)
     for number in (0, 1):
         as_rank(number)
         assert generate.main([*options("run"), "--task", "gsm8k"]) == 130
@@ -148,7 +151,7 @@ def test_parts_are_not_mixed_with_other_settings(options, tmp_path, as_rank, mon
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("RANK", "0")
     assert generate.main([*options("run"), "--task", "gsm8k", "--seed", "1"]) == 2
-    assert "was made with seed = 0, now it is 1" in capsys.readouterr().err
+    assert "was made with --seed = 0, now it is 1" in capsys.readouterr().err
     assert part.read_text() == before
     summary = (run / "gsm8k.summary.json").rename(run / "away.json")
     (run / "gsm8k.jsonl").unlink()
@@ -167,14 +170,16 @@ def test_parts_are_not_mixed_with_other_settings(options, tmp_path, as_rank, mon
 FAILING = """
 import os, sys
 import generate
+from common import answering_job
 if os.environ["RANK"] == "1":
     def generate_nothing(*arguments, **options):
         raise generate.UserError("the device is on fire")
-    generate.generate = generate_nothing
+    answering_job.generate = generate_nothing
 sys.exit(generate.main())
 """
 
 
+@pytest.mark.slow
 def test_a_failing_rank_ends_the_run_with_its_message(options, tmp_path):
     script = tmp_path / "failing.py"
     script.write_text(FAILING)
@@ -185,6 +190,7 @@ def test_a_failing_rank_ends_the_run_with_its_message(options, tmp_path):
     assert not read_json(tmp_path / "run" / "gsm8k.summary.json")["finished"]
 
 
+@pytest.mark.slow
 def test_bad_input_is_reported_once(options, tmp_path):
     result = torchrun("generate.py", *options("run"), "--adapter", tmp_path / "nowhere")
     assert result.returncode != 0
