@@ -27,11 +27,13 @@ Written by `python -m docs.options_page` from the scripts' settings; do not edit
 takes the same options as `python NAME.py`, and both take `--config FILE`: YAML with option names
 and values, which the command line overrules.
 
-The last column says what an option has to do with a run that exists already. *result*: recorded,
-and a call that goes on with the run must have the same value; for another value, choose another
-`--run`. *cost*: recorded, but only time, memory or the number of records depend on it, so it may
-change from call to call. Nothing there: it concerns this call alone.
+For train, generate and judge, which work on a run, the last column says what an option has to do
+with a run that exists already. *result*: recorded, and a call that goes on with the run must have
+the same value; for another value, choose another `--run`. *cost*: recorded, but only time, memory or
+the number of records depend on it, so it may change from call to call. Nothing there: it concerns
+this call alone.
 """
+WORK_ON_A_RUN = ("train", "generate", "judge")
 ROLES = {Scope.RESULT: "result", Scope.COST: "cost", Scope.CALL: ""}
 
 
@@ -69,23 +71,31 @@ def shown(default: Any) -> str:
     return str(default)
 
 
-def table(settings: type[Settings]) -> list[str]:
+def table(script: str) -> list[str]:
     """The options of a script as lines of Markdown, grouped as in its --help."""
-    fields = {field.name: field for field in dataclasses.fields(settings)}
-    rows: dict[str, list[str]] = {}
+    settings = load_settings(script)
+    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+    heading = ["option", "meaning (default)"]
+    if script in WORK_ON_A_RUN:
+        heading.append("in a run")
+    groups: dict[str, list[str]] = {}
     for name, about in options(settings).items():
         if about.help == argparse.SUPPRESS:
             continue
-        default = fields[name].default
-        typed = spelling(name, about, default).replace("|", "\\|")
-        row = f"| `{typed}` | {meaning(about, default)} | {ROLES[about.scope]} |"
-        rows.setdefault(about.group or "", []).append(row)
-    lines = ["| option | meaning (default) | in a run |", "|---|---|---|"]
-    for group, group_rows in rows.items():
+        typed = spelling(name, about, defaults[name]).replace("|", "\\|")
+        cells = [f"`{typed}`", meaning(about, defaults[name]), ROLES[about.scope]]
+        groups.setdefault(about.group or "", []).append(row(cells[: len(heading)]))
+    lines = [row(heading), row(["---"] * len(heading))]
+    for group, rows in groups.items():
         if group:
-            lines.append(f"| **{group}** | | |")
-        lines += group_rows
+            lines.append(row([f"**{group}**", *[""] * (len(heading) - 1)]))
+        lines += rows
     return lines
+
+
+def row(cells: list[str]) -> str:
+    """A line of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
 
 
 def options_page() -> str:
@@ -93,7 +103,7 @@ def options_page() -> str:
     parts = [INTRODUCTION]
     for script in SETTINGS:
         about = (import_module(script).__doc__ or "").strip().splitlines()[0]
-        parts.append("\n".join([f"## {script}", "", about, "", *table(load_settings(script)), ""]))
+        parts.append("\n".join([f"## {script}", "", about, "", *table(script), ""]))
     return "\n".join(parts)
 
 
