@@ -105,9 +105,7 @@ def rank_zero_first() -> Iterator[None]:
     barrier_or_exit()
 
 
-def shard_by_work(
-    prompts: Sequence[Sequence[int]], new_tokens: int, processes: int
-) -> list[list[int]]:
+def shard_by_work(prompts: Sequence[list[int]], new_tokens: int, processes: int) -> list[list[int]]:
     """The indices of the prompts for each of `processes`: contiguous shares of about equal work.
 
     Sorted prompts share beginnings, which are computed once: the work of a prompt is what it does

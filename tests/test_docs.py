@@ -30,12 +30,15 @@ def test_every_command_is_on_the_options_page():
 
 
 def shell_lines(text: str) -> Iterator[str]:
-    """The lines of indented and fenced shell blocks, continued lines joined."""
+    """The commands in indented and fenced blocks, continued lines joined, and in `code`."""
     joined = re.sub(r"\\\n\s*", " ", text)
+    command = r"(?:python|unforget|torchrun) "
     for line in joined.splitlines():
-        match = re.match(r"\s*(?:\$ )?((?:python|unforget|torchrun) .*)", line)
+        match = re.match(rf"\s*(?:\$ )?({command}.*)", line)
         if match:
             yield match.group(1)
+        else:
+            yield from re.findall(rf"`({command}[^`]*)`", line)
 
 
 def script_calls(line: str) -> Iterator[tuple[str, list[str]]]:

@@ -291,7 +291,8 @@ def word_problems(count: int, seed: int) -> list[dict[str, str]]:
 
 def word_problem(rng: random.Random, numbers: str, question: str, answer: str) -> tuple[str, str]:
     """Fill in one template; see the top of the file."""
-    values, worked = {}, ""
+    values: dict[str, int] = {}
+    worked = ""
     while min(values.values(), default=0) < 2:
         values = {name: draw(rng, choices) for name, choices in map(str.split, numbers.split(", "))}
         worked = work(answer, values)
