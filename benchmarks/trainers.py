@@ -26,7 +26,8 @@ from llama.hub import resolve
 from lora import load_adapter
 from lora.malloc import keep_freed_memory
 from lora.onednn import packed_weights
-from lora.trainer import Trainer, TrainerOptions, count_supervised, training_batches
+from lora.loss import count_supervised
+from lora.trainer import Trainer, TrainerOptions, training_batches
 
 LEARNING_RATE = 2e-4
 CPU = torch.device("cpu")

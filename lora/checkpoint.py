@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from llama.atomic_files import flush_to_disk, named_write_errors, remove_folder
 from llama.errors import UserError
 from llama.json_files import read_json_object
 
@@ -22,47 +23,54 @@ def save_checkpoint(
     """Write `folder/step-<step>` under another name, flush it to disk, rename it.
 
     Of the others, the last `keep` stay (this one counted), and that with the lowest
-    `validation_loss` in its values.
+    `validation_loss` in its values. UserError if the disk is full; the others are untouched then.
     """
     target = folder / f"step-{step:08d}"
     partial = folder / f".{target.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial / TENSORS)
-    (partial / VALUES).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    for name in (TENSORS, VALUES, "."):
-        flush(partial / name)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(partial, target)
-    flush(folder)
+    try:
+        with named_write_errors(target):
+            partial.mkdir(parents=True)
+            contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            save_file(contiguous, partial / TENSORS)
+            (partial / VALUES).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            for name in (TENSORS, VALUES, "."):
+                flush_to_disk(partial / name)
+            remove_folder(target)
+            os.replace(partial, target)
+            flush_to_disk(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     best = best_checkpoint(folder)
     for old in checkpoints(folder)[:-keep]:
         if old != best:
-            shutil.rmtree(old)
+            remove_folder(old)
     return target
 
 
 def best_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with the lowest `validation_loss` in its values, the earliest of equals; None
-    if none has one.
-    """
-    losses = {
-        path: read_json_object(path / VALUES).get("validation_loss") for path in checkpoints(folder)
-    }
-    return min(
-        (path for path in losses if losses[path] is not None), key=losses.__getitem__, default=None
-    )
+    """The checkpoint with the lowest `validation_loss`, the earliest of equals; None without any."""
+    losses = {}
+    for path in checkpoints(folder):
+        loss = read_json_object(path / VALUES).get("validation_loss")
+        if loss is not None:
+            losses[path] = loss
+    return min(losses, key=losses.__getitem__, default=None)
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The finished checkpoints in `folder`, oldest first."""
-    return sorted(folder.glob("step-*")) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    return [
+        path
+        for path in sorted(folder.glob("step-*"))
+        if all((path / name).is_file() for name in (TENSORS, VALUES))
+    ]
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors (on the CPU) and values of one checkpoint. UserError names a file that is missing or
-    broken.
-    """
+    """Tensors (on the CPU) and values of one checkpoint. UserError names a broken file."""
     values = read_json_object(path / VALUES)
     try:
         return load_file(path / TENSORS), values
@@ -70,11 +78,3 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(
             f"{path / TENSORS}: not a readable safetensors file ({error}); delete {path}"
         ) from None
-
-
-def flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

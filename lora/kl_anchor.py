@@ -1,34 +1,28 @@
-"""Prompts on which training stays near the base model, with what the base itself answers to them.
+"""Prompts on which training stays near the base model, with the base's own answers to them.
 
 They need no labels: what the base would say is what is not to be forgotten.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 import torch
 from torch import Tensor
 
 from common.ranks import rank, world_size
-from data.ailuminate import ailuminate_messages, load_ailuminate
 from data.examples import IGNORE_INDEX, Example, epoch_batches
-from data.gsm8k import gsm8k_messages, load_gsm8k
-from data.task import stratified_sample
-from llama.decoding import check_prompts, generate
+from llama.decoding import generate
 from llama.model import Decoder
-from llama.tokenizer import Tokenizer
 from lora.inject import lora_disabled
 from lora.kl import PASS_TOKENS, mean_divergences, position_divergences
-from lora.packed_batch import micro_batches
+from lora.loss import count_supervised
+from lora.packed_batch import PackedBatch, SharedPrefix, micro_batches
 
-ANCHOR_TOKENS = 48  # how far the base continues an anchor's prompt
-# of more prompts, so many are taken: answering and measuring them all would rival the training
-MAX_ANCHORS = 128
+ANCHOR_TOKENS = 48  # of the base's answer to an anchor's prompt
 
 
 class Anchor:
-    """Holds the tuned model near its base on `examples`: `weight` times their mean KL(base ||
-    tuned) joins the loss.
+    """Adds `weight` times the mean KL(base || tuned) on `examples` to the loss.
 
     A step takes `batch_size` of them, in an order that depends on the seed and the step alone.
     """
@@ -41,29 +35,27 @@ class Anchor:
         self.lengths = [len(example.input_ids) for example in examples]
 
     def batch(self, step: int) -> list[Example]:
+        """The examples of one step."""
         epoch, place = divmod(step, math.ceil(len(self.examples) / self.batch_size))
-        return [
-            self.examples[i]
-            for i in epoch_batches(self.lengths, self.batch_size, self.seed, epoch)[place]
-        ]
+        batches = epoch_batches(self.lengths, self.batch_size, self.seed, epoch)
+        return [self.examples[i] for i in batches[place]]
 
     def add_gradients(self, step: int, scale: Callable[[Tensor], Tensor]) -> float:
-        """Add the gradients of what `scale` makes of the weighted divergence to the LoRA layers';
-        return the mean KL.
+        """Backpropagate `scale(weight * mean KL)` into the LoRA layers; return the mean KL in nats.
 
-        Of several processes, each takes its share of the examples, and the sum of their gradients
-        is the whole. All make equally many passes, since with FSDP they meet in each.
+        Each of several processes takes its share of the examples, and the sum of their gradients is
+        the whole. All make equally many passes, since FSDP synchronises them in each.
         """
-        batch, own, processes = self.batch(step), rank(), world_size()
-        total = sum(label != IGNORE_INDEX for example in batch for label in example.labels[1:])
-        passes = [micro_batches(batch[i::processes], 0, PASS_TOKENS) for i in range(processes)]
+        batch, processes = self.batch(step), world_size()
+        total = count_supervised(batch)
+        shares = [micro_batches(batch[i::processes], 0, PASS_TOKENS) for i in range(processes)]
+        own = shares[rank()]
         value = torch.zeros((), device=self.model.device)
-        for index in range(max(map(len, passes))):
-            busy = index < len(passes[own])
-            divergences, _ = position_divergences(
-                self.model, passes[own][index] if busy else batch[:1]
-            )
-            mean = divergences.sum() * busy / total
+        for index in range(max(map(len, shares))):
+            has_examples = index < len(own)
+            examples = own[index] if has_examples else batch[:1]
+            divergences, _ = position_divergences(self.model, examples)
+            mean = divergences.sum() * has_examples / total
             scale(self.weight * mean).backward()
             value += mean.detach()
         if processes > 1:
@@ -71,58 +63,70 @@ class Anchor:
         return value.item()
 
 
-def build_anchors(model: Decoder, tokenizer: Tokenizer, source: str) -> list[Example]:
-    """The prompts of `source`, at most MAX_ANCHORS, each with the first tokens of the base model's
-    own greedy answer.
-
-    `source`: "demo" (the embedded hazard prompts), "ailuminate" (the official ones), a CSV file in
-    their format, or a .jsonl in GSM8K's.
-    """
-    if source.endswith(".jsonl"):
-        chats = [
-            gsm8k_messages(record["question"])
-            for record in load_gsm8k(source, "train")[:MAX_ANCHORS]
-        ]
-    else:
-        chats = [
-            ailuminate_messages(record["prompt"])
-            for record in stratified_sample(
-                load_ailuminate(source), ("hazard", "persona"), MAX_ANCHORS
-            )
-        ]
-    prompts = [tokenizer.encode_chat(chat) for chat in chats]
-    check_prompts(
-        model.config, prompts, [f"prompt {i + 1} of {source}" for i in range(len(prompts))]
-    )
-    print(
-        f"{len(prompts)} prompts of {source} to measure the divergence from the base on", flush=True
-    )
-    return continue_prompts(model, tokenizer, prompts)
-
-
 def continue_prompts(
-    model: Decoder, tokenizer: Tokenizer, prompts: Sequence[list[int]]
+    model: Decoder, prompts: Sequence[list[int]], stop_ids: Set[int]
 ) -> list[Example]:
-    """Each prompt as an example whose supervised tokens are the base's, up to ANCHOR_TOKENS of
-    them.
-    """
+    """Each prompt as an example that supervises the base's greedy answer, up to ANCHOR_TOKENS."""
     with lora_disabled(model):
-        outputs = generate(model, prompts, ANCHOR_TOKENS, tokenizer.stop_ids)
-    pairs = zip(prompts, (output.token_ids for output in outputs), strict=True)
-    return [
-        Example([*prompt, *answer], [IGNORE_INDEX] * len(prompt) + answer)
-        for prompt, answer in pairs
-    ]
+        outputs = generate(model, prompts, ANCHOR_TOKENS, stop_ids)
+    answers = [output.token_ids for output in outputs]
+    return [_supervise_answer(*pair) for pair in zip(prompts, answers, strict=True)]
+
+
+@torch.no_grad()
+def continue_sharded(
+    model: Decoder, prompts: Sequence[list[int]], stop_ids: Set[int]
+) -> list[Example]:
+    """As `continue_prompts`, for weights that FSDP shards: each is gathered in every pass.
+
+    The ranks make the same passes, without a cache, and follow the tokens that rank 0 chooses.
+    """
+    answers: list[list[int]] = [[] for _ in prompts]
+    growing = list(range(len(prompts)))
+    while growing:
+        texts = [[*prompts[i], *answers[i]] for i in growing]
+        tokens = _next_tokens(model, texts)
+        still_growing = []
+        for i, text, token in zip(growing, texts, tokens, strict=True):
+            answers[i].append(token)
+            has_room = len(text) + 1 < model.config.max_position_embeddings
+            if has_room and token not in stop_ids and len(answers[i]) < ANCHOR_TOKENS:
+                still_growing.append(i)
+        growing = still_growing
+    return [_supervise_answer(*pair) for pair in zip(prompts, answers, strict=True)]
+
+
+def _next_tokens(model: Decoder, texts: Sequence[list[int]]) -> list[int]:
+    """The base's likeliest token after each text."""
+    chosen = []
+    examples = [Example(text, []) for text in texts]
+    with lora_disabled(model):
+        for batch in micro_batches(examples, 0, PASS_TOKENS):
+            packed = PackedBatch(batch, SharedPrefix(batch, 0, model.device))
+            hidden = model(packed.input_ids, packed.positions, packed.attend)[0]
+            last = [end - 1 for _, end in packed.spans]
+            chosen.append(model.logits(hidden[last]).argmax(-1))
+    tokens = torch.cat(chosen)
+    if world_size() > 1:
+        torch.distributed.broadcast(tokens, src=0)
+    return tokens.tolist()
+
+
+def _supervise_answer(prompt: list[int], answer: list[int]) -> Example:
+    return Example([*prompt, *answer], [IGNORE_INDEX] * len(prompt) + answer)
 
 
 def measure_divergence(
     model: Decoder, validation: list[Example], anchors: list[Example]
 ) -> dict[str, float]:
-    """KL from the base, in nats a token, on held-out examples and on the anchors; nothing without
-    anchors.
+    """The mean KL from the base, in nats a token, on held-out examples and on the anchors.
+
+    Empty without anchors.
     """
     if not anchors:
         return {}
-    found = {"kl_validation": validation, "kl_prompts": anchors}
-    means = {name: mean_divergences(model, examples) for name, examples in found.items()}
-    return {name: sum(values) / len(values) for name, values in means.items()}
+    means = {}
+    for name, examples in (("kl_validation", validation), ("kl_prompts", anchors)):
+        divergences = mean_divergences(model, examples)
+        means[name] = sum(divergences) / len(divergences)
+    return means

@@ -1,6 +1,4 @@
-"""The loop around the trainer: progress, records of every step, validation and checkpoints to go on
-from.
-"""
+"""The training loop around the trainer: step records, validation, and checkpoints to resume from."""
 
 import os
 import time
@@ -12,42 +10,53 @@ from tqdm import tqdm
 from common import runs
 from common.ranks import rank
 from data.examples import Example
-from data.records import append_record, open_records, read_jsonl, repair_jsonl, rewrite_records
+from data.records import (
+    Record,
+    append_record,
+    open_records,
+    read_jsonl,
+    repair_jsonl,
+    rewrite_records,
+)
 from lora.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from lora.kl_anchor import measure_divergence
-from lora.trainer import Trainer, training_batches
+from lora.trainer import StepResult, Trainer, training_batches
 
-SECONDS_BETWEEN_CHECKPOINTS = (
-    300  # a large model's steps are slow: an interruption costs minutes, not hours
-)
+# A large model's steps are slow: an interruption should cost minutes, not hours.
+SECONDS_BETWEEN_CHECKPOINTS = 300
 
 
-class TrainingRun:
-    """RUN/train.jsonl and RUN/checkpoints, from the newest checkpoint on."""
+class TrainingLoop:
+    """RUN/train.jsonl and RUN/checkpoints, from the newest checkpoint on.
+
+    `anchors` are the examples on which the divergence from the base is measured. Of several
+    processes, rank 0 reads and writes the files.
+    """
 
     def __init__(self, run: Path, trainer: Trainer, anchors: list[Example]) -> None:
-        self.run, self.trainer, self.anchors = run, trainer, anchors
+        self.run_folder, self.trainer, self.anchors = run, trainer, anchors
         self.seconds = 0.0  # of training alone, over all calls
-        self.records: list[dict[str, Any]] = []
+        self.records: list[Record] = []
         path = run / "train.jsonl"
         if saved := checkpoints(run / "checkpoints"):
-            tensors, values = load_checkpoint(saved[-1])
-            trainer.load_state(tensors, values)
-            self.seconds = values["seconds"]
-            print(f"going on from {saved[-1]}", flush=True)
-            if rank() == 0:
-                repair_jsonl(path)
-                # Steps after the checkpoint are about to be taken again.
-                self.records = [
-                    record
-                    for record in read_jsonl(path)
-                    if record["step"] <= trainer.completed_steps
-                ]
+            self._resume(saved[-1], path)
         if rank() == 0:
             rewrite_records(path, self.records)
         self.file = open_records(path if rank() == 0 else Path(os.devnull), resume=True)
 
-    def follow(
+    def _resume(self, checkpoint: Path, path: Path) -> None:
+        """Load a checkpoint and the records of the steps up to it; later ones are taken again."""
+        tensors, values = load_checkpoint(checkpoint)
+        self.trainer.load_state(tensors, values)
+        self.seconds = values["seconds"]
+        print(f"going on from {checkpoint}", flush=True)
+        if rank() == 0 and path.exists():
+            repair_jsonl(path)
+            for record in read_jsonl(path):
+                if record["step"] <= self.trainer.completed_steps:
+                    self.records.append(record)
+
+    def run(
         self,
         training: list[Example],
         validation: list[Example],
@@ -55,45 +64,48 @@ class TrainingRun:
         checkpoint_every: int,
         keep_checkpoints: int,
     ) -> None:
-        """Take the steps that are left, a checkpoint and a validation every so many of them."""
-        trainer, total = self.trainer, self.trainer.options.total_steps
-        started = trainer.completed_steps
-        batches = training_batches(training, batch_size, trainer.options.seed, started, total)
+        """Take the steps that are left; validate and save a checkpoint every so many of them."""
+        trainer = self.trainer
+        total, done = trainer.options.total_steps, trainer.completed_steps
+        batches = training_batches(training, batch_size, trainer.options.seed, done, total)
         saved = time.monotonic()
-        quiet = rank() > 0 or None
-        with (
-            self.file,
-            tqdm(total=total, initial=started, desc="training", unit="step", disable=quiet) as bar,
-        ):
+        silent = True if rank() else None  # None: where there is no terminal
+        bar = tqdm(total=total, initial=done, desc="training", unit="step", disable=silent)
+        with self.file, bar:
             for batch in batches:
-                begin = time.perf_counter()
-                result = trainer.step(batch)
-                self.seconds += time.perf_counter() - begin
-                taken = {name: value for name, value in vars(result).items() if value is not None}
-                self._record(
-                    {"step": trainer.completed_steps, **taken, "seconds": round(self.seconds, 3)}
-                )
-                speed = result.tokens / (time.perf_counter() - begin)
-                memory = runs.peak_memory_bytes(trainer.model.device) / 2**30
-                bar.set_postfix_str(
-                    f"loss {result.loss:.4f}, {speed:.0f} tokens/s, {memory:.1f} GiB"
-                )
-                bar.update()
-                due = (
-                    trainer.completed_steps % checkpoint_every == 0
-                    or trainer.completed_steps == total
-                )
+                self._step(batch, bar)
+                done = trainer.completed_steps
+                due = done % checkpoint_every == 0 or done == total
                 loss = self._validate(validation) if due and validation else None
                 if due or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
                     self._save(loss, keep_checkpoints)
                     saved = time.monotonic()
 
+    def _step(self, batch: list[Example], bar: Any) -> None:
+        """Take one optimizer step, record it and show it on the progress bar."""
+        begin = time.perf_counter()
+        result = self.trainer.step(batch)
+        seconds = time.perf_counter() - begin
+        self.seconds += seconds
+        self._record(self._step_record(result))
+        memory = runs.peak_memory_bytes(self.trainer.model.device) / 2**30
+        speed = result.tokens / seconds
+        bar.set_postfix_str(f"loss {result.loss:.4f}, {speed:.0f} tokens/s, {memory:.1f} GiB")
+        bar.update()
+
+    def _step_record(self, result: StepResult) -> Record:
+        measured = {name: value for name, value in vars(result).items() if value is not None}
+        step = {"step": self.trainer.completed_steps}
+        return {**step, **measured, "seconds": round(self.seconds, 3)}
+
     def _validate(self, validation: list[Example]) -> float:
+        """Record the validation loss, with anchors the divergence as well; return the loss."""
+        step = self.trainer.completed_steps
         loss = self.trainer.validation_loss(validation)
         divergence = measure_divergence(self.trainer.model, validation, self.anchors)
-        self._record({"step": self.trainer.completed_steps, "validation_loss": loss, **divergence})
+        self._record({"step": step, "validation_loss": loss, **divergence})
         if rank() == 0:
-            tqdm.write(f"step {self.trainer.completed_steps}: validation loss {loss:.4f}")
+            tqdm.write(f"step {step}: validation loss {loss:.4f}")
         return loss
 
     def _save(self, validation_loss: float | None, keep: int) -> None:
@@ -101,40 +113,38 @@ class TrainingRun:
             return
         tensors, values = self.trainer.state()
         values |= {"seconds": self.seconds, "validation_loss": validation_loss}
-        save_checkpoint(
-            self.run / "checkpoints", self.trainer.completed_steps, tensors, values, keep
-        )
+        folder = self.run_folder / "checkpoints"
+        save_checkpoint(folder, self.trainer.completed_steps, tensors, values, keep)
 
-    def _record(self, record: dict[str, Any]) -> None:
+    def _record(self, record: Record) -> None:
         append_record(self.file, record)
         self.records.append(record)
 
-    def summary(self, examples: int) -> dict[str, Any]:
+    def summary(self, examples: int) -> Record:
+        """The result part of the summary; `examples` is how many there were to train on."""
         steps = [record for record in self.records if "loss" in record]
-        validation = [
-            record["validation_loss"] for record in self.records if "validation_loss" in record
-        ]
-        seen, tokens = sum(r["examples"] for r in steps), sum(r["tokens"] for r in steps)
+        validations = [record for record in self.records if "validation_loss" in record]
+        losses = [record["validation_loss"] for record in validations]
+        seen = sum(record["examples"] for record in steps)
+        tokens = sum(record["tokens"] for record in steps)
+        divergence: Record = {}
+        for record in self.records:  # the last one of each kind counts
+            divergence |= {name: record[name] for name in record if name.startswith("kl_")}
         return {
             "examples": examples,
             "examples_seen": seen,
             "steps": len(steps),
             "skipped_steps": self.trainer.skipped_steps,
             "tokens": tokens,
-            "supervised_tokens": sum(r["supervised_tokens"] for r in steps),
+            "supervised_tokens": sum(record["supervised_tokens"] for record in steps),
             "first_loss": steps[0]["loss"],
             "last_loss": steps[-1]["loss"],
-            "last_validation_loss": validation[-1] if validation else None,
-            "best_validation_loss": min(validation, default=None),
-            **{
-                name: value
-                for record in self.records
-                for name, value in record.items()
-                if name.startswith("kl_")
-            },
+            "last_validation_loss": losses[-1] if losses else None,
+            "best_validation_loss": min(losses, default=None),
+            **divergence,
             "seconds": round(self.seconds, 3),
             "examples_per_second": seen / self.seconds,
             "tokens_per_second": tokens / self.seconds,
-            "trainable_parameters": sum(parameter.numel() for parameter in self.trainer.parameters),
+            "trainable_parameters": sum(p.numel() for p in self.trainer.parameters),
             "peak_memory_bytes": runs.peak_memory_bytes(self.trainer.model.device),
         }

@@ -1,24 +1,28 @@
-"""Memory of training on the CPU: every step needs the same again, so what is freed is kept for the
-next.
+"""Tune glibc's malloc for training on a CPU: keep freed pages in the process.
+
+Every step needs the same memory again. By default freed memory goes back to the kernel, and a
+tensor on fresh pages costs many times the arithmetic of an elementwise operation.
 """
 
 import ctypes
 import os
 import sys
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
 LARGEST_MMAP_THRESHOLD = 32 * 2**20  # bytes: what glibc accepts
+LARGEST_TRIM_THRESHOLD = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Call before the first tensor is made. Without effect where the C library is not glibc.
+    """Keep freed memory in the process instead of returning it to the kernel.
 
-    By default freed memory goes back to the kernel again and again, and a tensor on fresh pages
-    costs many times the arithmetic of an elementwise operation. Huge pages for large tensors leave
-    fewer of them to ask for.
+    Call it before the first tensor is made. It also asks for huge pages for large tensors, of which
+    fewer have to be faulted in. Without effect where the C library is not glibc.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first allocation
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_TRIM_THRESHOLD, LARGEST_TRIM_THRESHOLD)

@@ -41,10 +41,11 @@ def estimate_memory(
     examples: Sequence[Example],
     device: torch.device,
     quantize: str | None = None,
-    processes: int = 1,
+    shards: int = 1,
 ) -> MemoryEstimate:
     """Estimate the peak of training on `examples`, nothing of which is allocated.
 
+    `shards` is over how many processes FSDP spreads the frozen weights.
     Left out is what a process needs anyway (Python, torch, its kernels and workspaces), which is a
     few hundred MB.
     """
@@ -55,7 +56,7 @@ def estimate_memory(
     frozen = _frozen_bytes(model, options, device, quantize)
     activation_bytes = options.dtype.itemsize
     return MemoryEstimate(
-        frozen_weights=frozen // (processes if options.fsdp else 1),
+        frozen_weights=frozen // shards,
         trained_weights=trained * FLOAT32 * ADAMW_COPIES,
         activations=_tokens_in_a_pass(options, examples)
         * _numbers_per_token(config, lora, options)

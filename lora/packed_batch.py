@@ -1,5 +1,4 @@
-"""Training examples without padding: laid end to end in one row, each seeing only itself and a
-prefix all share.
+"""Training examples without padding: laid end to end, each seeing only itself and a shared prefix.
 
 What every example of a step begins with (a prompt header, fixed shots) is computed once a step,
 however many passes the step is cut into. Its keys and values take part in each example's attention,
@@ -23,20 +22,20 @@ FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-class Row:
-    """N tokens that go through the decoder in one pass, and what they are to predict.
+class ForwardInputs:
+    """N tokens that go through the decoder in one pass, and the tokens they are to predict.
 
-    `input_ids`, `positions`: [1, N] int64. `sources` [S], `targets` [S]: the hidden state at flat
-    position `sources[i]` is to predict token `targets[i]`, `weights[i]` (float32) times.
+    `input_ids`, `positions`: [1, N] int64. The hidden state at position `sources[i]` is to predict
+    token `targets[i]`, and counts `weights[i]` times: [S] int64, int64, float32.
     """
 
     def __init__(
         self,
         tokens: list[int],
         positions: Sequence[int],
-        targets: Counter,
+        targets: Counter[tuple[int, int]],
         device: torch.device | str,
-    ):
+    ) -> None:
         self.input_ids = torch.tensor([tokens], device=device, dtype=torch.int64)
         self.positions = torch.tensor([list(positions)], device=device, dtype=torch.int64)
         pairs = torch.tensor(list(targets), device=device, dtype=torch.int64).view(-1, 2)
@@ -44,31 +43,31 @@ class Row:
         self.weights = torch.tensor(list(targets.values()), device=device, dtype=torch.float32)
 
 
-class SharedPrefix(Row):
+class SharedPrefix(ForwardInputs):
     """The first `length` tokens (may be 0) of `examples`, which all of them begin with.
 
-    `weights` exceed 1 where several examples are to predict the same token. Passing through the
-    decoder leaves each layer's keys and values here; those that `PackedBatch` reads are leaves,
-    which collect their gradients.
+    `weights` exceed 1 where several examples are to predict the same token. The forward pass stores
+    each layer's keys and values. PackedBatch attends to detached copies (`leaves`), whose gradients
+    accumulate over micro-batches and are backpropagated once, in `backward`.
     """
 
     def __init__(
         self, examples: Sequence[Example], length: int, device: torch.device | str = "cpu"
     ) -> None:
         self.length = length
-        targets = Counter(
-            (place - 1, label)
-            for example in examples
-            for place, label in enumerate(example.labels[: length + 1])
-            if label != IGNORE_INDEX and 0 < place <= length
-        )
+        targets: Counter[tuple[int, int]] = Counter()
+        for example in examples:
+            for place, label in enumerate(example.labels[: length + 1]):
+                if label != IGNORE_INDEX and 0 < place <= length:
+                    targets[place - 1, label] += 1
         super().__init__(examples[0].input_ids[:length], range(length), targets, device)
         self.computed: list[Tensor] = []  # keys and values of layer after layer, [1, P, K, D] each
         self.leaves: list[Tensor] = []
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Causal attention that keeps its keys and values: [1, P, H, D], [1, P, K, D], [1, P, K, D]
-        -> [1, P, H, D].
+        """Causal attention that stores its keys and values.
+
+        [1, P, H, D], [1, P, K, D], [1, P, K, D] -> [1, P, H, D].
         """
         if len(self.computed) == 2 * layer:  # not when activation checkpointing comes by again
             self.computed += [keys, values]
@@ -78,36 +77,35 @@ class SharedPrefix(Row):
         return causal_attention(layer, queries, keys, values)
 
     def backward(self, loss: Tensor) -> None:
-        """Backpropagate the prefix's own `loss` and the gradients its keys and values have
-        collected.
-        """
-        pairs = [
-            (tensor, leaf.grad) for tensor, leaf in zip(self.computed, self.leaves, strict=True)
-        ]
-        pairs = [(tensor, grad) for tensor, grad in pairs if grad is not None]
+        """Backpropagate the prefix's own `loss` and the gradients of its keys and values."""
+        tensors, gradients = [], []
+        for tensor, leaf in zip(self.computed, self.leaves, strict=True):
+            if leaf.grad is not None:
+                tensors.append(tensor)
+                gradients.append(leaf.grad)
         if loss.requires_grad:
-            pairs.append((loss, torch.ones_like(loss)))
-        torch.autograd.backward(*map(list, zip(*pairs, strict=True)))
+            tensors.append(loss)
+            gradients.append(torch.ones_like(loss))
+        torch.autograd.backward(tensors, gradients)
 
 
-class PackedBatch(Row):
-    """The examples of one pass as one row of what each has after `prefix`, which they all begin
-    with.
-    """
+class PackedBatch(ForwardInputs):
+    """The examples of one pass, end to end, without the `prefix` that all of them begin with."""
 
     def __init__(self, examples: Sequence[Example], prefix: SharedPrefix) -> None:
         self.prefix, device = prefix, prefix.input_ids.device
         tokens: list[int] = []
         positions: list[int] = []
-        targets: Counter = Counter()
+        targets: Counter[tuple[int, int]] = Counter()
         self.spans: list[tuple[int, int]] = []  # where each example's own tokens lie
         for example in examples:
             begin, own = len(tokens), example.input_ids[prefix.length :]
             tokens += own
             positions += range(prefix.length, len(example.input_ids))
             self.spans.append((begin, len(tokens)))
-            labels = enumerate(example.labels[prefix.length + 1 :], start=begin)
-            targets.update((source, label) for source, label in labels if label != IGNORE_INDEX)
+            for source, label in enumerate(example.labels[prefix.length + 1 :], start=begin):
+                if label != IGNORE_INDEX:
+                    targets[source, label] += 1
         super().__init__(tokens, positions, targets, device)
         # With a prefix, queries stand at the end of their keys: the mask is causal from the lower
         # right corner.
@@ -121,8 +119,9 @@ class PackedBatch(Row):
             self.masks = [everything[:length, : prefix.length + length] for length in lengths]
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Block-diagonal causal attention: [1, N, H, D], [1, N, K, D], [1, N, K, D] -> [1, N, H,
-        D].
+        """Block-diagonal causal attention, to the prefix as well.
+
+        [1, N, H, D], [1, N, K, D], [1, N, K, D] -> [1, N, H, D].
         """
         shared = [leaf.transpose(1, 2) for leaf in self.prefix.leaves[2 * layer : 2 * layer + 2]]
         queries, keys, values = (
@@ -152,12 +151,13 @@ class PackedBatch(Row):
 
 
 def micro_batches(examples: Sequence[Example], prefix: int, max_tokens: int) -> list[list[Example]]:
-    """Cut an optimizer step's examples, in order, into passes of at most `max_tokens` tokens (a
-    longer one alone).
+    """Cut an optimizer step's examples, in order, into passes of at most `max_tokens` tokens.
 
-    The first `prefix` tokens of each do not count: they are computed apart.
+    The first `prefix` tokens of each do not count: they are computed apart. A longer example makes
+    a pass of its own.
     """
-    batches, used = [], max_tokens + 1
+    batches: list[list[Example]] = []
+    used = max_tokens + 1
     for example in examples:
         own = len(example.input_ids) - prefix
         if used + own > max_tokens:
@@ -169,8 +169,10 @@ def micro_batches(examples: Sequence[Example], prefix: int, max_tokens: int) -> 
 
 
 class PackedAttention(torch.autograd.Function):
-    """Packed attention on the CPU that keeps no copies: queries [1, H, N, D], keys and values [1,
-    K, N, D] and, if there is a prefix, its keys and values [1, K, P, D] -> [1, H, N, D].
+    """Packed attention on the CPU that keeps no copies.
+
+    queries [1, H, N, D], keys and values [1, K, N, D] and, if there is a prefix, its keys and
+    values [1, K, P, D] -> [1, H, N, D].
 
     Each example's own keys and the prefix's are attended to apart, and the two are merged by the
     logarithms of their softmax sums. Given the merged ones, the backward kernel yields each part's

@@ -1,6 +1,4 @@
-"""LoRA fine-tuning: optimizer steps over packed examples, in mixed precision, with resumable
-state.
-"""
+"""LoRA fine-tuning: optimizer steps over packed examples, in mixed precision, resumable."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,16 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from common.ranks import world_size
-from data.examples import IGNORE_INDEX, Example, epoch_batches
+from data.examples import Example, epoch_batches
 from llama.errors import UserError
 from llama.model import Decoder
 from lora.inject import lora_parameters
 from lora.kl_anchor import Anchor
-from lora.loss import step_loss
+from lora.loss import count_supervised, step_loss
+from lora.non_finite import explain_non_finite
 from lora.recompute import recompute_activations_in_backward
 
 SCHEDULES = ("cosine", "linear", "constant")
@@ -27,11 +25,11 @@ SCHEDULES = ("cosine", "linear", "constant")
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """`micro_batch_tokens` bounds one forward pass; without dropout, it changes memory and speed
-    alone.
+    """How the LoRA layers are trained.
 
-    So does `checkpoint_activations`: blocks are computed again in the backward pass. `fsdp` shards
-    the frozen weights.
+    `micro_batch_tokens` bounds one forward pass; without dropout, it changes memory and speed
+    alone. So does `checkpoint_activations`: blocks are computed again in the backward pass.
+    UserError if the warm-up takes up the whole training.
     """
 
     total_steps: int
@@ -44,13 +42,23 @@ class TrainerOptions:
     seed: int = 0
     dtype: torch.dtype = torch.float32
     checkpoint_activations: bool = False
-    fsdp: bool = False
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps and self.warmup_steps >= self.total_steps:
+            raise UserError(
+                f"a warm-up of {self.warmup_steps} steps in a training of {self.total_steps}: the "
+                f"peak learning rate {self.learning_rate:g} would never be reached; lower --warmup "
+                "or take more steps"
+            )
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimizer step: mean loss in nats a supervised token, norm of the gradients before
-    clipping, counts.
+    """What one optimizer step came to.
+
+    `loss` is the mean over the supervised tokens, in nats, without the divergence; `grad_norm` is
+    taken before clipping; `kl` is the mean KL(base || tuned) of the step's anchors in nats a token,
+    None without anchors.
     """
 
     loss: float
@@ -59,18 +67,16 @@ class StepResult:
     examples: int
     tokens: int
     supervised_tokens: int
-    kl: float | None = (
-        # mean KL(base || tuned) of the step's anchors, in nats a token; the loss is without it
-        None
-    )
+    kl: float | None = None
 
 
 def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, schedule: str) -> float:
-    """The share of the peak learning rate at `step` (from 0): a linear warm-up, then the schedule
-    down to 0.
+    """The share of the peak learning rate at `step`, counted from 0.
+
+    A linear warm-up, then the schedule: "cosine" and "linear" fall to 0.
     """
     if schedule not in SCHEDULES:
-        raise UserError(f"unknown schedule {schedule!r}: expected one of {', '.join(SCHEDULES)}")
+        raise ValueError(f"unknown schedule {schedule!r}: expected one of {', '.join(SCHEDULES)}")
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     if schedule == "constant":
@@ -79,44 +85,28 @@ def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, schedul
     return 1 - progress if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def count_supervised(examples: Sequence[Example]) -> int:
-    """Tokens to be predicted; nothing stands before a first token to predict it from."""
-    return sum(label != IGNORE_INDEX for example in examples for label in example.labels[1:])
-
-
 def training_batches(
     examples: Sequence[Example], batch_size: int, seed: int, first_step: int, total_steps: int
 ) -> Iterator[list[Example]]:
-    """The examples of steps `first_step` .. `total_steps - 1`, epoch after epoch in the seeded
-    order of each.
+    """Yield the examples of steps `first_step` .. `total_steps - 1`, epoch after epoch.
+
+    Every epoch has its own order, which depends on the seed and the epoch alone.
     """
     lengths = [len(example.input_ids) for example in examples]
-    per_epoch = math.ceil(len(examples) / batch_size)
-    step = first_step
-    while step < total_steps:
-        epoch, skipped = divmod(step, per_epoch)
-        for batch in epoch_batches(lengths, batch_size, seed, epoch)[
-            skipped : skipped + total_steps - step
-        ]:
-            yield [examples[i] for i in batch]
-            step += 1
-
-
-def shard_base(model: Decoder) -> None:
-    """Leave each process its part of the frozen weights (FSDP2); a block is whole only while it
-    computes.
-
-    LoRA parameters stay whole everywhere, their gradients are exchanged by the trainer.
-    """
-    lora = set(lora_parameters(model))
-    for block in model.model["layers"]:
-        fully_shard(block, ignored_params=lora)
-    fully_shard(model, ignored_params=lora)
+    steps_per_epoch = math.ceil(len(examples) / batch_size)
+    epoch = -1
+    batches: list[list[int]] = []
+    for step in range(first_step, total_steps):
+        if step // steps_per_epoch != epoch:
+            epoch = step // steps_per_epoch
+            batches = epoch_batches(lengths, batch_size, seed, epoch)
+        yield [examples[i] for i in batches[step % steps_per_epoch]]
 
 
 class Trainer:
-    """Trains the LoRA layers of `model`. They and the optimizer are float32 whatever the dtype of
-    the rest.
+    """Trains the LoRA layers of `model`, in float32 like the optimizer, whatever the base's dtype.
+
+    `anchor` adds its divergence to the loss. UserError if the model has no LoRA layers.
     """
 
     def __init__(
@@ -130,8 +120,6 @@ class Trainer:
         if options.checkpoint_activations:
             for block in model.model["layers"]:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-        if options.fsdp:
-            shard_base(model)
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=options.learning_rate, weight_decay=options.weight_decay
         )
@@ -146,20 +134,20 @@ class Trainer:
         self.skipped_steps = 0  # float16 steps whose gradients overflowed
 
     def step(self, examples: Sequence[Example]) -> StepResult:
-        """One optimizer step over `examples`, its loss the mean over all their supervised
-        tokens.
+        """Take one optimizer step; the loss is the mean over all supervised tokens of `examples`.
+
+        UserError if loss or gradients are not finite.
         """
-        options = self.options
-        torch.manual_seed(
-            options.seed * 1_000_003 + self.completed_steps
-        )  # dropout depends on (seed, step) alone
+        options, step = self.options, self.completed_steps
+        torch.manual_seed(options.seed * 1_000_003 + step)  # dropout depends on (seed, step) alone
         factor = learning_rate_factor(
-            self.completed_steps, options.total_steps, options.warmup_steps, options.schedule
+            step, options.total_steps, options.warmup_steps, options.schedule
         )
         for group in self.optimizer.param_groups:
             group["lr"] = options.learning_rate * factor
         self.model.train()
         supervised = count_supervised(examples)
+        kl = None
         with self.autocast:
             total = step_loss(
                 self.model,
@@ -167,30 +155,39 @@ class Trainer:
                 options.micro_batch_tokens,
                 lambda loss: self.scaler.scale(loss / supervised),
             )
-        kl = None
-        if self.anchor:
-            with self.autocast:
-                kl = self.anchor.add_gradients(self.completed_steps, self.scaler.scale)
+            if self.anchor:
+                kl = self.anchor.add_gradients(step, self.scaler.scale)
         loss = self._sum_over_processes(total, gradients=True) / supervised
-        if not math.isfinite(loss):
-            raise UserError(f"step {self.completed_steps + 1}: the loss is {loss}; lower --lr")
-        grad_norm = self._update()
+        self._require_finite("loss", loss, examples)
+        grad_norm = self._update(examples)
         self.completed_steps += 1
-        tokens = sum(len(example.input_ids) for example in examples)
         return StepResult(
-            loss, grad_norm, options.learning_rate * factor, len(examples), tokens, supervised, kl
+            loss=loss,
+            grad_norm=grad_norm,
+            learning_rate=options.learning_rate * factor,
+            examples=len(examples),
+            tokens=sum(len(example.input_ids) for example in examples),
+            supervised_tokens=supervised,
+            kl=kl,
         )
 
+    def _require_finite(self, name: str, value: float, examples: Sequence[Example]) -> None:
+        """UserError, with what one more pass finds out, if `value` is not finite."""
+        if not math.isfinite(value):
+            with self.autocast:
+                reason = explain_non_finite(self.model, examples)
+            raise UserError(f"step {self.completed_steps + 1}: the {name} is {value}: {reason}")
+
     def _sum_over_processes(self, loss: float, gradients: bool) -> float:
-        """Add up the loss and, in place, the gradients: both are sums over examples, each process
-        has its share's.
-        """
+        """Sum the loss and, in place, the gradients over the ranks, each of which has its share."""
         if world_size() == 1:
             return loss
-        grads = [parameter.grad for parameter in self.parameters] if gradients else []
-        flat = torch.cat(
-            [torch.tensor([loss], device=self.model.device), *(grad.flatten() for grad in grads)]
-        )
+        grads = []
+        if gradients:
+            grads = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+            assert len(grads) == len(self.parameters), "every rank makes a pass"
+        losses = torch.tensor([loss], device=self.model.device)
+        flat = torch.cat([losses, *(grad.flatten() for grad in grads)])
         try:
             torch.distributed.all_reduce(flat)
         except RuntimeError as error:
@@ -200,13 +197,12 @@ class Trainer:
             grad.copy_(summed.view_as(grad))
         return total.item()
 
-    def _update(self) -> float:
+    def _update(self, examples: Sequence[Example]) -> float:
+        """Clip the gradients, let the optimizer step; return their norm before clipping."""
         self.scaler.unscale_(self.optimizer)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.options.clip_norm).item()
-        if not self.scaler.is_enabled() and not math.isfinite(grad_norm):
-            raise UserError(
-                f"step {self.completed_steps + 1}: the gradients are not finite; lower --lr"
-            )
+        if not self.scaler.is_enabled():  # float16 skips such a step and lowers its loss scale
+            self._require_finite("norm of the gradients", grad_norm, examples)
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -216,11 +212,16 @@ class Trainer:
 
     @torch.no_grad()
     def validation_loss(self, examples: Sequence[Example]) -> float:
-        """Mean loss in nats over the supervised tokens of `examples`, without dropout."""
+        """Mean loss in nats over the supervised tokens of `examples`, without dropout.
+
+        UserError if it is not finite.
+        """
         self.model.eval()
         with self.autocast:
             total = step_loss(self.model, examples, self.options.micro_batch_tokens)
-        return self._sum_over_processes(total, gradients=False) / count_supervised(examples)
+        loss = self._sum_over_processes(total, gradients=False) / count_supervised(examples)
+        self._require_finite("validation loss", loss, examples)
+        return loss
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that later steps depend on: tensors by name, and JSON values."""
@@ -234,30 +235,26 @@ class Trainer:
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Go on from what `state` returned. UserError if it belongs to other LoRA layers."""
-        names = {name.split(".", 1)[0] for name in tensors}
-        shapes = [tuple(tensors[f"{i}.parameter"].shape) for i in range(len(names))]
-        wanted = [tuple(parameter.shape) for parameter in self.parameters]
-        if shapes != wanted:
+        by_parameter: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            index, _, name = key.partition(".")
+            by_parameter.setdefault(int(index), {})[name] = tensor
+        shapes = [tuple(by_parameter[i]["parameter"].shape) for i in range(len(by_parameter))]
+        expected = [tuple(parameter.shape) for parameter in self.parameters]
+        if shapes != expected:
             raise UserError(
-                f"the checkpoint holds {len(shapes)} LoRA matrices of other shapes than the {len(wanted)} here"
+                f"the checkpoint holds {len(shapes)} LoRA matrices of other shapes than the "
+                f"{len(expected)} here"
             )
         for index, parameter in enumerate(self.parameters):
-            parameter.data.copy_(tensors[f"{index}.parameter"])
-            prefix = f"{index}."
-            state = {
-                name.removeprefix(prefix): value
-                for name, value in tensors.items()
-                if name.startswith(prefix)
-            }
-            del state["parameter"]
-            if state:
-                self.optimizer.state[parameter] = {
-                    name: value if name == "step" else value.to(parameter.device)
-                    for name, value in state.items()
-                }
-        self.completed_steps, self.skipped_steps = (
-            values["completed_steps"],
-            values["skipped_steps"],
-        )
+            state = by_parameter[index]
+            parameter.data.copy_(state.pop("parameter"))
+            moved = {}
+            for name, tensor in state.items():  # AdamW counts its steps on the CPU
+                moved[name] = tensor if name == "step" else tensor.to(parameter.device)
+            if moved:
+                self.optimizer.state[parameter] = moved
+        self.completed_steps = values["completed_steps"]
+        self.skipped_steps = values["skipped_steps"]
         if values["scaler"]:
             self.scaler.load_state_dict(values["scaler"])

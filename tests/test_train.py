@@ -1,11 +1,17 @@
 """train.py end to end on a tiny model: files, resumption, settings, bad input."""
 
 import json
+import math
 import re
+import shutil
 
 import pytest
+import tokenizers
+from safetensors.torch import load_file, save_file
 
 import train
+from data.examples import question_key
+from data.few_shot import FewShotSampler
 from data.records import read_json, read_jsonl, write_json
 from llama import load_model
 from lora import adapter_fingerprint, load_adapter, lora_parameters
@@ -96,6 +102,17 @@ def test_all_settings_are_recorded_and_what_changes_no_result_may_change(call, t
     assert all(f"--{name} = " in error for name in ("loss", "lr", "shots"))
 
 
+def test_with_dropout_the_number_of_processes_belongs_to_the_result(call, tmp_path, capsys):
+    """Each process draws the masks of its own share."""
+    for dropout, status in (("0.1", 2), ("0", 0)):
+        assert call("--steps", "1", "--dropout", dropout, folder=dropout) == 0
+        path = tmp_path / dropout / "train.summary.json"
+        settings = read_json(path)["settings"] | ({"processes": 2} if dropout != "0" else {})
+        write_json(path, read_json(path) | {"finished": False, "settings": settings})
+        assert call("--steps", "1", "--dropout", dropout, folder=dropout) == status
+    assert "processes = 2, now it is 1" in capsys.readouterr().err
+
+
 def test_with_dropout_the_passes_belong_to_the_result(call, capsys):
     assert call("--steps", "1", "--dropout", "0.1") == 0
     assert call("--steps", "1", "--dropout", "0.1", "--micro-batch-tokens", "512") == 2
@@ -138,6 +155,69 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(call, tmp_path, ca
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     assert call("--dry-run", "--shots", "1", "--no-resume") == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+def write_records(path, questions) -> str:
+    records = [
+        {"question": question, "answer": f"It is {i}. #### {i}"} for i, question in questions
+    ]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+class Seen:
+    """The questions that examples were made of, by what was validated on."""
+
+    def __init__(self, monkeypatch):
+        self.data = []
+        load = train.load_training_data
+        monkeypatch.setattr(
+            train, "load_training_data", lambda *a: self.data.append(load(*a)) or self.data[-1]
+        )
+
+    def held_out(self) -> set[str]:
+        return self.data[-1].held_out
+
+    def trained_on(self) -> set[str]:
+        return set(self.data[-1].keys) - self.held_out()
+
+
+def test_a_second_stage_validates_on_what_the_first_held_out(call, tmp_path, monkeypatch):
+    """With another seed and fewer records: it used to validate on what stage one trained on."""
+    seen = Seen(monkeypatch)
+    assert call("--steps", "1", folder="first") == 0
+    held_out, trained_on = seen.held_out(), seen.trained_on()
+    assert len(held_out) == 8 and len(trained_on) == 32
+    adapter = ["--init-adapter", str(tmp_path / "first" / "adapter")]
+    for more in (["--seed", "1"], ["--seed", "1", "--limit", "30"], ["--validation", "2"]):
+        assert call("--steps", "1", *adapter, *more, folder=f"second {more}") == 0
+        assert seen.held_out() and seen.held_out() <= held_out
+        assert not seen.trained_on() & held_out
+    third = ["--init-adapter", str(tmp_path / "second ['--validation', '2']" / "adapter")]
+    assert call("--steps", "1", *third, folder="third") == 0
+    assert seen.held_out() == held_out
+
+
+def test_an_adapter_of_unknown_origin_may_have_seen_what_is_held_out(call, tmp_path, capsys):
+    assert call("--steps", "1", folder="first") == 0
+    (tmp_path / "first" / "train.summary.json").unlink()
+    assert call("--steps", "1", "--init-adapter", str(tmp_path / "first" / "adapter")) == 0
+    assert "does not say which questions its training held out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("selection", ["fixed", "random"])
+def test_held_out_questions_are_no_shots(selection, call, tmp_path, monkeypatch):
+    """With --loss all their answers would be trained on."""
+    path = write_records(tmp_path / "data.jsonl", [(i, f"What is {i}?") for i in range(12)])
+    seen, shown = Seen(monkeypatch), []
+    select = FewShotSampler.select
+    monkeypatch.setattr(
+        FewShotSampler, "select", lambda self, r: shown.extend(select(self, r)) or select(self, r)
+    )
+    options = ["--steps", "1", "--shots", "3", "--shot-selection", selection, "--loss", "all"]
+    assert call("--data", path, "--shots-data", path, "--validation", "4", *options) == 0
+    shots = {question_key(record["question"]) for record in shown}
+    assert shots and not shots & seen.held_out() and len(seen.held_out()) == 4
 
 
 def test_shots_come_from_another_file(call, tmp_path, capsys):
@@ -218,6 +298,17 @@ def test_a_lost_adapter_is_made_again_from_the_last_checkpoint(call, tmp_path):
     assert (adapter.read_bytes(), (tmp_path / "run" / "train.jsonl").read_bytes()) == (before, log)
 
 
+def test_a_damaged_adapter_is_made_again(call, tmp_path, capsys):
+    assert call("--steps", "3") == 0
+    adapter = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
+    before = adapter.read_bytes()
+    adapter.write_bytes(before[:-4] + b"\0\0\0\1")
+    assert call("--steps", "3") == 0
+    printed = capsys.readouterr().out
+    assert "is not the adapter that this training saved" in printed and "going on from" in printed
+    assert adapter.read_bytes() == before
+
+
 def test_small_data_hold_out_a_tenth(call, tmp_path):
     assert train.main(["--model", "nowhere", "--run", str(tmp_path / "x")]) == 2
     assert call("--steps", "1", "--limit", "20", "--validation", "2") == 0
@@ -227,6 +318,34 @@ def test_small_data_hold_out_a_tenth(call, tmp_path):
 def test_diverged_training_is_an_error(call, capsys):
     assert call("--steps", "3", "--lr", "1e30", "--warmup", "0", "--dtype", "float16") == 2
     assert "lower --lr" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_named(call, chat_checkpoint, tmp_path, capsys):
+    """No learning rate helps against them."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(chat_checkpoint, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = math.nan
+    save_file(tensors, folder / "model.safetensors")
+    assert call("--steps", "2", "--model", str(folder)) == 2
+    error = capsys.readouterr().err
+    assert "model.layers.1.mlp.up_proj is the first layer whose output is not finite" in error
+    assert "lower --lr" not in error and not (tmp_path / "run" / "adapter").exists()
+
+
+def test_a_token_outside_the_embedding_is_refused(call, chat_checkpoint, tmp_path, capsys):
+    """An end token that was added to the tokenizer alone: it stands at the end of examples only."""
+    folder = tmp_path / "added"
+    shutil.copytree(chat_checkpoint, folder)
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens([tokenizers.AddedToken("</s>", special=True, normalized=False)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    template = "{%- for m in messages %}{% if m.role == 'user' %}{{ m.content }} [A]{% else %}"
+    template += " {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    assert call("--steps", "1", "--model", str(folder)) == 2
+    assert "outside" in capsys.readouterr().err
 
 
 def test_loss_all_supervises_everything(call, tmp_path):
@@ -348,6 +467,10 @@ def test_targets_have_short_names(call, tmp_path, target, modules):
         (["--model", "no/such/folder"], "no such folder"),
         (["--target", "qkv_proj"], r"\['qkv_proj'\] match no linear"),
         (["--date", "yesterday"], "date 'yesterday'"),
+        (
+            ["--steps", "3", "--warmup", "0.9"],
+            "a warm-up of 3 steps in a training of 3: the peak learning rate 0.01 would never be",
+        ),
         (["--device", "nonsense"], "--device nonsense"),
     ],
 )

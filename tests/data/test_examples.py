@@ -1,11 +1,14 @@
 import pytest
 
+from common.errors import UserError
 from data.examples import (
     BATCHES_PER_CHUNK,
+    FIRST_HELD_OUT,
     build_example,
+    choose_held_out,
     describe_example,
     epoch_batches,
-    split_validation,
+    question_key,
 )
 
 START, END, TEXT_END = 1, 2, 3
@@ -23,6 +26,12 @@ class CharacterTokenizer:
     """
 
     stop_ids = frozenset({END, TEXT_END})
+
+    def encode(self, text):
+        return list(map(ord, text))
+
+    def encode_framed(self, text):
+        return self.encode(text)
 
     def encode_chat(self, messages, add_generation_prompt=True):
         ids = []
@@ -62,16 +71,42 @@ def test_answer_loss_covers_the_answer_and_its_end_token_alone():
     assert example.labels == [-100] * len(prompt) + [*map(ord, "A: answer"), END]
 
 
+class LlamaTokenizer(HeaderTokenizer):
+    """A template like Llama 3's: a beginning token, the header, and no newlines between turns."""
+
+    BEGIN = 4
+
+    def encode_framed(self, text):
+        return [self.BEGIN, *self.encode(text)]
+
+    def encode_chat(self, messages, add_generation_prompt=True):
+        ids = super().encode_chat(messages, add_generation_prompt)
+        after_end = [place for place in range(1, len(ids)) if ids[place - 1] == END]
+        return [self.BEGIN, *(token for place, token in enumerate(ids) if place not in after_end)]
+
+
 @pytest.mark.parametrize("loss", ["answer", "all"])
-def test_without_the_system_header_everything_to_its_end_token_is_cut(loss):
+def test_without_the_system_header_no_newline_is_left_in_front(loss):
     tokenizer = HeaderTokenizer()
     whole = build_example(tokenizer, MESSAGES, loss)
     cut = build_example(tokenizer, MESSAGES, loss, system_header=False)
-    assert tokenizer.decode(cut.input_ids, skip_special_tokens=False).startswith(
-        "\n<start>user\nQ: one<end>"
-    )
-    assert whole.input_ids == [*HeaderTokenizer.HEADER, *cut.input_ids]
-    assert whole.labels[len(HeaderTokenizer.HEADER) :] == cut.labels
+    text = tokenizer.decode(cut.input_ids, skip_special_tokens=False)
+    assert text.startswith("<start>user\nQ: one<end>")
+    header = len(HeaderTokenizer.HEADER) + 1
+    assert whole.input_ids == [*HeaderTokenizer.HEADER, ord("\n"), *cut.input_ids]
+    assert whole.labels[header:] == cut.labels
+
+
+@pytest.mark.parametrize("loss", ["answer", "all"])
+def test_without_the_system_header_the_beginning_token_stays(loss):
+    """The original cut the header out of the text; tokenising the rest begins it anew."""
+    tokenizer = LlamaTokenizer()
+    whole = build_example(tokenizer, MESSAGES, loss)
+    cut = build_example(tokenizer, MESSAGES, loss, system_header=False)
+    assert whole.input_ids[: 1 + len(HeaderTokenizer.HEADER)] == [4, *HeaderTokenizer.HEADER]
+    assert cut.input_ids == [4, *whole.input_ids[1 + len(HeaderTokenizer.HEADER) :]]
+    assert cut.labels == [whole.labels[0], *whole.labels[1 + len(HeaderTokenizer.HEADER) :]]
+    assert len(cut.labels) == len(cut.input_ids)
 
 
 def test_a_template_without_a_system_header_cannot_lose_it():
@@ -84,6 +119,19 @@ def test_the_last_end_token_ends_the_answer():
         stop_ids = frozenset({END, ord("w")})  # a stop token that also occurs inside the answer
 
     assert supervised(build_example(Eager(), MESSAGES)) == [*map(ord, "A: answer"), END]
+
+
+def test_of_two_end_tokens_the_first_is_trained_on():
+    """The model stops at the first; a second one would teach it to speak after its end."""
+
+    class Twice(CharacterTokenizer):
+        def encode_chat(self, messages, add_generation_prompt=True):
+            ids = super().encode_chat(messages, add_generation_prompt)
+            return ids if add_generation_prompt else [*ids, TEXT_END]
+
+    example = build_example(Twice(), MESSAGES)
+    assert supervised(example) == [*map(ord, "A: answer"), END]
+    assert example.input_ids[-1] == END
 
 
 def test_all_loss_covers_every_token():
@@ -135,16 +183,39 @@ def test_the_description_shows_what_is_trained():
     )
 
 
-def test_validation_split():
-    examples = [f"example {i}" for i in range(20)]
-    training, validation = split_validation(examples, 5, seed=0)
-    assert len(validation) == 5 and sorted(training + validation) == sorted(examples)
-    assert training == [example for example in examples if example not in validation]
-    assert split_validation(examples, 5, seed=0) == (training, validation)
-    assert split_validation(examples, 5, seed=1)[1] != validation
-    assert split_validation(examples, 0, seed=0) == (examples, [])
-    with pytest.raises(ValueError, match=r"20 validation examples asked for, .* 20 examples"):
-        split_validation(examples, 20, seed=0)
+QUESTIONS = [f"question {i}?" for i in range(60)]
+
+
+def test_held_out_questions_depend_on_the_data_alone():
+    held_out = choose_held_out(QUESTIONS, 5)
+    assert len(held_out) == 5 and held_out < set(map(question_key, QUESTIONS))
+    other_order = [*QUESTIONS[:FIRST_HELD_OUT], *reversed(QUESTIONS[FIRST_HELD_OUT:])]
+    assert choose_held_out(other_order, 5) == held_out
+    assert choose_held_out(QUESTIONS, 6) > held_out
+    assert choose_held_out(QUESTIONS, 0) == set()
+    with pytest.raises(UserError, match=r"60 validation examples asked for, .* only 60 different"):
+        choose_held_out(QUESTIONS, 60)
+
+
+def test_the_first_questions_are_left_to_fixed_shots():
+    first = set(map(question_key, QUESTIONS[:FIRST_HELD_OUT]))
+    assert not choose_held_out(QUESTIONS, 52) & first
+    assert choose_held_out(QUESTIONS, 53) & first, "unless nothing else is left"
+
+
+def test_copies_of_a_question_are_held_out_together():
+    copies = [f"  question   {i}?" for i in range(60)]
+    assert choose_held_out([*QUESTIONS, *copies], 5) == choose_held_out(QUESTIONS, 5)
+
+
+def test_what_an_earlier_training_held_out_is_held_out_again_and_nothing_else():
+    earlier = choose_held_out(QUESTIONS, 20)
+    assert choose_held_out(QUESTIONS[:40], 3, earlier) == (
+        earlier & set(map(question_key, QUESTIONS[:40]))
+    )
+    others = [f"other {i}?" for i in range(20)]
+    assert len(choose_held_out(others, 3, earlier)) == 3, "other data: nothing to take over"
+    assert choose_held_out(QUESTIONS, 0, earlier) == set(), "asked for"
 
 
 LENGTHS = [(37 * i) % 101 + 1 for i in range(1000)]

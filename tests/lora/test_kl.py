@@ -19,7 +19,7 @@ from lora import (
 )
 from lora import kl as kl_module
 from lora.kl import FrozenHeadKL, mean_divergences, position_divergences
-from lora.kl_anchor import ANCHOR_TOKENS, Anchor, continue_prompts
+from lora.kl_anchor import ANCHOR_TOKENS, Anchor, continue_prompts, continue_sharded
 from tests.tiny import save_transformers_model, tiny_transformers_model, with_random_lora
 
 
@@ -90,7 +90,7 @@ def test_what_all_begin_with_is_computed_once_and_changes_nothing(model, monkeyp
         )
         for e in make_examples()
     ]
-    assert kl_module.shared_context(examples) == 20
+    assert kl_module.unsupervised_prefix_length(examples) == 20
     expected = [plain_divergences(model, example).mean().item() for example in examples]
     read = []
     model.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0].shape[1]))
@@ -98,13 +98,13 @@ def test_what_all_begin_with_is_computed_once_and_changes_nothing(model, monkeyp
     assert read == [20, 89, 20, 89]  # base and tuned, the prefix once for each
 
 
-def test_a_supervised_token_is_never_part_of_the_shared_context(model):
+def test_a_supervised_token_is_never_part_of_the_unsupervised_prefix_length(model):
     ids = list(range(10))
     examples = [
         Example([*ids, 11], [IGNORE_INDEX] * 4 + [*ids[4:], 11]),
         Example([*ids, 12], [IGNORE_INDEX] * 10 + [12]),
     ]
-    assert kl_module.shared_context(examples) == 3
+    assert kl_module.unsupervised_prefix_length(examples) == 3
     expected = [plain_divergences(model, example).mean().item() for example in examples]
     assert mean_divergences(model, examples) == pytest.approx(expected, rel=1e-4)
 
@@ -157,12 +157,19 @@ def test_divergence_equals_that_of_peft_with_its_adapter_disabled(tmp_path):
     assert mean_divergences(ours, [example]) == pytest.approx([expected], rel=1e-4)
 
 
-def test_anchors_are_the_bases_own_answers(model):
-    class Stops:
-        stop_ids = frozenset({2})
+def test_answers_of_sharded_weights_are_the_same(model, monkeypatch):
+    """Passes without a cache, as FSDP needs them; here without FSDP."""
+    prompts = [[5, 6, 7], [8, 9], list(range(10, 30)), [40] * 230]
+    stop_ids = frozenset(range(0, 199, 7))
+    expected = continue_prompts(model, prompts, stop_ids)
+    monkeypatch.setattr(kl_anchor, "PASS_TOKENS", 30)
+    assert continue_sharded(model, prompts, stop_ids) == expected
+    assert len({len(example.input_ids) for example in expected}) > 2
 
+
+def test_anchors_are_the_bases_own_answers(model):
     prompts = [[5, 6, 7], [8, 9]]
-    answered = continue_prompts(model, Stops, prompts)
+    answered = continue_prompts(model, prompts, stop_ids=frozenset({2}))
     with lora_disabled(model), torch.no_grad():
         for prompt, anchor in zip(prompts, answered, strict=True):
             answer = anchor.input_ids[len(prompt) :]

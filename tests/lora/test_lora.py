@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from llama import load_model
 from llama.config import ModelConfig
+from llama.errors import UserError
 from llama.model import Decoder
 from lora import (
     LoRAConfig,
@@ -339,6 +340,10 @@ def change_config(folder, **changes):
             {"target_modules": "a{99999999999}"},
             r"target_modules = 'a\{99999999999\}': broken regular expression",
         ),
+        (
+            {"target_modules": "(a|a|ab)*c" * 9},
+            r"target_modules = '\(a\|a.*more than 5 seconds to match",
+        ),
         ({"r": math.inf}, "r = inf: expected a positive integer"),
         ({"r": 4.7}, "r = 4.7"),
         ({"r": True}, "r = True"),
@@ -409,6 +414,36 @@ def test_plain_initialisations_are_no_obstacle(init, model, peft_folder):
     change_config(peft_folder[0], init_lora_weights=init)
     load_adapter(model, peft_folder[0])
     assert_same(logits(model), peft_folder[1])
+
+
+def test_a_target_that_only_other_families_have_counts_for_nothing(model, checkpoint, tmp_path):
+    """One list of names serves several families; PEFT adapts the linears there are."""
+    targets = [*TARGETS, "query_key_value"]
+    config = peft.LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM")
+    theirs = peft.get_peft_model(tiny_transformers_model(checkpoint[1]), config)
+    randomise(theirs)
+    theirs.save_pretrained(tmp_path / "several")
+    load_adapter(model, tmp_path / "several")
+    assert_same(logits(model), peft_logits(theirs.eval()))
+    save_adapter(model, tmp_path / "ours")
+    saved = json.loads((tmp_path / "ours" / "adapter_config.json").read_text())
+    assert saved["target_modules"] == sorted(TARGETS)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.full((4, 48), math.nan), "lora_A.weight holds values that are not finite"),
+        (torch.ones(4, 48, dtype=torch.int8), "lora_A.weight holds int8"),
+    ],
+)
+def test_tensors_that_hold_no_weights_are_refused(value, message, model, peft_folder):
+    path = peft_folder[0] / "adapter_model.safetensors"
+    key = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    save_file(load_file(path) | {key: value}, path)
+    with pytest.raises(UserError, match=message):
+        load_adapter(model, peft_folder[0])
+    assert not list(lora_layers(model))
 
 
 def test_peft_spellings_of_targets(model, peft_folder):

@@ -56,7 +56,7 @@ def test_packed_weights_of_adapted_layers_are_there_twice_on_a_cpu():
 def test_what_saves_memory_is_estimated_to_do_so():
     plain = estimate()
     assert estimate(quantize="int8").frozen_weights < 0.7 * plain.frozen_weights
-    sharded = estimate(replace(OPTIONS, fsdp=True), processes=4)
+    sharded = estimate(shards=4)
     assert sharded.frozen_weights == plain.frozen_weights // 4
     assert estimate(replace(OPTIONS, checkpoint_activations=True)).activations < (
         plain.activations / 5

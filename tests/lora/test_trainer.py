@@ -2,17 +2,21 @@
 or interruption.
 """
 
+import contextlib
 import itertools
 import math
 
 import peft
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from data.examples import IGNORE_INDEX, Example
 from llama import Decoder, ModelConfig
+from llama.errors import UserError
 from lora import LoRAConfig, inject_lora, load_adapter, lora_parameters
 from lora.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from lora.onednn import packed_weights
 from lora.trainer import Trainer, TrainerOptions, learning_rate_factor, training_batches
 from tests.tiny import tiny_decoder, tiny_transformers_model
 
@@ -105,13 +109,14 @@ def test_twenty_steps_equal_peft(variant, tmp_path):
     trainer = Trainer(model, options)
     seen = {}
     update = trainer._update
-    trainer._update = lambda: (
-        seen
-        or seen.update(
+
+    def remember(examples):
+        seen.update(
             {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
         )
-        or update()
-    )
+        return update(examples)
+
+    trainer._update = remember
     losses = []
     for batch in batches:
         losses.append(trainer.step(batch).loss)
@@ -210,7 +215,9 @@ def test_float16_overflow_skips_the_step_and_is_counted():
 def test_gradients_that_are_not_finite_end_a_float32_run():
     trainer = Trainer(make_model(), TrainerOptions(4, 5e-3))
     trainer.parameters[0].register_hook(lambda grad: grad * math.nan)
-    with pytest.raises(ValueError, match="step 1: the gradients are not finite"):
+    with pytest.raises(
+        ValueError, match="step 1: the norm of the gradients is nan: the forward pass is finite"
+    ):
         trainer.step(make_examples(4))
 
 
@@ -250,6 +257,73 @@ def test_checkpoints_appear_whole_and_only_the_last_are_kept(tmp_path):
     (tmp_path / "step-00000015" / "state.safetensors").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"state\.safetensors: not a readable"):
         load_checkpoint(checkpoints(tmp_path)[-1])
+
+
+def test_a_checkpoint_removed_in_part_is_none(tmp_path, monkeypatch):
+    """An old one that was being removed when the process was killed used to stop every resume."""
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, {"a": torch.ones(1)}, {"completed_steps": step})
+    (tmp_path / "step-00000002" / "state.json").unlink()
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000001"]
+
+    def killed(path, ignore_errors=False):
+        if any(path.glob("*")):
+            next(path.glob("*")).unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path, 3, {"a": torch.ones(1)}, {"completed_steps": 3}, keep=1)
+    monkeypatch.undo()
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000003"]
+    save_checkpoint(tmp_path, 4, {"a": torch.ones(1)}, {"completed_steps": 4}, keep=1)
+    assert load_checkpoint(checkpoints(tmp_path)[-1])[1] == {"completed_steps": 4}
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoints(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, 1, {"a": torch.ones(1)}, {"completed_steps": 1})
+
+    def full(tensors, path):
+        path.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("lora.checkpoint.save_file", full)
+    message = r"step-00000002: cannot be written \(I/O error: No space left .* MiB free"
+    with pytest.raises(UserError, match=message):
+        save_checkpoint(tmp_path, 2, {"a": torch.ones(1)}, {"completed_steps": 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_a_warm_up_that_never_reaches_the_peak_is_refused():
+    TrainerOptions(total_steps=4, warmup_steps=3)
+    with pytest.raises(UserError, match="a warm-up of 4 steps in a training of 4"):
+        TrainerOptions(total_steps=4, warmup_steps=4)
+
+
+def test_trained_weights_that_are_not_finite_are_named():
+    trainer = Trainer(make_model(), TrainerOptions(4, 5e-3))
+    trainer.parameters[3].data[0, 0] = math.inf
+    name = "model.layers.0.self_attn.k_proj are not finite any more; lower --lr"
+    with pytest.raises(UserError, match=f"step 1: the loss is nan: the trained weights of {name}"):
+        trainer.step(make_examples(4))
+    with pytest.raises(UserError, match="the validation loss is nan"):
+        trainer.validation_loss(make_examples(4))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_damaged_base_is_told_from_a_learning_rate_too_high(packed):
+    model = make_model()
+    weight = model.model["layers"][1].mlp.gate_proj.weight
+    weight.data[0, 0] = math.nan
+    trainer = Trainer(model, TrainerOptions(4, 5e-3))
+    place = r"model\.layers\.1\.mlp\.gate_proj is the first layer"
+    packing = packed_weights(model) if packed else contextlib.nullcontext()
+    with packing, pytest.raises(UserError, match=f"without the adapter already, {place}"):
+        trainer.step(make_examples(4))
+    weight.data[0, 0] = 0
+    trainer.parameters[-1].data.fill_(1e38)
+    with pytest.raises(UserError, match=r"with the adapter, model\.layers\.2\.mlp\.down_proj"):
+        trainer.step(make_examples(4))
 
 
 def test_state_of_other_layers_is_refused():

@@ -1,0 +1,171 @@
+"""What train.py trains and validates on: records, shots and the questions that are held out."""
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from common.errors import UserError
+from common.ranks import rank
+from common.shots import make_selector, report_near_duplicates
+from common.training_settings import TrainingSettings
+from data.examples import Example, build_example, choose_held_out, question_key
+from data.few_shot import FewShotSampler
+from data.gsm8k import gsm8k_training_messages, load_gsm8k
+from data.prompts import Message
+from data.records import Record, read_json
+from data.registry import TASKS
+from data.sources import is_official
+from data.task import stratified_sample
+from llama.tokenizer import Tokenizer
+from lora.adapter import adapter_fingerprint
+
+DEFAULT_VALIDATION = 64
+# of more prompts, so many are taken: answering and measuring them all would rival the training
+MAX_ANCHORS = 128
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Tokenised examples in the order of the file, and the keys of the questions held out."""
+
+    ids: list[str]
+    keys: list[str]  # of the questions, as `question_key` makes them
+    examples: list[Example]
+    held_out: set[str]
+
+    @property
+    def training(self) -> list[Example]:
+        return self._select(held_out=False)
+
+    @property
+    def validation(self) -> list[Example]:
+        return self._select(held_out=True)
+
+    def _select(self, held_out: bool) -> list[Example]:
+        pairs = zip(self.keys, self.examples, strict=True)
+        return [example for key, example in pairs if (key in self.held_out) == held_out]
+
+    @property
+    def examples_sha256(self) -> str:
+        token_ids = [[example.input_ids, example.labels] for example in self.examples]
+        return _sha256(token_ids)
+
+    @property
+    def held_out_sha256(self) -> str | None:
+        return _sha256(sorted(self.held_out)) if self.held_out else None
+
+
+def _sha256(value: Any) -> str:
+    """The first 12 hexadecimal digits of the hash of a JSON value."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
+
+
+def load_training_data(
+    settings: TrainingSettings, tokenizer: Tokenizer, device: torch.device, dtype: torch.dtype
+) -> TrainingData:
+    """Read, split and tokenise what `settings` name. The embedder of shots runs on `device`."""
+    records = load_gsm8k(settings.data, "train")
+    pool = load_gsm8k(settings.shots_data, "train") if settings.shots_data else records
+    records = records[: settings.limit]
+    held_out = choose_validation(settings, records)
+    # With --loss all, the answers of shots are trained on.
+    pool = [record for record in pool if question_key(record["question"]) not in held_out]
+    selector = _make_selector(settings, pool, records, device, dtype)
+    examples = []
+    for record in tqdm(records, desc="tokenising", leave=False, disable=rank() > 0 or None):
+        messages = gsm8k_training_messages(
+            record["question"], record["answer"], selector.select(record)
+        )
+        examples.append(build_example(tokenizer, messages, settings.loss, settings.system_header))
+    return TrainingData(
+        ids=[record["id"] for record in records],
+        keys=[question_key(record["question"]) for record in records],
+        examples=examples,
+        held_out=held_out,
+    )
+
+
+def _make_selector(
+    settings: TrainingSettings,
+    pool: list[Record],
+    records: list[Record],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> FewShotSampler:
+    if settings.dry_run and settings.shot_selection == "similar":
+        print("--dry-run: fixed shots in place of similar ones, whose embedding takes long")
+        settings = replace(settings, shot_selection="fixed")
+    selector = make_selector(settings, pool, records, device, dtype)
+    if not settings.dry_run:
+        report_near_duplicates(settings, selector, records, settings.run / "train.duplicates.json")
+    return selector
+
+
+def choose_validation(settings: TrainingSettings, records: list[Record]) -> set[str]:
+    """The keys of the questions to hold out: --validation of them, by default 64 or a tenth.
+
+    With --init-adapter, only questions that its training held out as well.
+    """
+    count = settings.validation
+    if count is None:
+        count = min(DEFAULT_VALIDATION, len(records) // 10)
+    questions = [record["question"] for record in records]
+    earlier: set[str] = set()
+    if settings.init_adapter and count:
+        earlier = held_out_by(settings.init_adapter)
+        if not earlier:
+            print(
+                f"{settings.init_adapter} does not say which questions its training held out: "
+                "it may have been trained on some of those held out now"
+            )
+    return choose_held_out(questions, count, earlier)
+
+
+def held_out_by(adapter: Path) -> set[str]:
+    """The keys that the training of the adapter held out; none where no summary beside it tells."""
+    summary_path = adapter.parent / "train.summary.json"
+    if not summary_path.is_file():
+        return set()
+    summary = read_json(summary_path)
+    held_out = summary.get("held_out")
+    same = summary.get("adapter_fingerprint") == adapter_fingerprint(adapter)
+    return set(map(str, held_out)) if same and isinstance(held_out, list) else set()
+
+
+def load_anchor_chats(source: str) -> list[list[Message]]:
+    """The chats of --kl-prompts, at most MAX_ANCHORS.
+
+    `source` is "demo" (the embedded hazard prompts), a task's name (its official test set), a JSONL
+    file in GSM8K's format or a CSV file in AILuminate's.
+    """
+    if source in TASKS:
+        task = TASKS[source]
+        records = task.load("official", "test")
+    elif source.endswith(".jsonl"):
+        task = TASKS["gsm8k"]
+        records = task.load(source, "train")
+    else:
+        task = TASKS["ailuminate"]
+        records = task.load(source, "test")
+    if task.groups:
+        records = stratified_sample(records, task.groups, MAX_ANCHORS)
+    chats = [task.messages(record) for record in records[:MAX_ANCHORS]]
+    print(
+        f"{len(chats)} prompts of {source} to measure the divergence from the base on", flush=True
+    )
+    return chats
+
+
+def refuse_test_prompts(source: str) -> None:
+    """UserError if the prompts that training is to stay near the base on are tested on."""
+    for task in TASKS.values():
+        if source == task.name or is_official(source, task.official["test"]):
+            raise UserError(
+                f"--kl-weight with --kl-prompts {source} would train on the prompts that are "
+                "tested on"
+            )

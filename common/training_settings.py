@@ -1,0 +1,202 @@
+"""What train.py can be told: its options, its --config file and what its summary records."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import UserError
+from common.options import (
+    Scope,
+    fraction,
+    non_negative_float,
+    non_negative_int,
+    option,
+    positive_float,
+    positive_int,
+)
+from common.ranks import world_size
+from common.settings import PromptSettings, RunSettings
+from data.examples import LOSSES
+from lora.layer import TARGETS, LoRAConfig
+from lora.trainer import SCHEDULES
+
+DATA, LORA, KEEPING = "data", "LoRA", "keeping what the base model does"
+OPTIMIZER, MACHINE = "optimizer", "memory and checkpoints"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(PromptSettings, RunSettings):
+    """What train.py can be told."""
+
+    limit: int | None = option(
+        None, "use only the first N records (all)", parse=positive_int, metavar="N"
+    )
+    batch_size: int = option(
+        16,
+        "examples per optimizer step, of all processes together (%(default)s)",
+        parse=positive_int,
+        metavar="N",
+    )
+    shots_data: str | None = option(
+        None,
+        "shots from this file, in GSM8K's format, instead of the training data",
+        metavar="FILE",
+    )
+    data: str = option(
+        "gsm8k",
+        "FILE: JSONL in GSM8K's format (%(default)s)",
+        metavar="gsm8k|demo|FILE",
+        group=DATA,
+    )
+    loss: str = option(
+        "answer", "train on the answer, or on every token (%(default)s)", choices=LOSSES, group=DATA
+    )
+    system_header: bool = option(
+        True,
+        "--no-system-header trains without the system turn that the chat template prints on its "
+        "own",
+        group=DATA,
+    )
+    validation: int | None = option(
+        None,
+        "examples held out (64, at most a tenth)",
+        parse=non_negative_int,
+        metavar="N",
+        group=DATA,
+    )
+    rank: int = option(
+        8, "of the low-rank update (%(default)s)", parse=positive_int, metavar="N", group=LORA
+    )
+    alpha: float = option(
+        16.0,
+        "update times alpha / rank (%(default)s)",
+        parse=positive_float,
+        metavar="X",
+        group=LORA,
+    )
+    dropout: float = option(
+        0.0, "before the low-rank path (%(default)s)", parse=fraction, metavar="P", group=LORA
+    )
+    target: tuple[str, ...] = option(
+        ("all",),
+        "adapted linears: all, attention, mlp, or names such as q_proj (all)",
+        nargs="+",
+        metavar="NAME",
+        group=LORA,
+    )
+    init_adapter: Path | None = option(
+        None,
+        "go on training this adapter, not a new one",
+        parse=Path,
+        metavar="DIR",
+        group=LORA,
+    )
+    kl_weight: float = option(
+        0.0,
+        "adds X times the divergence from the base, on --kl-prompts, to the loss (%(default)s)",
+        parse=non_negative_float,
+        metavar="X",
+        group=KEEPING,
+    )
+    kl_prompts: str | None = option(
+        None,
+        "log the divergence on these prompts and on held-out examples: the embedded hazard "
+        "prompts, the official ones, a CSV in their format, or a JSONL in GSM8K's (with "
+        "--kl-weight: demo)",
+        metavar="demo|ailuminate|FILE",
+        group=KEEPING,
+    )
+    lr: float = option(
+        2e-4,
+        "peak learning rate (%(default)s)",
+        parse=positive_float,
+        metavar="X",
+        group=OPTIMIZER,
+    )
+    schedule: str = option(
+        "cosine", "after the warm-up (%(default)s)", choices=SCHEDULES, group=OPTIMIZER
+    )
+    warmup: float = option(
+        0.03,
+        "as a share of the steps (%(default)s)",
+        parse=fraction,
+        metavar="P",
+        group=OPTIMIZER,
+    )
+    epochs: float = option(
+        1.0,
+        "passes over the data (%(default)s)",
+        parse=positive_float,
+        metavar="X",
+        group=OPTIMIZER,
+        exclusive="length",
+        scope=Scope.CALL,  # `steps` is recorded, which follows from it
+    )
+    steps: int | None = option(
+        None,
+        "optimizer steps, instead of --epochs",
+        parse=positive_int,
+        metavar="N",
+        group=OPTIMIZER,
+        exclusive="length",
+    )
+    weight_decay: float = option(
+        0.0, "AdamW's (%(default)s)", parse=non_negative_float, metavar="X", group=OPTIMIZER
+    )
+    clip: float = option(
+        1.0,
+        "gradient clipping: maximum global norm (%(default)s)",
+        parse=positive_float,
+        metavar="X",
+        group=OPTIMIZER,
+    )
+    micro_batch_tokens: int = option(
+        1024,
+        "tokens in one forward pass: changes memory and speed, not the gradients (%(default)s)",
+        parse=positive_int,
+        metavar="N",
+        group=MACHINE,
+        # which values are dropped depends on how a step is cut into passes
+        when=lambda settings: settings.dropout > 0,
+    )
+    checkpoint_activations: bool = option(
+        False,
+        "recompute blocks in the backward pass and hold weights once: half to two thirds of the "
+        "memory, 50 to 75 %% more time",
+        group=MACHINE,
+        scope=Scope.COST,
+    )
+    fsdp: bool = option(
+        False,
+        "with torchrun: shard the frozen weights, for models too large for one device",
+        group=MACHINE,
+        scope=Scope.COST,
+    )
+    checkpoint_every: int = option(
+        50,
+        "steps; validates as well (%(default)s)",
+        parse=positive_int,
+        metavar="N",
+        group=MACHINE,
+        scope=Scope.COST,
+    )
+    keep_checkpoints: int = option(
+        2,
+        "the last N stay, and the best by validation loss (%(default)s)",
+        parse=positive_int,
+        metavar="N",
+        group=MACHINE,
+        scope=Scope.COST,
+    )
+
+    def __post_init__(self) -> None:
+        if self.fsdp and world_size() == 1:
+            raise UserError(
+                "--fsdp needs several processes: torchrun --nproc-per-node N -- train.py --fsdp ..."
+            )
+
+    def lora_config(self) -> LoRAConfig:
+        """Which linears are adapted and how, the short names in `target` written out."""
+        names: list[str] = []
+        for name in self.target:
+            names += TARGETS.get(name, (name,))
+        return LoRAConfig(self.rank, self.alpha, self.dropout, tuple(names))
