@@ -222,7 +222,8 @@ def build_anchors(
         return []
     prompts = []
     names = []
-    for number, chat in enumerate(load_anchor_chats(settings.kl_prompts), start=1):
+    chats = load_anchor_chats(settings.kl_prompts, settings.system)
+    for number, chat in enumerate(chats, start=1):
         prompts.append(tokenizer.encode_chat(chat))
         names.append(f"prompt {number} of {settings.kl_prompts}")
     check_prompts(config, prompts, names)

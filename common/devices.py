@@ -23,6 +23,8 @@ def resolve_device(name: str) -> torch.device:
         if device.type not in DEVICES:
             raise RuntimeError(f"the devices are {', '.join(DEVICES)}")
         torch.empty(0, device=device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # on which streams and graphs are made
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name} cannot be used here: {reason}") from None

@@ -38,7 +38,8 @@ class RunSettings:
     )
     dtype: str = option(
         "auto",
-        "float32, bfloat16, float16, or auto: bfloat16 on CUDA (float16 before Ampere), else float32",
+        "float32, bfloat16, float16, or auto: bfloat16 on CUDA (float16 before Ampere), else "
+        "float32",
         choices=DTYPES,
         metavar="TYPE",
     )
@@ -123,7 +124,8 @@ class CacheSettings:
     )
     cache_dtype: str = option(
         "auto",
-        "auto is the model's; bfloat16 halves a float32 cache and changes some tokens (%(default)s)",
+        "auto is the model's; bfloat16 halves a float32 cache and changes some tokens "
+        "(%(default)s)",
         choices=("auto", "bfloat16"),
         metavar="TYPE",
     )

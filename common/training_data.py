@@ -16,7 +16,7 @@ from common.training_settings import TrainingSettings
 from data.examples import Example, build_example, choose_held_out, question_key
 from data.few_shot import FewShotSampler
 from data.gsm8k import gsm8k_training_messages, load_gsm8k
-from data.prompts import Message
+from data.prompts import Message, with_system
 from data.records import Record, read_json
 from data.registry import TASKS
 from data.sources import is_official
@@ -81,6 +81,7 @@ def load_training_data(
         messages = gsm8k_training_messages(
             record["question"], record["answer"], selector.select(record)
         )
+        messages = with_system(messages, settings.system)
         examples.append(build_example(tokenizer, messages, settings.loss, settings.system_header))
     return TrainingData(
         ids=[record["id"] for record in records],
@@ -137,8 +138,8 @@ def held_out_by(adapter: Path) -> set[str]:
     return set(map(str, held_out)) if same and isinstance(held_out, list) else set()
 
 
-def load_anchor_chats(source: str) -> list[list[Message]]:
-    """The chats of --kl-prompts, at most MAX_ANCHORS.
+def load_anchor_chats(source: str, system: str | None = None) -> list[list[Message]]:
+    """The chats of --kl-prompts, at most MAX_ANCHORS, under the system prompt.
 
     `source` is "demo" (the embedded hazard prompts), a task's name (its official test set), a JSONL
     file in GSM8K's format or a CSV file in AILuminate's.
@@ -154,7 +155,9 @@ def load_anchor_chats(source: str) -> list[list[Message]]:
         records = task.load(source, "test")
     if task.groups:
         records = stratified_sample(records, task.groups, MAX_ANCHORS)
-    chats = [task.messages(record) for record in records[:MAX_ANCHORS]]
+    chats = []
+    for record in records[:MAX_ANCHORS]:
+        chats.append(with_system(task.messages(record), system))
     print(
         f"{len(chats)} prompts of {source} to measure the divergence from the base on", flush=True
     )

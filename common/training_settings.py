@@ -50,6 +50,12 @@ class TrainingSettings(PromptSettings, RunSettings):
     loss: str = option(
         "answer", "train on the answer, or on every token (%(default)s)", choices=LOSSES, group=DATA
     )
+    system: str | None = option(
+        None,
+        "train under this system prompt; safety: one built in (the template's own)",
+        metavar="TEXT",
+        group=DATA,
+    )
     system_header: bool = option(
         True,
         "--no-system-header trains without the system turn that the chat template prints on its "
@@ -192,6 +198,11 @@ class TrainingSettings(PromptSettings, RunSettings):
         if self.fsdp and world_size() == 1:
             raise UserError(
                 "--fsdp needs several processes: torchrun --nproc-per-node N -- train.py --fsdp ..."
+            )
+
+        if self.system is not None and not self.system_header:
+            raise UserError(
+                "--system with --no-system-header: the system prompt would be cut off again"
             )
 
     def lora_config(self) -> LoRAConfig:

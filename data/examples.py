@@ -73,6 +73,29 @@ def build_example(
     )
 
 
+def build_chat_examples(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> list[Example]:
+    """Encode a conversation of several turns in which every assistant turn is trained on.
+
+    One example, unless the template writes a turn otherwise once another follows it, as those do
+    that drop earlier reasoning. Then each assistant turn is an example of its own, behind what the
+    model would see when it is generated. UserError as `build_example` raises it.
+    """
+    examples = []
+    for index, message in enumerate(messages):
+        if message["role"] == "assistant":
+            examples.append(build_example(tokenizer, messages[: index + 1]))
+    whole = examples[-1]
+    labels = list(whole.labels)
+    for example in examples[:-1]:
+        length = len(example.input_ids)
+        if whole.input_ids[:length] != example.input_ids:
+            return examples
+        for place, label in enumerate(example.labels):
+            if label != IGNORE_INDEX:
+                labels[place] = label
+    return [Example(whole.input_ids, labels)]
+
+
 def _supervise(tokenizer: ChatTokenizer, messages: Sequence[Message], loss: str) -> Example:
     """The whole conversation with its labels."""
     full = tokenizer.encode_chat(messages, add_generation_prompt=False)
@@ -223,26 +246,3 @@ def epoch_batches(
             batches.append(chunk[first : first + batch_size])
     generator.shuffle(batches)
     return batches
-
-
-def build_chat_examples(tokenizer: Any, messages: list[dict[str, str]]) -> list[Example]:
-    """Encode a conversation of several turns in which every assistant turn is trained on.
-
-    One example, unless the template writes a turn otherwise once another follows it, as those do
-    that drop earlier reasoning. Then each assistant turn is an example of its own, behind what the
-    model would see when it is generated. UserError as `build_example` raises it.
-    """
-    examples = []
-    for index, message in enumerate(messages):
-        if message["role"] == "assistant":
-            examples.append(build_example(tokenizer, messages[: index + 1]))
-    whole = examples[-1]
-    labels = list(whole.labels)
-    for example in examples[:-1]:
-        length = len(example.input_ids)
-        if whole.input_ids[:length] != example.input_ids:
-            return examples
-        for place, label in enumerate(example.labels):
-            if label != IGNORE_INDEX:
-                labels[place] = label
-    return [Example(whole.input_ids, labels)]

@@ -1,4 +1,4 @@
-"""Adapter files as PEFT writes and reads them: `adapter_config.json`, `adapter_model.safetensors`."""
+"""Adapter files of PEFT, read and written: adapter_config.json, adapter_model.safetensors."""
 
 import hashlib
 import json

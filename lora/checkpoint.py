@@ -49,7 +49,7 @@ def save_checkpoint(
 
 
 def best_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with the lowest `validation_loss`, the earliest of equals; None without any."""
+    """The earliest checkpoint with the lowest `validation_loss`; None if none has one."""
     losses = {}
     for path in checkpoints(folder):
         loss = read_json_object(path / VALUES).get("validation_loss")

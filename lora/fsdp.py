@@ -18,6 +18,8 @@ def shard_base(model: Decoder, device: torch.device) -> None:
         layer.lora_A = nn.Parameter(layer.lora_A.detach().to(device))
         layer.lora_B = nn.Parameter(layer.lora_B.detach().to(device))
     ignored = set(lora_parameters(model))
-    for block in model.model["layers"]:
+    layers = model.model["layers"]
+    assert isinstance(layers, nn.ModuleList)
+    for block in layers:
         fully_shard(block, ignored_params=ignored)
     fully_shard(model, ignored_params=ignored)

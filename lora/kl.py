@@ -8,6 +8,7 @@ a time, as in lora/loss.py.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ class FrozenHeadKL(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, tuned: Tensor, base: Tensor, head: Tensor) -> Tensor:
+    def forward(ctx: Any, tuned: Tensor, base: Tensor, head: Tensor) -> Tensor:
         dtype = torch.promote_types(tuned.dtype, torch.float32)
         divergences = torch.empty(len(tuned), dtype=dtype, device=tuned.device)
         gradient = torch.empty_like(tuned)
@@ -47,7 +48,7 @@ class FrozenHeadKL(torch.autograd.Function):
         return divergences
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad[:, None].to(gradient.dtype), None, None
 

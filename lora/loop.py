@@ -1,4 +1,4 @@
-"""The training loop around the trainer: step records, validation, and checkpoints to resume from."""
+"""The loop around the trainer: step records, validation, checkpoints to resume from."""
 
 import os
 import time

@@ -13,7 +13,7 @@ from lora.inject import lora_disabled, lora_layers
 
 @torch.no_grad()
 def explain_non_finite(model: Decoder, examples: Sequence[Example]) -> str:
-    """Say, after one more pass or two, which layer is the first that is not finite, and what to do.
+    """Find the first layer that is not finite, by a pass or two more; say what to do.
 
     `examples` are those of the step; each is tried on its own until one shows it.
     """
@@ -27,8 +27,8 @@ def explain_non_finite(model: Decoder, examples: Sequence[Example]) -> str:
             dtype = str(model.dtype).removeprefix("torch.")
             return (
                 f"without the adapter already, {place} is the first layer whose output is not "
-                f"finite: check the files of the model, or whether its activations overflow {dtype} "
-                "(--dtype)"
+                f"finite: check the files of the model, or whether its activations overflow "
+                f"{dtype} (--dtype)"
             )
         place = first_non_finite_module(model, example)
         if place is not None:

@@ -42,6 +42,10 @@ class ForwardInputs:
         self.sources, self.targets = pairs[:, 0], pairs[:, 1]
         self.weights = torch.tensor(list(targets.values()), device=device, dtype=torch.float32)
 
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """What takes the place of plain causal attention in this pass; see `llama.model.Attend`."""
+        raise NotImplementedError
+
 
 class SharedPrefix(ForwardInputs):
     """The first `length` tokens (may be 0) of `examples`, which all of them begin with.

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from common.ranks import world_size
@@ -118,7 +118,9 @@ class Trainer:
             raise UserError("the model has no LoRA layers: call inject_lora first")
         recompute_activations_in_backward(model)
         if options.checkpoint_activations:
-            for block in model.model["layers"]:
+            layers = model.model["layers"]
+            assert isinstance(layers, nn.ModuleList)
+            for block in layers:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=options.learning_rate, weight_decay=options.weight_decay
@@ -237,8 +239,8 @@ class Trainer:
         """Go on from what `state` returned. UserError if it belongs to other LoRA layers."""
         by_parameter: dict[int, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
-            index, _, name = key.partition(".")
-            by_parameter.setdefault(int(index), {})[name] = tensor
+            number, _, name = key.partition(".")
+            by_parameter.setdefault(int(number), {})[name] = tensor
         shapes = [tuple(by_parameter[i]["parameter"].shape) for i in range(len(by_parameter))]
         expected = [tuple(parameter.shape) for parameter in self.parameters]
         if shapes != expected:

@@ -37,11 +37,6 @@ ARGPARSE_HOME = "common.options"
 # Exceptions that are known and on their way out. An entry that is no longer needed fails too.
 PENDING: set[str] = {
     "common.cli imports argparse",
-    "lora.kl_anchor imports data.ailuminate.ailuminate_messages",
-    "lora.kl_anchor imports data.ailuminate.load_ailuminate",
-    "lora.kl_anchor imports data.gsm8k.gsm8k_messages",
-    "lora.kl_anchor imports data.gsm8k.load_gsm8k",
-    "lora.kl_anchor imports data.task.stratified_sample",
 }
 
 

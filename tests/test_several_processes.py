@@ -203,7 +203,10 @@ def test_each_process_has_a_device_of_its_own(as_rank, monkeypatch):
     as_rank(1)
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     assert device_of_rank(torch.device("cuda")) == torch.device("cuda", 1)
+    assert current == [1], "streams and graphs are made on the current device"
     assert device_of_rank(torch.device("cuda:0")) == torch.device("cuda", 0), "named by the user"
     assert device_of_rank(torch.device("cpu")) == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

@@ -182,6 +182,18 @@ class Seen:
         return set(self.data[-1].keys) - self.held_out()
 
 
+def test_a_system_prompt_is_trained_under_and_recorded(call, tmp_path, capsys):
+    assert call("--steps", "1", "--system", "Add slowly.") == 0
+    assert "<|im_start|>system\nAdd slowly.<|im_end|>" in capsys.readouterr().out
+    path = tmp_path / "run" / "train.summary.json"
+    assert read_json(path)["settings"]["system"] == "Add slowly."
+    assert call("--steps", "1") == 2
+    assert "--system = 'Add slowly.', now it is None" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        call("--system", "safety", "--no-system-header")
+    assert "would be cut off again" in capsys.readouterr().err
+
+
 def test_a_second_stage_validates_on_what_the_first_held_out(call, tmp_path, monkeypatch):
     """With another seed and fewer records: it used to validate on what stage one trained on."""
     seen = Seen(monkeypatch)

@@ -28,6 +28,15 @@ def test_a_device_that_is_not_there_is_refused():
         resolve_device("meta")
 
 
+def test_a_named_cuda_device_becomes_the_current_one(monkeypatch):
+    """Streams and graphs are made on it."""
+    current = []
+    monkeypatch.setattr(torch, "empty", lambda *_, device: None)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    assert current == [torch.device("cuda", 1)]
+
+
 @pytest.mark.parametrize(
     ("capability", "expected"),
     [((9, 0), torch.bfloat16), ((8, 0), torch.bfloat16), ((7, 5), torch.float16)],

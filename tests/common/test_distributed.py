@@ -115,7 +115,8 @@ def test_eight_bit_weights_are_sharded_as_well(chat_checkpoint, tmp_path):
 @pytest.mark.parametrize(("processes", "printed"), [("2", "done\n"), ("1", "done\ntaken down\n")])
 def test_one_of_several_processes_ends_without_taking_the_interpreter_down(processes, printed):
     """Threads that FSDP leaves behind would race that."""
-    code = "import atexit; from common import distributed; atexit.register(print, 'taken down'); print('done')"
+    code = "import atexit; from common import distributed; "
+    code += "atexit.register(print, 'taken down'); print('done')"
     done = subprocess.run(
         [sys.executable, "-c", f"{code}; distributed.flush_and_exit(3)"],
         cwd=ROOT,

@@ -41,6 +41,7 @@ def test_an_error_leaves_the_old_file_and_no_part_of_a_new_one(tmp_path):
 )
 def test_a_full_disk_is_one_line_with_file_and_free_space(write, tmp_path):
     code = f"""{LIMITED}
+import torch; from safetensors.torch import save_file
 from pathlib import Path
 from llama.atomic_files import atomic_write
 from llama.errors import UserError

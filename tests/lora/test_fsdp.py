@@ -1,4 +1,4 @@
-"""Sharding leaves everything on the rank's device; the real thing runs in common/test_distributed."""
+"""Sharding leaves everything on the rank's device; common/test_distributed runs it for real."""
 
 import torch
 
