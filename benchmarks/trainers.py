@@ -24,9 +24,9 @@ from llama.config import ModelConfig
 from llama.engine import common_prefix_length
 from llama.hub import resolve
 from lora import load_adapter
+from lora.loss import count_supervised
 from lora.malloc import keep_freed_memory
 from lora.onednn import packed_weights
-from lora.loss import count_supervised
 from lora.trainer import Trainer, TrainerOptions, training_batches
 
 LEARNING_RATE = 2e-4

@@ -35,9 +35,7 @@ TORCH_FREE_PACKAGES = ("data", "guards", "reporting")
 TORCH_FREE_SCRIPTS = ("report",)
 ARGPARSE_HOME = "common.options"
 # Exceptions that are known and on their way out. An entry that is no longer needed fails too.
-PENDING: set[str] = {
-    "common.cli imports argparse",
-}
+PENDING: set[str] = set()
 
 
 def package_files() -> Iterator[tuple[str, Path]]:
