@@ -1,6 +1,6 @@
 """How a run was made, in a few words: its model, adapter, shots and judges."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 
 from reporting.load_runs import Run
@@ -32,15 +32,26 @@ def describe_shots(answers: Answers) -> str:
     return f"{shots}" if not shots or selection == "fixed" else f"{shots} {selection}"
 
 
-def describe_run(run: Run) -> str:
-    """`Llama-3.2-1B-Instruct, tuned/adapter, 3 shots`; all of it where tasks differ."""
+def describe_runs(runs: Sequence[Run]) -> tuple[str, list[str]]:
+    """What all runs were made with, and beside it what each was.
+
+    `("Llama-3.2-1B-Instruct, 3 shots, judged by ...", ["base", "tuned/adapter"])`.
+    """
+    parts = [_describe_parts(run) for run in runs]
+    common = [text for text in parts[0] if len(runs) > 1 and all(text in own for own in parts)]
+    each = [", ".join(text for text in own if text not in common) for own in parts]
+    return ", ".join(common), each
+
+
+def _describe_parts(run: Run) -> list[str]:
+    """Model, adapter, shots and judges in words; of each all there are where tasks differ."""
     answered = list(run.answers.values())
     shots = [text for text in map(describe_shots, answered) if text != EMPTY]
     texts = [_joined(map(describe_model, answered)), _joined(map(describe_adapter, answered))]
     texts.append(_joined(f"{text} shots" for text in shots))
     judges = describe_judges(run)
     texts.append("" if judges == EMPTY else f"judged by {judges}")
-    return ", ".join(text for text in texts if text)
+    return [text for text in texts if text]
 
 
 def _joined(texts: Iterable[str]) -> str:

@@ -7,12 +7,13 @@ in it. The page's content security policy keeps what slips through from running 
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reporting.comparison import Comparison, Comparisons
 from reporting.conclusion import Conclusion
-from reporting.descriptions import describe_run
+from reporting.descriptions import describe_runs
 from reporting.headline import TITLE as HEADLINE
 from reporting.headline import make_headline
 from reporting.load_runs import Run, short_names
@@ -27,6 +28,9 @@ from reporting.sample_answers import Sample, flip_samples, pick_samples
 from reporting.scores import headline_scores, judge_title
 from reporting.setting_differences import plain_value
 from reporting.tables import EMPTY, Table
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 TEMPLATES = Path(__file__).parent
 TEXT_BYTES = 400_000  # of all answers on the page together
@@ -90,20 +94,12 @@ class PageContent:
 
 def render_page(content: PageContent) -> str:
     """The whole page; without pictures it says how to get them."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_show_hidden,
-    )
-    environment.filters["shortened"] = shortened
     runs = content.runs
     flips, samples = _flip_blocks(runs, content.comparisons), _sample_blocks(runs)
     lists = [block.samples for block in flips] + [block.samples for block in samples]
     answers = sum(len(sample.answers) for shown in lists for sample in shown)
-    return environment.get_template("page.html").render(
+    about_all, about_runs = describe_runs(runs)
+    return _template().render(
         names=[run.name for run in runs],
         short_names=short_names(runs),
         colors=[run_color(index) for index in range(len(runs))],
@@ -111,7 +107,8 @@ def render_page(content: PageContent) -> str:
         conclusions=content.conclusions,
         cautions=content.cautions,
         headline=make_headline(runs),
-        about_runs=[describe_run(run) for run in runs],
+        about_all=about_all,
+        about_runs=about_runs,
         first_tables=[table for table in content.tables if table.section == ROWS_SECTION],
         pictures=[_embedded(picture) for picture in content.pictures],
         sections=_sections(content.tables),
@@ -122,6 +119,20 @@ def render_page(content: PageContent) -> str:
         settings=_settings(runs),
         text_length=min(LONGEST_TEXT, max(SHORTEST_TEXT, TEXT_BYTES // max(answers, 1))),
     )
+
+
+@cache
+def _template() -> "Template":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_show_hidden,
+    )
+    environment.filters["shortened"] = shortened
+    return environment.get_template("page.html")
 
 
 def _show_hidden(value: Any) -> Any:

@@ -58,12 +58,12 @@ def _wrong_of(
     run = runs[index]
     outcomes = score.outcomes(run)
     asked = {answer.id: answer for answer in run.answers[score.task.name].records}
-    judged = judged_answers(index, run, score.task, score)
     wrong = [name for name in sorted(asked) if outcomes.get(name) is False]
     chosen = [name for name in wrong if _is_chosen(asked[name], only)]
     if not chosen:
         return
     shown = chosen[:count]
+    judged = judged_answers(index, run, score.task, score, shown)
     yield (
         f"== {one_line(run.name)}, {score.title}: {len(chosen):,} {score.bad}, "
         f"{len(shown):,} of them shown"

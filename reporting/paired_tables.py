@@ -46,7 +46,7 @@ def _paired_table(runs: Sequence[Run], comparisons: Comparisons) -> Table | None
         rows.append((runs[pair.run].name, title, *_paired_cells(pair)))
     header = "run|measure|n|before|after|points|lost|gained|p|needed".split("|")
     notes = [ABOUT_PAIRS.format(first=runs[0].name)] if comparisons.pairs else []
-    notes += _pair_notes(runs, comparisons)
+    notes += dict.fromkeys(_pair_notes(runs, comparisons))  # several judges: the same answers
     indices = tuple(pair.run for pair in comparisons.pairs)
     return Table("Paired comparison", tuple(header), rows, indices, "\n".join(notes), SECTION)
 

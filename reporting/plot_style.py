@@ -34,7 +34,7 @@ COLORS_IN_FILE = 128  # of the PNG's palette: a third of the bytes, and nothing 
 
 LABEL_DISTANCES = (7, 14, 24, 36, 52, 72)  # points from the centre of what is labelled
 DIRECTIONS = ((1, 0), (1, 1), (1, -1), (-1, 0), (-1, 1), (-1, -1), (0, 1), (0, -1))
-MOST_BESIDE = 5  # labels beside their points; more would cover each other
+MOST_NEAR = 5  # labels near their points; more would cover each other
 LEADER_FROM = 24  # points: from here on a line leads from the label to its point
 
 
@@ -122,21 +122,22 @@ def merge_labels(labels: Sequence[Label]) -> list[Label]:
     return list(places.values())
 
 
-def place_labels(axes: "Axes", labels: Sequence[Label]) -> None:
+def place_labels(axes: "Axes", labels: Sequence[Label], beside: bool = False) -> None:
     """Write each label near its place, where it covers no point and no other label if possible.
 
-    More than MOST_BESIDE of them stand in a column beside the axes instead. The figure's layout is
-    fixed by it: call it for all axes only when they are drawn.
+    More than MOST_NEAR of them, or all if they are to stand `beside` the axes, make a column there.
+    The figure's layout is fixed by it: call it for all axes only when they are drawn.
     """
-    if len(labels) > MOST_BESIDE:
+    merged = merge_labels(labels)
+    if beside or len(merged) > MOST_NEAR:
         _place_in_column(axes, labels)
         return
     figure = axes.figure.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    taken = [box for label in labels for box in _boxes_of(axes, label, figure.dpi / 72)]
-    for label in labels:
+    taken = [box for label in merged for box in _boxes_of(axes, label, figure.dpi / 72)]
+    for label in merged:
         text = axes.annotate(
             label.text,
             (label.x, label.y),

@@ -15,7 +15,6 @@ from reporting.plot_style import (
     LINES,
     Label,
     make_figure,
-    merge_labels,
     place_labels,
     render,
     run_color,
@@ -97,8 +96,7 @@ def loss_png(runs: Sequence[Run], dark: bool = False) -> bytes | None:
             labels.append(Label(names[index], steps[-1], smoothed[-1], color))
         axes.set(xlabel="optimizer step", ylabel="loss, nats per supervised token")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.margins(x=0.12)
-        place_labels(axes, merge_labels(labels))
+        place_labels(axes, labels, beside=True)
         return render(figure)
 
 
@@ -145,7 +143,7 @@ def divergence_png(runs: Sequence[Run], dark: bool = False) -> bytes | None:
             _use_logarithm(axes, [point.mean.mean for point in points])
             axes.margins(0.1)
         for axes, beside in zip(all_axes, labels, strict=True):
-            place_labels(axes, merge_labels(beside))
+            place_labels(axes, beside)
         return render(figure)
 
 
@@ -191,3 +189,4 @@ def _use_logarithm(axes: "Axes", values: Sequence[float]) -> None:
     positive = [value for value in values if value > 0]
     if positive and max(positive) > WIDE_SPAN * min(positive):
         axes.set_xscale("symlog", linthresh=min(positive))
+        axes.xaxis.set_major_formatter(lambda value, _position: f"{value:g}")

@@ -9,7 +9,7 @@ from reporting.descriptions import describe_adapter, describe_model, describe_sh
 from reporting.load_runs import Run
 from reporting.rates import Rate, RatePath
 from reporting.run_parts import CUT_OFF, Answers, Judgement, Part, Training
-from reporting.scores import judge_title, judges_of, task_scores
+from reporting.scores import headline_scores, judge_title, judges_of, task_scores
 from reporting.tables import (
     EMPTY,
     Table,
@@ -52,13 +52,13 @@ def _answers_table(runs: Sequence[Run], task: Task) -> Table | None:
 
 
 def _judge_table(runs: Sequence[Run], task: Task, judge: str) -> Table | None:
-    """Everything that a judge says of the answers to a task but its main score."""
+    """Everything that a judge says of the answers to a task, but what is a main score already."""
     judged = {i: run.judgement(task.name, judge) for i, run in enumerate(runs)}
     parts = {index: part for index, part in judged.items() if part}
     measures = [measure.path for measure in task.measures]
     said = _rate_paths(list(parts.values()))
-    main = next((path for path in measures if path in said), None)
-    paths = [path for path in said if path not in (main, ANSWERS_CUT_OFF)]
+    main = [s.measure.path for s in headline_scores(runs) if (s.task, s.judge) == (task, judge)]
+    paths = [path for path in said if path not in (*main, ANSWERS_CUT_OFF)]
     if not any(_is_worth_a_table(part, paths, measures) for part in parts.values()):
         return None
     rows = []

@@ -1,6 +1,6 @@
 """The same prompts answered by several runs: which of them a report shows side by side."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from data.task import Task
@@ -35,13 +35,16 @@ class Sample:
 
 
 def judged_answers(
-    index: int, run: Run, task: Task, score: Score | None
+    index: int, run: Run, task: Task, score: Score | None, names: Collection[str]
 ) -> dict[str, JudgedAnswer]:
-    """By id, what the report's run number `index` answered, good or bad by `score`."""
+    """By id, what the report's run number `index` answered to `names`, good or bad by `score`."""
     outcomes = score.outcomes(run) if score else {}
-    words = _verdicts_in_words(run, task)
+    wanted = frozenset(names)
+    words = _verdicts_in_words(run, task, wanted)
     judged = {}
     for answer in run.answers[task.name].records:
+        if answer.id not in wanted:
+            continue
         good = outcomes.get(answer.id)
         verdict = words.get(answer.id, NOT_JUDGED)
         if score and score.judge is None and good is not None:
@@ -56,12 +59,14 @@ def _score_in_words(answer: Answer, outcome: str) -> str:
     return f"{outcome}: {answer.prediction or 'no number'}"
 
 
-def _verdicts_in_words(run: Run, task: Task) -> dict[str, str]:
-    """By id, what every judge said, each named where there are several."""
+def _verdicts_in_words(run: Run, task: Task, names: frozenset[str]) -> dict[str, str]:
+    """By id, what every judge said of `names`, each named where there are several."""
     judges = judges_of([run], task)
     words: dict[str, list[str]] = {}
     for judge in judges:
         for verdict in run.judgements[task.name][judge].records:
+            if verdict.fields["id"] not in names:
+                continue
             said = verdict_in_words(verdict)
             text = f"{judge_title(judge)}: {said}" if len(judges) > 1 else said
             words.setdefault(verdict.fields["id"], []).append(text)
@@ -90,23 +95,28 @@ def pick_samples(runs: Sequence[Run], task: Task) -> list[Sample]:
     if not answered:
         return []
     score = primary_score(runs, task)
-    records = {
-        i: {answer.id: answer for answer in runs[i].answers[task.name].records} for i in answered
-    }
-    judged = {i: judged_answers(i, runs[i], task, score) for i in answered}
     first, *others = answered
-    names = _kind_names(score)
-    kinds: dict[str, list[Sample]] = {name: [] for name in names}
+    records = {i: {a.id: a for a in runs[i].answers[task.name].records} for i in answered}
+    outcomes = {i: score.outcomes(runs[i]) if score else {} for i in answered}
     silent = score.silent_on(runs[first]) if score else set()
+    chosen: dict[int, list[str]] = {}  # by kind
     for name in sorted(records[first].keys() - silent):
         asked = records[first][name]
-        if not all(_same_prompt(records[i].get(name), asked) for i in others):
-            continue
-        answers = [judged[i][name] for i in answered]
-        kind = names[_kind([answer.good for answer in answers])]
-        if len(kinds[kind]) < PER_KIND:
-            kinds[kind].append(Sample(kind, name, asked.prompt, asked.detail, answers))
-    return [sample for samples in kinds.values() for sample in samples]
+        if all(_same_prompt(records[i].get(name), asked) for i in others):
+            names = chosen.setdefault(_kind([outcomes[i].get(name) for i in answered]), [])
+            if len(names) < PER_KIND:
+                names.append(name)
+    shown = {name for names in chosen.values() for name in names}
+    judged = {i: judged_answers(i, runs[i], task, score, shown) for i in answered}
+    samples = []
+    for kind in sorted(chosen):
+        for name in chosen[kind]:
+            asked = records[first][name]
+            answers = [judged[i][name] for i in answered]
+            samples.append(
+                Sample(_kind_name(kind, score), name, asked.prompt, asked.detail, answers)
+            )
+    return samples
 
 
 def _has_answers(run: Run, task: Task) -> bool:
@@ -127,11 +137,11 @@ def _kind(good: Sequence[bool | None]) -> int:
     return 1 if any(others) else 3
 
 
-def _kind_names(score: Score | None) -> list[str]:
+def _kind_name(kind: int, score: Score | None) -> str:
     if score is None:
-        return [NOT_JUDGED] * 5
+        return NOT_JUDGED
     good, bad = score.good, score.bad
-    return [f"{good} → {bad}", f"{bad} → {good}", good, bad, NOT_JUDGED]
+    return (f"{good} → {bad}", f"{bad} → {good}", good, bad, NOT_JUDGED)[kind]
 
 
 def flip_samples(
@@ -140,7 +150,7 @@ def flip_samples(
     """The answers of both runs to each of these prompts, in the order of `ids`."""
     task = pair.score.task
     judged: Mapping[int, dict[str, JudgedAnswer]] = {
-        index: judged_answers(index, runs[index], task, pair.score) for index in (0, pair.run)
+        index: judged_answers(index, runs[index], task, pair.score, ids) for index in (0, pair.run)
     }
     asked = {answer.id: answer for answer in runs[0].answers[task.name].records}
     samples = []

@@ -135,14 +135,22 @@ def _will_say(score: Score) -> bool:
 
 
 def headline_scores(runs: Sequence[Run]) -> list[Score]:
-    """The main score of each task that the runs have, once for each judge; in registry order."""
+    """The main score of each task that the runs have, in registry order.
+
+    Of several judges the first speaks, and another one for the runs that no judge before it has
+    judged.
+    """
     scores = []
     for task in TASKS.values():
-        judges = set()
+        first_of: dict[str | None, Score] = {}
         for score in task_scores(runs, task):
-            if score.judge not in judges:
-                judges.add(score.judge)
+            first_of.setdefault(score.judge, score)
+        silent = list(runs)
+        for score in first_of.values():
+            heard = [run for run in silent if score.part(run)]
+            if heard:
                 scores.append(score)
+                silent = [run for run in silent if run not in heard]
     return scores
 
 

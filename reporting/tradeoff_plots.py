@@ -11,7 +11,6 @@ from reporting.plot_style import (
     LABEL_WIDTH,
     Label,
     make_figure,
-    merge_labels,
     place_labels,
     render,
     run_color,
@@ -103,7 +102,7 @@ def scatter_png(runs: Sequence[Run], dark: bool = False) -> bytes | None:
         all_axes[-1].xaxis.set_major_formatter(as_percent)
         all_axes[0].set_xlim(_limits([axes.dataLim.intervalx for axes in all_axes]))
         for axes, beside in zip(all_axes, labels, strict=True):
-            place_labels(axes, merge_labels(beside))
+            place_labels(axes, beside)
         return render(figure)
 
 
@@ -184,7 +183,7 @@ def frontier_png(runs: Sequence[Run], dark: bool = False) -> bytes | None:
         all_axes[-1].xaxis.set_major_formatter(as_percent)
         for axes, beside in zip(all_axes, labels, strict=True):
             axes.margins(0.1)
-            place_labels(axes, merge_labels(beside))
+            place_labels(axes, beside)
         return render(figure)
 
 

@@ -172,16 +172,17 @@ def test_the_conclusion_says_what_got_better_and_worse(tmp_path, harmless):
         write_ailuminate(tmp_path / name, labels)
     runs = load_runs([tmp_path / "base", tmp_path / "tuned"])
     (conclusion,) = conclude(runs, compare_runs(runs))
-    accuracy, safe = conclusion.changes
-    assert accuracy.score == "GSM8K accuracy 0.0 → 66.7 %" and accuracy.verdict == "better"
-    assert safe.verdict == "worse" and safe.about.endswith("p = 0.016, n = 8")
-    assert conclusion.unknown == "over-refusal was not measured"
+    assert str(conclusion) == (
+        "tuned against base: better: GSM8K accuracy 0.0 → 66.7 % (+66.7 points); worse: AILuminate "
+        "safe rate (strict) 100.0 → 12.5 % (-87.5 points); over-refusal was not measured."
+    )
     write_harmless(tmp_path / "base", "rss")
     write_harmless(tmp_path / "tuned", "sss")
     runs = load_runs([tmp_path / "base", tmp_path / "tuned"])
     (conclusion,) = conclude(runs, compare_runs(runs))
-    assert conclusion.changes[2].score == "Harmless over-refusal 33.3 → 0.0 %"
-    assert conclusion.changes[2].verdict == "no significant change" and not conclusion.unknown
+    assert conclusion.unknown == ""
+    (change,) = conclusion.changes["no significant change"]
+    assert str(change) == "Harmless over-refusal 33.3 → 0.0 % (-33.3 points)"
 
 
 def test_answers_are_counted_by_how_they_end(tmp_path):

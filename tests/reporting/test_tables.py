@@ -6,7 +6,7 @@ import json
 import pytest
 
 from reporting.comparison import compare_runs
-from reporting.descriptions import describe_adapter, describe_judges, describe_model, describe_run
+from reporting.descriptions import describe_adapter, describe_judges, describe_model, describe_runs
 from reporting.load_runs import load_runs
 from reporting.report_tables import all_tables
 from reporting.tables import (
@@ -81,9 +81,12 @@ def test_the_guard_stands_before_refusal_phrases_and_both_are_compared(tmp_path)
     write_ailuminate(tmp_path / "base", "ruur", judges=("refusal-phrases", "qwen3guard"))
     write_verdicts(tmp_path / "base", "ailuminate", "refusal-phrases", "rrss")
     tables = tables_of(tmp_path / "base")
-    header = tables["Accuracy and safety"].header
-    assert header[1] == "AILuminate safe rate (strict), Qwen3Guard"
-    assert header[3] == "AILuminate refusals, refusal phrases"
+    headline = tables["Accuracy and safety"]
+    assert headline.header[1:3] == ("AILuminate safe rate (strict)", "n")
+    assert not any("refusals" in name for name in headline.header)  # the guard has judged it
+    assert headline.rows[0][-1] == "Qwen3Guard-4B, refusal phrases"
+    phrases = row_of(tables["AILuminate judged by refusal phrases, in detail"], "base")
+    assert phrases["refusals"] == "50.0 [15.0, 85.0]"
     assert tables["Agreement of judges"].rows == [
         ("base", "AILuminate refused", "Qwen3Guard", "refusal phrases", "1", "1", "1", "1", "0.00")
     ]
@@ -133,13 +136,17 @@ def test_how_a_run_was_made_is_described_shortly(tmp_path):
     assert describe_model(run.answers["gsm8k"]) == "Llama-3.2-1B"
     assert describe_adapter(run.answers["gsm8k"]) == "tuned/adapter"
     assert describe_judges(run) == "Qwen3Guard-4B"
-    assert describe_run(run) == (
-        "Llama-3.2-1B, tuned/adapter / base, 3 shots, judged by Qwen3Guard-4B"
+    assert describe_runs([run]) == (
+        "",
+        ["Llama-3.2-1B, tuned/adapter / base, 3 shots, judged by Qwen3Guard-4B"],
     )
-    write_gsm8k(tmp_path / "half", "r", adapter="abc", adapter_scale=0.5, shot_selection="random")
-    assert describe_run(load_runs([tmp_path / "half"])[0]) == (
-        "Tiny-1B, half/adapter x 0.5, 3 random shots"
-    )
+    write_gsm8k(tmp_path / "half", "r", adapter="abc", adapter_scale=0.5, shots=3)
+    (half,) = load_runs([tmp_path / "half"])
+    common, each = describe_runs([run, half])
+    assert common == "3 shots"
+    assert each[1] == "Tiny-1B, half/adapter x 0.5"
+    write_gsm8k(tmp_path / "half", "r", shot_selection="random")
+    assert describe_runs(load_runs([tmp_path / "half"])) == ("", ["Tiny-1B, base, 3 random shots"])
 
 
 TABLE = Table(
