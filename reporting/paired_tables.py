@@ -46,17 +46,22 @@ def _paired_table(runs: Sequence[Run], comparisons: Comparisons) -> Table | None
         rows.append((runs[pair.run].name, title, *_paired_cells(pair)))
     header = "run|measure|n|before|after|points|lost|gained|p|needed".split("|")
     notes = [ABOUT_PAIRS.format(first=runs[0].name)] if comparisons.pairs else []
-    notes += dict.fromkeys(_pair_notes(runs, comparisons))  # several judges: the same answers
+    notes += _pair_notes(runs, comparisons)
     indices = tuple(pair.run for pair in comparisons.pairs)
     return Table("Paired comparison", tuple(header), rows, indices, "\n".join(notes), SECTION)
 
 
 def _pair_notes(runs: Sequence[Run], comparisons: Comparisons) -> Iterator[str]:
     """What each pair does not share, and what was not paired."""
+    differing: dict[tuple[str, str], dict[str, None]] = {}
+    for pair in comparisons.pairs:
+        if pair.differs_in:
+            tasks = differing.setdefault((runs[pair.run].name, pair.differs_in), {})
+            tasks[pair.score.task.title] = None
+    for (run, differences), tasks in differing.items():
+        yield f"{run} differs in {differences} on {', '.join(tasks)}."
     for pair in comparisons.pairs:
         run = runs[pair.run].name
-        if pair.differs_in:
-            yield f"{run}, {pair.score.task.title} differs in {pair.differs_in}."
         if pair.only_before or pair.only_after:
             yield (
                 f"{run}, {pair.score.title}: {pair.total} {pair.score.task.unit} are common to "

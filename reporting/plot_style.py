@@ -107,7 +107,7 @@ class Label:
     text: str
     x: float
     y: float
-    color: str
+    color: str  # of the line to it; the text is ink, which is legible on both papers
     spans: tuple[tuple[float, float], tuple[float, float]] | None = None
 
 
@@ -122,10 +122,16 @@ def merge_labels(labels: Sequence[Label]) -> list[Label]:
     return list(places.values())
 
 
-def place_labels(axes: "Axes", labels: Sequence[Label], beside: bool = False) -> None:
+def place_labels(
+    axes: "Axes",
+    labels: Sequence[Label],
+    beside: bool = False,
+    avoid: Sequence[tuple[float, float]] = (),
+) -> None:
     """Write each label near its place, where it covers no point and no other label if possible.
 
     More than MOST_NEAR of them, or all if they are to stand `beside` the axes, make a column there.
+    `avoid` are further places, such as those along a line, that labels should not cover.
     The figure's layout is fixed by it: call it for all axes only when they are drawn.
     """
     merged = merge_labels(labels)
@@ -137,6 +143,8 @@ def place_labels(axes: "Axes", labels: Sequence[Label], beside: bool = False) ->
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     taken = [box for label in merged for box in _boxes_of(axes, label, figure.dpi / 72)]
+    for place in avoid:
+        taken.append((_box_around(axes, place, figure.dpi / 72), 1.0))
     for label in merged:
         text = axes.annotate(
             label.text,
@@ -144,10 +152,9 @@ def place_labels(axes: "Axes", labels: Sequence[Label], beside: bool = False) ->
             xytext=(0, 0),
             textcoords="offset points",
             fontsize="small",
-            color=label.color,
             annotation_clip=False,
         )
-        _move_clear(text, axes, taken)
+        _move_clear(text, axes, taken, label.color)
 
 
 def _place_in_column(axes: "Axes", labels: Sequence[Label]) -> None:
@@ -171,14 +178,13 @@ def _place_in_column(axes: "Axes", labels: Sequence[Label]) -> None:
             xytext=(1.04, level),
             textcoords="axes fraction",
             fontsize="small" if line_height > 0.05 else "x-small",
-            color=label.color,
             verticalalignment="center",
             annotation_clip=False,
             arrowprops={
                 "arrowstyle": "-",
                 "color": label.color,
-                "alpha": 0.5,
-                "lw": 0.7,
+                "alpha": 0.6,
+                "lw": 0.8,
                 "relpos": (0, 0.5),
             },
         )
@@ -189,8 +195,8 @@ def _boxes_of(axes: "Axes", label: Label, point: float) -> "list[tuple[Bbox, flo
     from matplotlib.transforms import Bbox
 
     x, y = axes.transData.transform((label.x, label.y))
-    marker, bar = 5 * point, point
-    boxes = [(Bbox.from_extents(x - marker, y - marker, x + marker, y + marker), 3.0)]
+    bar = point
+    boxes = [(_box_around(axes, (label.x, label.y), 5 * point), 3.0)]
     if label.spans:
         (left, right), (bottom, top) = label.spans
         (x0, y0), (x1, y1) = axes.transData.transform(((left, bottom), (right, top)))
@@ -199,7 +205,17 @@ def _boxes_of(axes: "Axes", label: Label, point: float) -> "list[tuple[Bbox, flo
     return boxes
 
 
-def _move_clear(text: "Annotation", axes: "Axes", taken: "list[tuple[Bbox, float]]") -> None:
+def _box_around(axes: "Axes", place: tuple[float, float], reach: float) -> "Bbox":
+    """A square around a place in data coordinates, `reach` pixels in every direction."""
+    from matplotlib.transforms import Bbox
+
+    x, y = axes.transData.transform(place)
+    return Bbox.from_extents(x - reach, y - reach, x + reach, y + reach)
+
+
+def _move_clear(
+    text: "Annotation", axes: "Axes", taken: "list[tuple[Bbox, float]]", color: str
+) -> None:
     """Move a label to the nearest place where it is in nobody's way, and add its box to `taken`."""
     best: tuple[float, float, float, str, Any] | None = None
     for distance in LABEL_DISTANCES:
@@ -221,7 +237,7 @@ def _move_clear(text: "Annotation", axes: "Axes", taken: "list[tuple[Bbox, float
             text.xy,
             xytext=(x, y),
             textcoords="offset points",
-            arrowprops={"arrowstyle": "-", "color": text.get_color(), "alpha": 0.5, "lw": 0.7},
+            arrowprops={"arrowstyle": "-", "color": color, "alpha": 0.6, "lw": 0.8},
         )
 
 

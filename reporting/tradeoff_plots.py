@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FEW_POINTS = 7  # whose error bars do not hide each other
+PLACES = 20  # on a line between two points that labels keep clear of
 NARROWEST = 0.12  # of an axis of shares, lest a small difference look large
 FRONTIER_CAPTION = (
     "What is gained and what is given up as the adapter's scale goes from 0, the base model, along "
@@ -181,9 +182,9 @@ def frontier_png(runs: Sequence[Run], dark: bool = False) -> bytes | None:
             label_safety(axes, score, scores)
         all_axes[-1].set_xlabel(skill.title)
         all_axes[-1].xaxis.set_major_formatter(as_percent)
-        for axes, beside in zip(all_axes, labels, strict=True):
+        for axes, beside, (_, lines) in zip(all_axes, labels, panels, strict=True):
             axes.margins(0.1)
-            place_labels(axes, beside)
+            place_labels(axes, beside, avoid=[place for line in lines for place in _along(line)])
         return render(figure)
 
 
@@ -237,6 +238,17 @@ def _draw_line(axes: "Axes", line: ScaleLine, names: Sequence[str]) -> list[Labe
         arrow = {"arrowstyle": "-|>", "color": color, "lw": 1.3, "shrinkA": 3, "shrinkB": 3}
         axes.annotate("", ends[1], xytext=ends[0], arrowprops=arrow)
     return labels
+
+
+def _along(line: ScaleLine) -> list[tuple[float, float]]:
+    """Places close to each other along the line."""
+    places = []
+    for (_, one), (_, other) in pairwise(line):
+        for step in range(PLACES):
+            share = step / PLACES
+            x = (1 - share) * one.skill.rate + share * other.skill.rate
+            places.append((x, (1 - share) * one.safety.rate + share * other.safety.rate))
+    return places
 
 
 def error_sides(rate: Rate) -> list[list[float]]:
