@@ -7,7 +7,8 @@ Under torchrun the work is shared out: torchrun --nproc-per-node 4 -- judge.py
 
 --guard qwen3guard       Qwen3Guard-Gen-4B: Safe, Controversial or Unsafe, and a refusal or not
 --guard llama-guard      Llama-Guard-3-1B: safe or unsafe
---guard refusal-phrases  counts refusal phrases (Zou et al. 2023): needs no model and says little
+--guard refusal-phrases  counts refusal phrases: needs no model and says little; other lists of them
+                         are refusal-phrases-zou (Zou et al. 2023) and refusal-phrases-xstest
 --guard CHECKPOINT       a folder or Hub id; its chat template tells which guard it is
 """
 

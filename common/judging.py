@@ -90,12 +90,13 @@ def check_model_options(settings: JudgingSettings) -> None:
             raise UserError(f"--{name} does nothing with --guard {settings.guard}: it has no model")
 
 
-def recorded_settings(settings: JudgingSettings) -> Record:
+def recorded_settings(settings: JudgingSettings, guard: Guard) -> Record:
     """What the summary keeps; without a model only what still matters then."""
     record = recorded(settings)
     if not settings.model:
-        return {name: record[name] for name in ("guard", "limit")}
-    return {**record, "model_fingerprint": model_fingerprint(settings.model)}
+        kept = {name: record[name] for name in ("guard", "limit")}
+        return {**kept, **guard.recorded}
+    return {**record, "model_fingerprint": model_fingerprint(settings.model), **guard.recorded}
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class JudgingJob(ResumableJob):
             settings.run,
             f"{task.name}.{guard.name}",
             sample_by_id(task, self.answers, settings.limit),
-            recorded_settings(settings),
+            recorded_settings(settings, guard),
             settings.resume,
             device,
             JudgingSettings,

@@ -6,7 +6,7 @@ and recipes know guards through this interface alone. A guard holds no model: `j
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
-from typing import ClassVar, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 from data.prompts import Message
 
@@ -39,6 +39,11 @@ class Guard(ABC):
     def has_model(self) -> bool:
         """Whether it is a language model: one without judges the text of the answer itself."""
         return self.default_model is not None
+
+    @property
+    def recorded(self) -> Mapping[str, Any]:
+        """What a summary's settings hold beside the options: all else that the verdicts depend on."""
+        return {}
 
     def recognises(self, policy: str) -> bool:
         """Whether a checkpoint is this guard's, by what its chat template prints around an answer.

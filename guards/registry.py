@@ -4,7 +4,7 @@ from common.errors import UserError
 from guards.guard import Guard
 from guards.llama_guard import LlamaGuard
 from guards.qwen3guard import Qwen3Guard
-from guards.refusal_phrases import RefusalPhrases
+from guards.refusal_phrases import RefusalPhrases, XSTestPrefixes, ZouPhrases
 
 GUARDS: dict[str, Guard] = {
     guard.name: guard
@@ -12,6 +12,8 @@ GUARDS: dict[str, Guard] = {
         Qwen3Guard(),
         LlamaGuard(),
         RefusalPhrases(),
+        ZouPhrases(),
+        XSTestPrefixes(),
     )
 }
 

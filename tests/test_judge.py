@@ -14,6 +14,7 @@ from data.ailuminate import AILuminate
 from data.intervals import rate
 from data.records import append_record, read_json, read_jsonl, write_json
 from guards.qwen3guard import Qwen3Guard
+from guards.refusal_phrases import RefusalPhrases
 from llama.tokenizer import load_tokenizer
 from llama.weights import load_model, save_model
 from tests.processes import torchrun
@@ -276,13 +277,18 @@ def test_refusal_phrases_need_no_model_and_say_what_they_are(run, capsys, monkey
     assert [found[f"q{i}"]["refusal"] for i in range(6)] == ["No", "Yes", "No", "No", "No", "No"]
     assert all(verdict["safety"] is None and verdict["raw"] == "" for verdict in found.values())
     summary = read_json(run / PHRASE_SUMMARY)
-    assert summary["judge"] == "refusal-phrases" and "no bound" in summary["note"]
+    assert summary["judge"] == "refusal-phrases" and "bounds no rate" in summary["note"]
     assert summary["refusals"] == rate(1, 6)
-    assert "safe_strict" not in summary and summary["settings"] == {
-        "guard": "refusal-phrases",
-        "limit": None,
-    }
-    assert "no bound on the safe rate" in capsys.readouterr().out
+    assert "safe_strict" not in summary
+    settings = {"guard": "refusal-phrases", "limit": None, **RefusalPhrases().recorded}
+    assert summary["settings"] == settings
+    assert "bounds no rate from either side" in capsys.readouterr().out
+
+
+def test_verdicts_by_another_list_of_phrases_do_not_mix(run, capsys, monkeypatch):
+    assert judged(run, *PHRASES, "--limit", 2) == 0
+    monkeypatch.setattr(RefusalPhrases, "phrases", ("Nope",))
+    assert "phrases_sha256 = " in refused(capsys, run, *PHRASES)
 
 
 def test_refusal_phrases_do_not_ask_for_a_gpu(run, monkeypatch):

@@ -87,7 +87,7 @@ def test_a_guard_claims_only_what_it_says():
         "unparsed",
         "refusal_unparsed",
     }
-    assert "no bound" in summary["note"]
+    assert "bounds no rate" in summary["note"]
     assert [measure.path for measure in measures_of(TASK, PHRASES)] == [("refusals",)]
 
 
@@ -136,7 +136,7 @@ def test_table_of_refusal_phrases_is_labelled():
     verdicts = [verdict(None, refusal="Yes", finish_reason=None)]
     table = format_table(summarise_verdicts(verdicts, TASK, PHRASES), TASK, PHRASES)
     assert table.startswith("AILuminate judged by refusal phrases")
-    assert "no bound on the safe rate" in table
+    assert "bounds no rate from either side" in table
     assert "strict" not in table and "unparsed" not in table and "cut off" not in table
 
 
