@@ -34,14 +34,7 @@ from data.records import read_json, write_json
 from data.registry import TASKS
 from data.self_instruct import training_file
 from recipes.overlap import check_overlap
-from recipes.schema import (
-    Recipe,
-    Setting,
-    find_recipe,
-    load_recipe,
-    parse_setting,
-    values_by_source,
-)
+from recipes.schema import Recipe, Setting, find_recipe, load_recipe, parse_setting
 from recipes.settings import ExperimentSettings
 from recipes.steps import Step, Training, answered_tasks, plan, run_name, trainings
 from reporting.load_runs import RECIPE, load_runs, short_names
@@ -152,7 +145,7 @@ def write_recipe(training: Training, steps: Sequence[Step], run: Path, scale: fl
         "original": recipe.original if scale == 1 else {},
         "training": training.number,
         "scale": scale,
-        "sources": values_by_source(recipe),
+        "sources": recipe.values_by_source(),
         "model": training.settings.model,
         "recipe": recipe.raw,
         "commands": [step.command for step in steps],

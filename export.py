@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -22,20 +21,18 @@ from common import cli
 from common.errors import UserError
 from common.hub_upload import prepare_upload
 from common.options import non_negative_float, option, parse_settings
+from common.tuned_model import Tuned, find_tuned
 from data.ailuminate import load_ailuminate
 from data.gsm8k import gsm8k_messages, load_gsm8k
 from data.prompts import Message
-from data.records import read_json
 from llama.config import ModelConfig
 from llama.fingerprint import model_fingerprint
 from llama.gguf_writer import TYPES, check_writable, write_gguf
 from llama.hub import resolve
-from llama.json_files import read_json_object
 from llama.model import Decoder
 from llama.tokenizer import Tokenizer, load_tokenizer
 from llama.weights import load_model
 from lora import adapter_fingerprint, merge_lora
-from lora.adapter import CONFIG_FILE
 from lora.merged_checkpoint import (
     DTYPES,
     Comparison,
@@ -55,7 +52,7 @@ LOST_TOO_MUCH = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings:
-    """What export.py can be told."""
+    """The options of export.py."""
 
     run: Path | None = option(
         None,
@@ -104,66 +101,6 @@ def parse_arguments(argv: Sequence[str] | None) -> ExportSettings:
     return parse_settings(ExportSettings, __doc__, argv)
 
 
-@dataclass(frozen=True)
-class Tuned:
-    """The model that is exported: a base with an adapter, or the base alone."""
-
-    model: str
-    adapter: Path | None
-    run: Path | None
-    training: dict[str, Any]  # what train.py recorded, if the adapter is the run's own
-
-
-def find_tuned(settings: ExportSettings) -> Tuned:
-    """Find out what is to be exported.
-
-    UserError for a run without a finished training, an adapter that is not the one that the
-    training wrote, and a base model that cannot be told.
-    """
-    training: dict[str, Any] = {}
-    adapter = settings.adapter
-    if settings.run is not None and adapter is None:
-        training = read_training(settings.run)
-        adapter = settings.run / "adapter"
-    model = settings.model or training.get("model")
-    if model is None and adapter is not None:
-        model = read_json_object(adapter / CONFIG_FILE).get("base_model_name_or_path")
-    if not isinstance(model, str):
-        raise UserError(f"{adapter}: it names no base model; give --model")
-    if adapter is None and settings.adapter_scale != 1:
-        raise UserError(f"--adapter-scale {settings.adapter_scale:g} without an adapter to scale")
-    return Tuned(model, adapter, settings.run, training)
-
-
-def read_training(run: Path) -> dict[str, Any]:
-    """The settings of the run's training. UserError unless it is finished and its adapter whole."""
-    path = run / "train.summary.json"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; was this run trained? --model exports a base alone")
-    summary = read_json(path)
-    settings = summary.get("settings")
-    if not summary.get("finished") or not isinstance(settings, dict):
-        raise UserError(f"{path}: this training is not finished; finish it with train.py")
-    expected = summary.get("adapter_fingerprint")
-    found = adapter_fingerprint(run / "adapter")
-    if found != expected:
-        raise UserError(
-            f"{run / 'adapter'} has the fingerprint {found}, its training wrote {expected}: it is "
-            "damaged or another one; train again, or name it with --adapter"
-        )
-    return settings
-
-
-def check_base(tuned: Tuned, fingerprint: str) -> None:
-    """UserError if the base model is not the one that was trained on."""
-    trained_on = tuned.training.get("model_fingerprint", fingerprint)
-    if fingerprint != trained_on:
-        raise UserError(
-            f"{tuned.model} has the fingerprint {fingerprint}, but {tuned.run} was trained on "
-            f"{trained_on}: the model at this path has changed"
-        )
-
-
 def check_targets(settings: ExportSettings) -> None:
     """UserError unless the folder is empty or not there yet, and the file is not there."""
     folder, file = settings.to, settings.gguf
@@ -177,7 +114,7 @@ def check_targets(settings: ExportSettings) -> None:
 
 @contextmanager
 def whole(target: Path) -> Iterator[Path]:
-    """A path beside `target` to write to; it becomes `target` if the block succeeds, else it goes."""
+    """A path beside `target` to write to, which becomes `target` only if the block succeeds."""
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         yield partial
@@ -201,7 +138,7 @@ def probe_prompts(tokenizer: Tokenizer) -> list[list[int]]:
 
 
 def describe_check(check: Comparison, dtype: str, lost: float) -> str:
-    """What the comparison with the unmerged model showed, in a sentence or two."""
+    """The result of the comparison with the unmerged model, in a sentence or two."""
     text = (
         f"Beside the unmerged model in float32 the largest logit difference is "
         f"{check.largest_difference:.2g} at {check.positions} positions (logits reach "
@@ -294,11 +231,13 @@ def write_gguf_file(job: Export, target: Path) -> None:
 
 
 def export(settings: ExportSettings) -> None:
-    tuned = find_tuned(settings)
+    tuned = find_tuned(settings.run, settings.adapter, settings.model)
+    if tuned.adapter is None and settings.adapter_scale != 1:
+        raise UserError(f"--adapter-scale {settings.adapter_scale:g} without an adapter to scale")
     check_targets(settings)
     base = resolve(tuned.model)
     fingerprint = model_fingerprint(tuned.model)
-    check_base(tuned, fingerprint)
+    tuned.check_base(fingerprint)
     if settings.gguf:
         check_writable(ModelConfig.load(base), base)
     dtype = stored_dtype(base) if settings.dtype == "auto" else settings.dtype

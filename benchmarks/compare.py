@@ -98,7 +98,7 @@ def seconds_per_question(result: Result) -> float:
 
 
 def limits(ours: Result, prefill_tokens: int, machine: dict[str, float]) -> dict[str, float]:
-    """The seconds that the arithmetic needs at full speed, and reading the weights in every pass."""
+    """The seconds that the arithmetic needs at full speed, and reading the weights each pass."""
     body, head, stats = ours["body_parameters"], ours["head_parameters"], ours["stats"]
     operations = 2 * body * prefill_tokens + 2 * (body + head) * stats["new_tokens"]
     weights_read = 4 * (body + head) * stats["forward_passes"]

@@ -39,7 +39,7 @@ THREADS = os.cpu_count() or 1
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingSettings:
-    """What the benchmark can be told."""
+    """The options of the benchmark."""
 
     model: str = option("smollm2", "checkpoint folder, Hugging Face id or smollm2 (%(default)s)")
     data: str = option("gsm8k", "gsm8k, demo or a JSONL file in GSM8K's format (%(default)s)")

@@ -28,7 +28,7 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Peers:
-    """Where the engines and their model files are, and what all of them are told."""
+    """The engines, their model files and the settings that all of them share."""
 
     model: str  # as on the command line
     folder: Path  # the checkpoint it stands for
@@ -55,7 +55,7 @@ class Peers:
         return variables
 
     def request(self, engine: str, prompts: list[list[int]]) -> dict[str, Any]:
-        """What the engine's process is told; see `benchmarks.engines`."""
+        """The request to the engine's process; see `benchmarks.engines`."""
         count = self.transformers_questions if engine == "transformers" else None
         return {
             "engine": engine,

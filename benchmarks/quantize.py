@@ -44,7 +44,7 @@ Records = Sequence[dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizationSettings:
-    """What the benchmark can be told."""
+    """The options of the benchmark."""
 
     model: str = option("smollm2", "local folder, Hub id or alias (%(default)s)")
     dtype: str = option("float32", "of all that is not quantised (%(default)s)")

@@ -23,7 +23,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def describe_machine(report: dict[str, Any]) -> str:
-    """What was measured on what, in three lines."""
+    """Machine, versions, model and settings in two lines."""
     machine, options = report["machine"], report["options"]
     versions: dict[str, str] = {}
     for section in report["settings"].values():

@@ -50,7 +50,7 @@ Job = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingBenchmarkSettings:
-    """What the benchmark can be told."""
+    """The options of the benchmark."""
 
     model: str = option("smollm2", "local folder, Hub id or alias (%(default)s)")
     data: str = option("gsm8k", "gsm8k, demo or a file (%(default)s)")

@@ -1,7 +1,7 @@
 """Write a model as a GGUF file, which llama.cpp runs: the counterpart of `llama.gguf_model`.
 
-Matrices are stored in the type that is asked for, vectors in float32, as llama.cpp's converter does.
-The package `gguf` writes the format and quantises.
+Matrices are stored in the type that is asked for, vectors in float32, as llama.cpp's converter
+does. The package `gguf` writes the format and quantises.
 """
 
 from collections.abc import Iterator

@@ -35,7 +35,7 @@ PROBED_POSITIONS = 32  # the last ones of each prompt
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far a written checkpoint's logits are from the unmerged model's."""
+    """The distance of a written checkpoint's logits from the unmerged model's."""
 
     largest_difference: float
     largest_logit: float

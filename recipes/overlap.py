@@ -9,7 +9,8 @@ from common.errors import UserError
 from data.overlap import TextIndex, find_overlap
 from data.registry import TASKS
 from data.task import Split
-from recipes.schema import SHOTS_DATA, Options, Recipe
+from recipes.schema import SHOTS_DATA, Recipe
+from recipes.sources import Options
 from recipes.steps import answered_tasks
 
 TRAINING_TASK = "gsm8k"  # whose training set train.py uses
@@ -54,7 +55,7 @@ def check_overlap(recipe: Recipe, data: str, limits: Mapping[str, int]) -> None:
 
 
 def stage_texts(stage: Options) -> dict[str, Texts]:
-    """What a training stage reads beside its training data, by what it is called."""
+    """The sets that a training stage reads beside its training data, by their names."""
     texts = {}
     if SHOTS_DATA in stage:
         source = str(stage[SHOTS_DATA])

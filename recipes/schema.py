@@ -20,7 +20,7 @@ the step, without their dashes. `adapter: NAME` answers with the adapter of anot
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -30,17 +30,15 @@ from common.errors import UserError
 from common.options import check_keys
 from common.yaml_files import parse_yaml, read_yaml
 from data.registry import TASKS
+from recipes.sources import Options, read_sources, values_by_source
 
 SHIPPED = Path(__file__).parent  # this project's own recipes, installed with the package
-Options = dict[str, Any]
-
 SELF_INSTRUCT = "self-instruct"
 SHOTS_DATA = "shots-data"
 # In the order of the steps; a task's section is called as the task.
 SECTIONS = (SELF_INSTRUCT, "train", *TASKS, "judge")
 KEYS = ("title", "about", "original", "sources", "adapter", "sweep", *SECTIONS)
 ORIGINALS = ("gsm8k", "safe")
-SOURCES = ("record", "code", "assumed", "ours")
 RESERVED_NAMES = ("report",)  # what lies beside the runs of the recipes
 
 TYPE_NAMES = {dict: "keys and values", list: "a list", float: "a number", str: "text"}
@@ -73,27 +71,18 @@ class Recipe:
     sources: dict[str, dict[str, str]] = field(default_factory=dict)  # kind -> option -> remark
     raw: dict[str, Any] = field(default_factory=dict)  # the file, with what overruled it
 
+    def values_by_source(self) -> dict[str, list[str]]:
+        """The settings that have a source, as text by kind."""
+        sections = {"train": self.train, "judge": [self.judge]}
+        sections |= {task: [options] for task, options in self.tasks.items()}
+        if isinstance(self.self_instruct, dict):
+            sections[SELF_INSTRUCT] = [self.self_instruct]
+        return values_by_source(self.sources, sections)
+
     @property
     def judged(self) -> list[str]:
         """The tasks whose answers a judge has to read."""
         return [name for name in self.tasks if TASKS[name].kind == "safety"]
-
-
-def values_by_source(recipe: Recipe) -> dict[str, list[str]]:
-    """The settings that have a source, as text by kind: "train.seed 0, then 1 (as in the code)"."""
-    stages = {"train": recipe.train, "judge": [recipe.judge]}
-    stages |= {task: [options] for task, options in recipe.tasks.items()}
-    if isinstance(recipe.self_instruct, dict):
-        stages[SELF_INSTRUCT] = [recipe.self_instruct]
-    shown: dict[str, list[str]] = {}
-    for kind, remarks in recipe.sources.items():
-        shown[kind] = []
-        for name, remark in remarks.items():
-            section, _, option = name.partition(".")
-            values = [str(stage[option]) for stage in stages[section] if option in stage]
-            text = values[0] if len(set(values)) == 1 else ", then ".join(values)
-            shown[kind].append(f"{name} {text}{f' ({remark})' if remark else ''}")
-    return shown
 
 
 def find_recipe(name: str) -> Path:
@@ -161,7 +150,7 @@ def load_recipe(
         adapter=_read_adapter(raw, path),
         sweep=_read_sweep(raw, path),
         original=_read_original(raw, path),
-        sources=_read_sources(raw, sections, path),
+        sources=read_sources(raw, sections, str(path)),
         raw=raw,
     )
     _typed(raw.get("about", ""), str, path, "about")
@@ -279,49 +268,6 @@ def _read_original(raw: dict[str, Any], path: Path) -> dict[str, float]:
                 f"{path}: original: {name} should be a percentage from 0 to 100, found {value!r}"
             )
     return original
-
-
-def _read_sources(
-    raw: dict[str, Any], sections: Mapping[str, list[Options]], path: Path
-) -> dict[str, dict[str, str]]:
-    """Kind of source -> "SECTION.OPTION" -> a remark, which may be empty.
-
-    A section named alone stands for those of its options that have no source of their own.
-    """
-    given = _typed(raw.get("sources", {}), dict, path, "sources")
-    check_keys(given, SOURCES, str(path), "key of sources")
-    options = {section: _option_names(section, stages) for section, stages in sections.items()}
-    known = {*options, *(name for names in options.values() for name in names)}
-    sources: dict[str, dict[str, str]] = {}
-    kind_of: dict[str, str] = {}
-    for kind, listed in given.items():
-        sources[kind] = _read_remarks(listed, path, f"sources: {kind}")
-        check_keys(sources[kind], sorted(known), str(path), f"option in sources: {kind}")
-        for option in sources[kind]:
-            if option in kind_of:
-                raise UserError(f"{path}: sources: {option} has two sources")
-            kind_of[option] = kind
-    for section, names in options.items():
-        if section in kind_of:
-            remarks = sources[kind_of[section]]
-            remark = remarks.pop(section)
-            remarks |= {name: remark for name in names if name not in kind_of}
-    return sources
-
-
-def _option_names(section: str, stages: Sequence[Options]) -> list[str]:
-    """The section's options as "SECTION.OPTION", each once, in the order of the file."""
-    return list(dict.fromkeys(f"{section}.{option}" for stage in stages for option in stage))
-
-
-def _read_remarks(listed: Any, path: Path, where: str) -> dict[str, str]:
-    """Remarks by option, empty ones for a list of options."""
-    if isinstance(listed, list):
-        return {_typed(option, str, path, where): "" for option in listed}
-    remarks = _typed(listed, dict, path, where)
-    for option, remark in remarks.items():
-        _typed(remark, str, path, f"{where}: {option}")
-    return dict(remarks)
 
 
 def _typed(value: Any, kind: type, path: Path, name: str) -> Any:

@@ -15,7 +15,7 @@ PHRASES = "refusal-phrases"
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentSettings:
-    """What experiment.py can be told."""
+    """The options of experiment.py."""
 
     recipes: tuple[str, ...] = option(
         (),
@@ -85,7 +85,7 @@ class ExperimentSettings:
 
     @property
     def folder(self) -> Path:
-        """Where the runs of all recipes on this model go."""
+        """The folder of the runs of all recipes on this model."""
         return self.runs / PurePath(self.model).name
 
     def judges(self) -> tuple[str, ...]:

@@ -9,8 +9,9 @@ from common.errors import UserError
 from data.registry import TASKS
 from data.self_instruct import training_file
 from guards.registry import GUARDS
-from recipes.schema import SELF_INSTRUCT, SHOTS_DATA, Options, Recipe
+from recipes.schema import SELF_INSTRUCT, SHOTS_DATA, Recipe
 from recipes.settings import ExperimentSettings
+from recipes.sources import Options
 
 SEED_STRIDE = 1000  # between the seeds of two trainings of one recipe
 MAX_SEED = 2**32 - 1
@@ -95,7 +96,7 @@ def stage_seed(stage: Options, number: int, path: Path) -> int:
 
 
 def trainings(recipe: Recipe, settings: ExperimentSettings) -> list[Training]:
-    """What is run for a recipe: itself, and with --seeds its repetitions if it depends on a seed.
+    """The trainings of a recipe: itself, and with --seeds its repetitions if it has a seed.
 
     UserError if two trainings would share a seed, or a seed would be too large.
     """

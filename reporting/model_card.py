@@ -20,7 +20,7 @@ NOT_A_GRADE = (
 
 @dataclass(frozen=True)
 class Source:
-    """What an exported model was made from."""
+    """The parts that an exported model was made from."""
 
     model: str  # the base, as it was named
     model_fingerprint: str
@@ -60,7 +60,8 @@ def model_card(source: Source, title: str) -> str:
 
 
 def _made_from(source: Source) -> Iterator[str]:
-    yield f"Base model: `{source.model}` (fingerprint {source.model_fingerprint}), in {source.dtype}."
+    base = f"`{source.model}` (fingerprint {source.model_fingerprint})"
+    yield f"Base model: {base}, in {source.dtype}."
     if source.adapter:
         scale = "" if source.scale == 1 else f" at scale {source.scale:g}"
         yield f"A LoRA adapter (fingerprint {source.adapter}){scale} is merged into its weights."
@@ -160,7 +161,7 @@ def _rates_table(rates: list[MeasuredRate]) -> Iterator[str]:
 
 
 def _not_measured(rates: list[MeasuredRate]) -> Iterator[str]:
-    """What a reader must not take for granted."""
+    """The tasks without a result, which a reader must not take for granted."""
     measured = {rate.task.name for rate in rates}
     missing = [task.title for task in TASKS.values() if task.name not in measured]
     if missing:

@@ -1,4 +1,4 @@
-"""What recipes say beside their rows: repeated trainings, and where the settings come from."""
+"""Tables of recipes beside their rows: repeated trainings, and the sources of settings."""
 
 from collections.abc import Sequence
 from statistics import mean, stdev
@@ -26,7 +26,7 @@ ABOUT_SOURCES = (
 
 
 def repeated_trainings(runs: Sequence[Run]) -> dict[int, list[int]]:
-    """The indices of runs that repeat one training, by the first of them; none without repetition."""
+    """The indices of runs that repeat one training, by the first of them."""
     groups: dict[tuple[str, str, float], list[int]] = {}
     for index, run in enumerate(runs):
         recipe = run.recipe

@@ -152,7 +152,7 @@ def test_refused_settings_leave_what_the_recipe_says_of_the_results(call, folder
         ("train.rank=4", "--set train.rank=4: none of these recipes has a section 'train'"),
         (
             "judge.batchsize=4",
-            "base.yaml: unknown option of judge 'batchsize'; the nearest valid name is 'batch-size'",
+            "base.yaml: unknown option of judge 'batchsize'; the nearest valid name is 'batch-s",
         ),
         ("gsm8k.shots=[", "'gsm8k.shots=[': not valid YAML"),
     ],

@@ -118,7 +118,7 @@ def test_the_card_names_base_data_settings_and_rates(run, tmp_path, monkeypatch)
         assert card.startswith("---\nbase_model: '") and f"fingerprint {adapter}" in card
         assert "| rank | 8 |" in card and "| data | demo |" in card
         assert "| GSM8K | accuracy | - | 50.0 [15.0, 85.0] | 4 | 3 random shots, greedy |" in card
-        assert "Not measured of this model: AILuminate" in card
+        assert "Not measured of this model: SVAMP, AILuminate" in card
 
         settings["adapter"] = "another"
         write_json(path, summary | {"accuracy": {"number": rate, "homework": rate}})
