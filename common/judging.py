@@ -210,7 +210,7 @@ class JudgingJob(ResumableJob):
                 settings.batch_size,
                 on_finish=on_finish,
                 stats=self.costs.stats,
-                guide=model.allowed_tokens,
+                allowed_tokens_fn=model.allowed_tokens,
                 **settings.cache_arguments(),
             )
 

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llama.config import ModelConfig
-    from llama.decoding import Output, generate
+    from llama.decoding import generate
     from llama.errors import UserError
     from llama.model import Decoder
+    from llama.sequence import Output
     from llama.tokenizer import Tokenizer, load_tokenizer
     from llama.weights import load_model, save_model
 
 _MODULES = {
     "Decoder": "model",
     "ModelConfig": "config",
-    "Output": "decoding",
+    "Output": "sequence",
     "Tokenizer": "tokenizer",
     "UserError": "errors",
     "generate": "decoding",

@@ -1,7 +1,6 @@
-"""Texts of different lengths in one forward pass: sorted by length, padded on the right.
+"""Batches of texts of like length for one forward pass, padded on the right.
 
-Causal attention never looks at what stands to the right, so padding changes nothing, and between
-texts of like length there is little of it.
+Causal attention never looks to the right, so padding changes nothing.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,13 +8,17 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+PADDING_ID = 0
+
 
 def batches_by_length(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of at most `max_tokens` tokens, padding included (a longer text alone),
-    longest first.
+    """Yield batches of indices, longest text first, of at most `max_tokens` tokens with padding.
+
+    A text longer than that is a batch of its own.
     """
     batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+    longest_first = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    for index in longest_first:
         if batch and (len(batch) + 1) * lengths[batch[0]] > max_tokens:
             yield batch
             batch = []
@@ -24,7 +27,8 @@ def batches_by_length(lengths: Sequence[int], max_tokens: int) -> Iterator[list[
         yield batch
 
 
-def pad(rows: Sequence[Sequence[int]], device: torch.device | str) -> Tensor:
-    """Token ids as [B, longest] int64, zeros to the right of each row."""
-    longest = max(map(len, rows))
-    return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
+def pad(texts: Sequence[Sequence[int]], device: torch.device | str) -> Tensor:
+    """Token ids of B texts as [B, longest] int64, padded on the right."""
+    longest = max(map(len, texts))
+    padded = [[*text, *[PADDING_ID] * (longest - len(text))] for text in texts]
+    return torch.tensor(padded, device=device)

@@ -1,16 +1,15 @@
-"""The key/value cache: one copy of the prefix all prompts share, and a slot for each row's own
-tokens.
+"""The key/value cache: the shared prefix of all prompts once, and a slot for each sequence.
 
-Shapes: L layers, S slots, K key/value heads, G query heads per key/value head, D head_dim, P prefix
-tokens, C capacity of a slot in tokens, N tokens of one forward pass, R rows of a part, W tokens of
-each.
+Shapes: L layers, S slots, H query heads, K key/value heads, G = H / K query heads per key/value
+head, D head_dim, P prefix tokens, C capacity of a slot in tokens, N tokens of one forward pass, R
+sequences attended together, W tokens of each, M keys.
 
-A forward pass carries a flat list of tokens. All of them meet the shared prefix in one product, and
-each meets its own slot; the logarithms of both softmax sums merge the two results exactly (online
-softmax, Milakov & Gimelshein 2018).
+A forward pass carries a flat list of tokens. All of them attend to the shared prefix in one
+product, and each attends to its own slot. The logarithms of both softmax sums merge the two results
+exactly (online softmax, Milakov & Gimelshein 2018, https://arxiv.org/abs/1805.02867).
 """
 
-from collections.abc import Sequence
+from collections import abc
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,24 +18,22 @@ from torch import Tensor
 
 from llama.config import ModelConfig
 
-FEW_QUERIES = (
-    16  # up to so many at once, PyTorch's flash attention on the CPU is slower than plain products
-)
-ROWS_PER_PART = (
-    16  # rows attended together are computed to the longest of them: few enough to differ little
-)
+# At or below this many query rows plain matmuls beat CPU flash attention.
+FEW_QUERIES = 16
+# Sequences attended together are computed to the longest of them: few enough to differ little.
+SEQUENCES_PER_PART = 16
 
 
 def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
-    """Memory that the keys and values of one token need, in all layers."""
-    return (
-        2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
-    )
+    """Memory of one token's keys and values in all layers, in bytes."""
+    numbers = config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return 2 * numbers * dtype.itemsize
 
 
 class KVCache:
-    """Preallocated storage for `slots` rows of up to `capacity` own tokens behind a prefix of
-    `prefix_length`.
+    """Preallocated keys and values of `slots` sequences of up to `capacity` tokens, and a prefix.
+
+    `keys` and `values` are [L, S, K, C, D], `prefix_keys` and `prefix_values` [L, K, P, D].
     """
 
     def __init__(
@@ -48,41 +45,32 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        layers, heads, head_dim = (
-            config.num_hidden_layers,
-            config.num_key_value_heads,
-            config.head_dim,
-        )
-        own, prefix = (
-            (layers, slots, heads, capacity, head_dim),
-            (layers, heads, prefix_length, head_dim),
-        )
-        self.keys, self.values = _zeros(own, dtype, device), _zeros(own, dtype, device)
-        self.prefix_keys, self.prefix_values = (
-            _zeros(prefix, dtype, device),
-            _zeros(prefix, dtype, device),
-        )
+        layers, kv_heads = config.num_hidden_layers, config.num_key_value_heads
+        own = (layers, slots, kv_heads, capacity, config.head_dim)
+        prefix = (layers, kv_heads, prefix_length, config.head_dim)
+        self.keys = _zeros(own, dtype, device)
+        self.values = _zeros(own, dtype, device)
+        self.prefix_keys = _zeros(prefix, dtype, device)
+        self.prefix_values = _zeros(prefix, dtype, device)
         self.slots, self.capacity, self.prefix_length = slots, capacity, prefix_length
-        self.groups = config.num_attention_heads // heads  # query heads that share a key/value head
+        self.groups = config.num_attention_heads // kv_heads  # G
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` own tokens of one slot to another."""
+        """Copy the first `length` tokens' keys and values of one slot to another."""
         self.keys[:, target, :, :length] = self.keys[:, source, :, :length]
         self.values[:, target, :, :length] = self.values[:, source, :, :length]
 
 
 @dataclass(frozen=True)
-class Feed:
-    """`length` tokens of one row in a forward pass, the first of them at own position `start` of
-    `slot`.
-    """
+class Segment:
+    """`length` tokens of one sequence in a forward pass, the first at place `start` of `slot`."""
 
     slot: int
     start: int
     length: int
 
 
-class PrefixPass:
+class PrefixAttention:
     """Attention of a forward pass over tokens `start` .. `start + length` of the shared prefix."""
 
     def __init__(self, cache: KVCache, start: int, length: int) -> None:
@@ -90,89 +78,80 @@ class PrefixPass:
         self.positions = torch.arange(start, start + length, device=cache.keys.device)
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """[1, N, H, D] queries and [1, N, K, D] keys and values -> [1, N, H, D]; stores keys and
-        values.
+        """Store keys and values and attend to the prefix so far.
+
+        [1, N, H, D] queries and [1, N, K, D] keys and values -> [1, N, H, D].
         """
         end = self.start + self.length
         prefix_keys, prefix_values = self.cache.prefix_keys[layer], self.cache.prefix_values[layer]
         prefix_keys[:, self.start : end] = keys[0].transpose(0, 1)
         prefix_values[:, self.start : end] = values[0].transpose(0, 1)
         bias = _causal_bias(self.positions[:1], self.length, end, self.cache.groups, queries)
-        out, _ = _attend(
-            queries[0], 1, prefix_keys[None, :, :end], prefix_values[None, :, :end], bias
-        )
+        keys_so_far, values_so_far = prefix_keys[None, :, :end], prefix_values[None, :, :end]
+        out, _ = _attend(queries[0], 1, keys_so_far, values_so_far, bias)
         return out[None]
 
 
-class StepPass:
-    """Attention of one engine step over the tokens of `feeds`, one after the other, in the order of
-    their slots.
-    """
+class StepAttention:
+    """Attention of one engine step over the tokens of `segments`, in the order of their slots."""
 
-    def __init__(self, cache: KVCache, feeds: Sequence[Feed]) -> None:
+    def __init__(self, cache: KVCache, segments: abc.Sequence[Segment]) -> None:
         device = cache.keys.device
+        slots: list[int] = []
+        offsets: list[int] = []
+        for segment in segments:
+            slots += [segment.slot] * segment.length
+            offsets += range(segment.start, segment.start + segment.length)
         self.cache = cache
-        self.slots = torch.tensor(
-            [feed.slot for feed in feeds for _ in range(feed.length)], device=device
-        )
-        offsets = [feed.start + i for feed in feeds for i in range(feed.length)]
+        self.slots = torch.tensor(slots, device=device)
         self.offsets = torch.tensor(offsets, device=device)
         self.positions = self.offsets + cache.prefix_length
-        self.parts: list[
-            list[Feed]
-        ] = []  # neighbouring slots with equally many tokens are attended together
-        for feed in feeds:
-            part = self.parts[-1] if self.parts else []
-            joins = part and feed.slot == part[-1].slot + 1 and feed.length == part[-1].length
-            if joins and len(part) < ROWS_PER_PART:
-                part.append(feed)
-            else:
-                self.parts.append([feed])
+        self.parts = _parts(segments)
         self.biases: list[Tensor] = []
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """[1, N, H, D] queries and [1, N, K, D] keys and values -> [1, N, H, D]; stores keys and
-        values.
+        """Store keys and values; attend to each sequence's own tokens and to the prefix.
+
+        [1, N, H, D] queries and [1, N, K, D] keys and values -> [1, N, H, D].
         """
         cache = self.cache
         cache.keys[layer, self.slots, :, self.offsets] = keys[0].to(cache.keys.dtype)
         cache.values[layer, self.slots, :, self.offsets] = values[0].to(cache.values.dtype)
+        out, log_sum = self._attend_to_slots(layer, queries[0])
+        if cache.prefix_length:
+            prefix_keys = cache.prefix_keys[layer, None]
+            prefix_values = cache.prefix_values[layer, None]
+            prefix_out, prefix_log_sum = _attend(queries[0], 1, prefix_keys, prefix_values, None)
+            prefix_share = (prefix_log_sum - log_sum).sigmoid()[..., None]
+            out = torch.lerp(out, prefix_out, prefix_share.to(out.dtype))
+        return out[None]
+
+    def _attend_to_slots(self, layer: int, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, H, D] queries -> [N, H, D] and log sums [N, H]."""
         if not self.biases:  # the same in every layer
             self.biases = [self._bias(part, queries) for part in self.parts]
-        outs, log_sums, begin = [], [], 0
+        outs: list[Tensor] = []
+        log_sums: list[Tensor] = []
+        begin = 0
         for part, bias in zip(self.parts, self.biases, strict=True):
             end, longest = begin + len(part) * part[0].length, bias.shape[-1]
             slots = slice(part[0].slot, part[-1].slot + 1)
-            own_keys, own_values = (
-                cache.keys[layer, slots, :, :longest],
-                cache.values[layer, slots, :, :longest],
-            )
-            out, log_sum = _attend(queries[0, begin:end], len(part), own_keys, own_values, bias)
+            keys = self.cache.keys[layer, slots, :, :longest]
+            values = self.cache.values[layer, slots, :, :longest]
+            out, log_sum = _attend(queries[begin:end], len(part), keys, values, bias)
             outs.append(out)
             log_sums.append(log_sum)
             begin = end
-        out = torch.cat(outs)
-        if cache.prefix_length:
-            prefix = cache.prefix_keys[layer, None], cache.prefix_values[layer, None]
-            shared, shared_log_sum = _attend(queries[0], 1, *prefix, None)
-            share = (shared_log_sum - torch.cat(log_sums)).sigmoid()[..., None]
-            out = torch.lerp(out, shared, share.to(out.dtype))
-        return out[None]
+        return torch.cat(outs), torch.cat(log_sums)
 
-    def _bias(self, part: list[Feed], like: Tensor) -> Tensor:
-        starts, width = [feed.start for feed in part], part[0].length
-        return _causal_bias(
-            torch.tensor(starts, device=like.device),
-            width,
-            max(starts) + width,
-            self.cache.groups,
-            like,
-        )
+    def _bias(self, part: list[Segment], like: Tensor) -> Tensor:
+        starts, width = [segment.start for segment in part], part[0].length
+        first = torch.tensor(starts, device=like.device)
+        return _causal_bias(first, width, max(starts) + width, self.cache.groups, like)
 
 
-class SlotsPass(StepPass):
-    """One token of every slot, at the own positions `offsets` [S] int64, which must be below
-    `longest`.
+class StaticStepAttention(StepAttention):
+    """Attention of one token of every slot, at places `offsets` [S] int64 below `longest`.
 
     Shapes and storage stay the same from step to step, which is what a CUDA graph needs.
     """
@@ -181,42 +160,52 @@ class SlotsPass(StepPass):
         self.cache, self.offsets, self.longest = cache, offsets, longest
         self.slots = torch.arange(cache.slots, device=offsets.device)
         self.positions = offsets + cache.prefix_length
-        self.parts, self.biases = [[Feed(slot, 0, 1) for slot in range(cache.slots)]], []
+        self.parts = [[Segment(slot, 0, 1) for slot in range(cache.slots)]]
+        self.biases = []
 
-    def _bias(self, part: list[Feed], like: Tensor) -> Tensor:
+    def _bias(self, part: list[Segment], like: Tensor) -> Tensor:
         return _causal_bias(self.offsets, 1, self.longest, self.cache.groups, like)
 
 
-def _attend(
-    queries: Tensor, rows: int, keys: Tensor, values: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Attention of R rows of W tokens: [R * W, H, D] over [R, K, M, D] -> [R * W, H, D] and log
-    sums [R * W, H].
+def _parts(segments: abc.Sequence[Segment]) -> list[list[Segment]]:
+    """Neighbouring slots with equally many tokens, to be attended together."""
+    parts: list[list[Segment]] = []
+    for segment in segments:
+        last = parts[-1] if parts else []
+        follows = bool(last) and segment.slot == last[-1].slot + 1
+        if follows and segment.length == last[-1].length and len(last) < SEQUENCES_PER_PART:
+            last.append(segment)
+        else:
+            parts.append([segment])
+    return parts
 
-    The query heads that share a key/value head, and a row's tokens, become rows of one product: [R,
-    K, G * W, D].
+
+def _attend(
+    queries: Tensor, sequences: int, keys: Tensor, values: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Attention of R sequences of W tokens over the keys and values of each.
+
+    [R * W, H, D] over [R, K, M, D] -> [R * W, H, D] and log sums [R * W, H]. The query heads that
+    share a key/value head, and a sequence's tokens, become rows of one product: [R, K, G * W, D].
     """
     tokens, heads, head_dim = queries.shape
     kv_heads = keys.shape[1]
-    split = (rows, tokens // rows, kv_heads, heads // kv_heads)  # R, W, K, G
-    grouped = (
-        queries.reshape(*split, head_dim)
-        .permute(0, 2, 3, 1, 4)
-        .reshape(rows, kv_heads, -1, head_dim)
-    )
-    out, log_sum = _attention_with_log_sum(
-        grouped, keys.to(queries.dtype), values.to(queries.dtype), bias
-    )
-    apart = (rows, kv_heads, split[3], split[1])  # R, K, G, W
-    out = out.reshape(*apart, head_dim).permute(0, 3, 1, 2, 4).reshape(tokens, heads, head_dim)
-    return out, log_sum.reshape(apart).permute(0, 3, 1, 2).reshape(tokens, heads)
+    groups, width = heads // kv_heads, tokens // sequences
+    split = queries.reshape(sequences, width, kv_heads, groups, head_dim)
+    grouped = split.permute(0, 2, 3, 1, 4).reshape(sequences, kv_heads, groups * width, head_dim)
+    keys, values = keys.to(queries.dtype), values.to(queries.dtype)
+    out, log_sum = _attention_with_log_sum(grouped, keys, values, bias)
+    out = out.reshape(sequences, kv_heads, groups, width, head_dim).permute(0, 3, 1, 2, 4)
+    log_sum = log_sum.reshape(sequences, kv_heads, groups, width).permute(0, 3, 1, 2)
+    return out.reshape(tokens, heads, head_dim), log_sum.reshape(tokens, heads)
 
 
 def _attention_with_log_sum(
     queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Softmax attention, [R, K, Q, D] over [R, K, M, D] -> [R, K, Q, D], and float32 logs of the
-    softmax sums.
+    """Softmax attention and the logarithms of its softmax sums, in float32.
+
+    [R, K, Q, D] over [R, K, M, D] -> [R, K, Q, D] and [R, K, Q].
     """
     if queries.device.type == "cpu" and queries.shape[-2] > FEW_QUERIES:
         # What scaled_dot_product_attention runs, but that keeps the sums to itself.
@@ -232,25 +221,20 @@ def _attention_with_log_sum(
 
 
 def _causal_bias(starts: Tensor, width: int, longest: int, groups: int, like: Tensor) -> Tensor:
-    """0 where a query may look and -inf elsewhere: [R, 1, G * W, longest], for queries at `start`
-    .. `start + W`.
+    """Scores to add, [R, 1, G * W, longest]: 0 where a query may look and -inf elsewhere.
+
+    Sequence r has its queries at places starts[r] .. starts[r] + W of its keys.
     """
-    positions = starts[:, None] + torch.arange(width, device=like.device)
-    hidden = torch.arange(longest, device=like.device) > positions[..., None]  # [R, W, longest]
-    bias = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill(
-        hidden, float("-inf")
-    )
-    return (
-        bias[:, None, None]
-        .expand(-1, 1, groups, -1, -1)
-        .reshape(len(starts), 1, groups * width, -1)
-    )
+    places = starts[:, None] + torch.arange(width, device=like.device)  # [R, W]
+    hidden = torch.arange(longest, device=like.device) > places[..., None]  # [R, W, longest]
+    zeros = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device)
+    bias = zeros.masked_fill(hidden, float("-inf"))
+    for_groups = bias[:, None, None].expand(-1, 1, groups, -1, -1)
+    return for_groups.reshape(len(starts), 1, groups * width, longest)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Zeros, since what is masked must be finite. On a CPU, pages that are never written never take
-    memory.
-    """
+    """Zeros, since masked values must be finite. On a CPU, untouched pages never take memory."""
     size = int(np.prod(shape)) * dtype.itemsize
     if torch.device(device).type != "cpu" or not size:
         return torch.zeros(shape, dtype=dtype, device=device)

@@ -1,22 +1,24 @@
-"""Batched decoding: the function everybody calls; the work is done by `llama.engine`."""
+"""Batched decoding: `generate`, the function everybody calls; llama/engine.py does the work."""
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence, Set
 
 import torch
 
 from llama.config import ModelConfig
-from llama.engine import DecodingStats, Engine, Guide, Options, Output
+from llama.engine import AllowedTokensFn, DecodingStats, Engine, GenerationConfig, OnFinish
 from llama.errors import UserError
 from llama.model import Decoder
 from llama.onednn import prepacked
 from llama.sampling import Sampling
+from llama.sequence import Output
 
 
 def check_prompts(
     config: ModelConfig, prompts: Sequence[Sequence[int]], names: Sequence[str] | None = None
 ) -> None:
-    """ValueError, naming the prompt, unless each fits the context with room for one token and names
-    known tokens.
+    """Check that each prompt fits the context with room for one token, and holds known tokens.
+
+    Raises UserError, naming the prompt by `names` or by its index.
     """
     for index, prompt in enumerate(prompts):
         name = names[index] if names else f"prompt {index}"
@@ -44,23 +46,27 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     indices: Sequence[int] | None = None,
-    guide: Guide | None = None,
+    allowed_tokens_fn: AllowedTokensFn | None = None,
     cache_bytes: int | None = None,
     cache_dtype: torch.dtype | None = None,
-    on_finish: Callable[[int, Output], None] | None = None,
+    on_finish: OnFinish | None = None,
     stats: DecodingStats | None = None,
 ) -> list[Output]:
-    """Continue every prompt (token ids) until a stop id, `max_new_tokens`, or the end of the
-    context.
+    """Continue every prompt up to a stop id, `max_new_tokens`, or the end of the context.
 
-    Outputs are in input order; `on_finish(i, output)` is called as soon as prompt `i` is done. At
-    most `batch_size` prompts are in flight, fewer if their keys and values would need more than
-    `cache_bytes`; `cache_dtype` is the model's by default (bfloat16 halves the cache and is not
-    exact). Sampling draws from one generator a prompt, seeded by (seed, indices[i]), with indices
-    0, 1, ... by default, so no sample depends on its neighbours. `guide(new_tokens)` returns the
-    token ids allowed next, or None for any. `stats` is added to.
+    Prompts are token ids; outputs are in input order.
 
-    Raises UserError for an empty prompt, one that fills the context, or an option out of range.
+    batch_size: prompts in flight at most; fewer if their cache would need more than `cache_bytes`.
+    temperature, top_p, seed: 0 is greedy. Else each prompt has a generator of its own, seeded by
+        (seed, indices[i]) (indices are 0, 1, ... by default): no sample depends on its neighbours.
+    allowed_tokens_fn: called with a prompt's new tokens, returns the token ids allowed next, or
+        None for any (constrained decoding).
+    cache_dtype: the model's by default; bfloat16 halves a float32 cache and is not exact.
+    on_finish: called with (i, output) as soon as prompt i is done.
+    stats: counts are added to it.
+
+    Raises UserError for an empty prompt, one that fills the context, an unknown token id, or a
+    setting out of range.
     """
     if max_new_tokens < 1 or batch_size < 1:
         raise UserError(
@@ -69,12 +75,16 @@ def generate(
     check_prompts(model.config, prompts)
     if not prompts:
         return []
-    sampling = Sampling(temperature, top_p, seed)
-    options = Options(
-        max_new_tokens, stop_ids, batch_size, sampling, guide, cache_bytes, cache_dtype
+    generation_config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        stop_ids=stop_ids,
+        batch_size=batch_size,
+        sampling=Sampling(temperature, top_p, seed),
+        allowed_tokens_fn=allowed_tokens_fn,
+        cache_bytes=cache_bytes,
+        cache_dtype=cache_dtype,
     )
+    indices, stats = indices or range(len(prompts)), stats or DecodingStats()
     with prepacked(model):
-        engine = Engine(
-            model, prompts, indices or range(len(prompts)), options, stats or DecodingStats()
-        )
+        engine = Engine(model, prompts, indices, generation_config, stats)
         return engine.run(on_finish)

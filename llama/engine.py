@@ -1,53 +1,45 @@
-"""The scheduler behind `generate`: continuous batching over a KV cache whose common prefix exists
-once.
+"""The scheduler behind `generate`: continuous batching over a key/value cache.
 
-A finished row leaves at once and the next prompt takes its slot. Prompts are read in chunks beside
-the decoding rows, without padding, so a long prompt neither stalls the others nor needs memory for
-more than one chunk. A prompt that begins like one in another slot copies what that slot holds. A
-greedy row whose text repeats itself verifies a draft of it; so does every row when few are left,
-since a step is then bound by reading the weights.
+A finished sequence leaves at once and the next prompt takes its slot. Prompts are prefilled in
+chunks beside the decoding sequences, without padding: a long prompt neither stalls the others nor
+needs memory for more than one chunk. The prefix common to all prompts is cached once; a prompt that
+begins like one in another slot copies what that slot holds.
+
+Speculative decoding by prompt lookup: a greedy sequence whose text repeats verifies drafted tokens
+in one pass. When few sequences are left every one drafts, because a step is then memory-bandwidth
+bound.
 """
 
-from collections import deque
-from collections.abc import Callable, Collection, Sequence, Set
-from dataclasses import dataclass
+from collections import abc, deque
+from collections.abc import Callable, Collection, Set
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from llama import cuda_graphs
-from llama.cache import Feed, KVCache, PrefixPass, StepPass, bytes_per_token
+from llama.cache import KVCache, PrefixAttention, Segment, StepAttention, bytes_per_token
 from llama.errors import UserError
-from llama.model import Decoder
-from llama.prompt_lookup import LONGEST, Drafter
+from llama.model import Attend, Decoder
+from llama.prompt_lookup import MAX_DRAFT_TOKENS, Drafter
 from llama.sampling import Sampling, sample
+from llama.sequence import LogitsRequest, Output, Sequence, common_prefix_length, shared_length
 
-PREFILL_CHUNK = 512  # prompt tokens read in one forward pass
+PREFILL_CHUNK = 512  # prompt tokens computed in one forward pass
 VERIFIED_TOKENS = 24  # a forward pass over so many tokens costs little more than over one
 DRAFTED_TOKENS = 192  # in one forward pass: each needs the output head
-WORTH_COPYING = 16  # tokens that a prompt must share with another slot before it waits for them
+WORTH_COPYING = 16  # tokens a prompt must share with another slot before it waits for them
 
-# The tokens allowed next, given a row's new tokens so far: None is any, a single one is forced and
-# costs no step.
-Guide = Callable[[list[int]], Collection[int] | None]
-
-
-@dataclass(frozen=True)
-class Output:
-    """New tokens of one prompt; `finish_reason` is "stop" (they end with the stop id) or
-    "length".
-    """
-
-    token_ids: list[int]
-    finish_reason: str
+# Returns the token ids allowed next, given a sequence's new tokens; None allows every token. A
+# single allowed token needs no forward pass.
+AllowedTokensFn = Callable[[list[int]], Collection[int] | None]
+OnFinish = Callable[[int, Output], None]
 
 
 @dataclass
 class DecodingStats:
-    """What `generate` did: tokens of all prompts, those really computed for them, new tokens,
-    forward passes.
-    """
+    """Counts of one or more `generate` calls; `prefill_tokens` are the prompt tokens computed."""
 
     prompt_tokens: int = 0
     prefill_tokens: int = 0
@@ -56,317 +48,325 @@ class DecodingStats:
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the rows of one `generate` call have in common. `cache_bytes` bounds the key/value
-    cache.
-    """
+class GenerationConfig:
+    """Settings that all sequences of one `generate` call share. `cache_bytes` bounds the cache."""
 
     max_new_tokens: int
     stop_ids: Set[int]
     batch_size: int
     sampling: Sampling
-    guide: Guide | None = None
+    allowed_tokens_fn: AllowedTokensFn | None = None
     cache_bytes: int | None = None
     cache_dtype: torch.dtype | None = None
 
 
-@dataclass(eq=False)
-class Row:
-    """One prompt in flight. `tokens`, behind the shared prefix: its own `prompt_length`, then the
-    new ones.
-    """
-
-    index: int
-    tokens: list[int]
-    prompt_length: int
-    limit: int
-    random: np.random.Generator
-    cached: int = 0  # of `tokens`, those whose keys and values are stored
-    drafter: Drafter | None = None  # from the row's first step on, where drafts are verified at all
-
-    @property
-    def new(self) -> list[int]:
-        return self.tokens[self.prompt_length :]
-
-    @property
-    def pending(self) -> int:
-        """Tokens to read before the next can be chosen: 1 while decoding."""
-        return len(self.tokens) - self.cached
-
-
 @dataclass
-class Turn:
-    """A row's part in a forward pass that ends in logits: one more than `draft` has tokens."""
+class StepInput:
+    """The tokens of one forward pass, and the positions among them that need logits."""
 
-    row: Row
-    draft: list[int]
+    segments: list[Segment] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    requests: list[LogitsRequest] = field(default_factory=list)
+    logits_positions: list[int] = field(default_factory=list)
+
+    @property
+    def is_plain_decoding(self) -> bool:
+        """True if every sequence reads one token, drafts none and needs logits."""
+        single = all(segment.length == 1 for segment in self.segments)
+        return single and len(self.requests) == len(self.segments)
 
 
 class Engine:
-    """The state of one `generate` call; `indices` seed the prompts' samples."""
+    """The state of one `generate` call. `indices` seed the prompts' random generators."""
 
     def __init__(
         self,
         model: Decoder,
-        prompts: Sequence[Sequence[int]],
-        indices: Sequence[int],
-        options: Options,
+        prompts: abc.Sequence[abc.Sequence[int]],
+        indices: abc.Sequence[int],
+        generation_config: GenerationConfig,
         stats: DecodingStats,
     ) -> None:
-        self.model, self.options, self.stats = model, options, stats
-        stats.prompt_tokens += sum(map(len, prompts))
-        self.prefix = list(prompts[0][: common_prefix_length(prompts)])
-        self.outputs: list[Output] = [None] * len(prompts)
-        context = model.config.max_position_embeddings
-        self.waiting = deque(
-            Row(
-                index=i,
-                tokens=list(prompt[len(self.prefix) :]),
-                prompt_length=len(prompt) - len(self.prefix),
-                limit=min(options.max_new_tokens, context - len(prompt)),
-                random=np.random.default_rng((options.sampling.seed, indices[i])),
-            )
-            for i, prompt in enumerate(prompts)
-        )
-        # A draft may reach past the last token that counts.
-        self.capacity = max(row.prompt_length + row.limit for row in self.waiting) + LONGEST
+        self.model, self.generation_config, self.stats = model, generation_config, stats
+        self.stats.prompt_tokens += sum(map(len, prompts))
+        token_lists = [list(prompt) for prompt in prompts]
+        self.prefix = token_lists[0][: common_prefix_length(token_lists)]
+        self.outputs: dict[int, Output] = {}
+        self.waiting: deque[Sequence] = deque()
+        for index, prompt in enumerate(token_lists):
+            self.waiting.append(self._make_sequence(index, prompt, indices[index]))
+        longest = max(seq.prompt_length + seq.max_new_tokens for seq in self.waiting)
+        self.capacity = longest + MAX_DRAFT_TOKENS  # a draft may go beyond the last new token
         self._allocate(self._affordable_slots())
 
-    def _affordable_slots(self) -> int:
-        """How many rows fit into the cache's bound. UserError if not even one does."""
-        options, wanted = self.options, min(self.options.batch_size, len(self.waiting))
-        if options.cache_bytes is None:
-            return wanted
-        token = bytes_per_token(self.model.config, options.cache_dtype or self.model.dtype)
-        slots = (options.cache_bytes - len(self.prefix) * token) // (self.capacity * token)
-        if slots < 1:
-            needed = (len(self.prefix) + self.capacity) * token
-            raise UserError(
-                f"the longest prompt and its answer need {needed / 2**30:.3f} GiB of key/value cache, but its memory "
-                f"is bounded by {options.cache_bytes / 2**30:.3f} GiB: raise that (--memory), or allow fewer new tokens"
-            )
-        return min(slots, wanted)
-
-    def _allocate(self, slots: int) -> None:
-        self.slots: list[Row | None] = [None] * slots
-        self.stored: list[Row | None] = [
-            None
-        ] * slots  # whose keys and values a slot holds, even after its end
-        dtype = self.options.cache_dtype or self.model.dtype
-        self.cache = KVCache(
-            self.model.config, slots, self.capacity, len(self.prefix), dtype, self.model.device
+    def _make_sequence(self, index: int, prompt: list[int], seed_index: int) -> Sequence:
+        own = prompt[len(self.prefix) :]
+        room = self.model.config.max_position_embeddings - len(prompt)
+        return Sequence(
+            index=index,
+            tokens=own,
+            prompt_length=len(own),
+            max_new_tokens=min(self.generation_config.max_new_tokens, room),
+            random=np.random.default_rng((self.generation_config.sampling.seed, seed_index)),
         )
-        captured = self.model.device.type in cuda_graphs.DEVICES
-        self.graphs = cuda_graphs.DecodingGraphs(self.model, self.cache) if captured else None
+
+    def _affordable_slots(self) -> int:
+        """The number of sequences that fit into `cache_bytes`. UserError if not even one does."""
+        cache_bytes = self.generation_config.cache_bytes
+        slots = min(self.generation_config.batch_size, len(self.waiting))
+        if cache_bytes is None:
+            return slots
+        token_bytes = bytes_per_token(self.model.config, self.cache_dtype)
+        slot_bytes = self.capacity * token_bytes
+        prefix_bytes = len(self.prefix) * token_bytes
+        affordable = (cache_bytes - prefix_bytes) // slot_bytes
+        if affordable < 1:
+            needed = (prefix_bytes + slot_bytes) / 2**30
+            raise UserError(
+                f"the longest prompt and its answer need {needed:.3f} GiB of key/value cache, but "
+                f"its memory is bounded by {cache_bytes / 2**30:.3f} GiB: raise that (--memory), "
+                "or allow fewer new tokens"
+            )
+        return min(affordable, slots)
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        return self.generation_config.cache_dtype or self.model.dtype
+
+    def _allocate(self, num_slots: int) -> None:
+        """Make a cache of `num_slots` slots and compute the shared prefix into it."""
+        self.slots: list[Sequence | None] = [None] * num_slots
+        # The sequence whose keys and values a slot holds, even after it has finished.
+        self.stored: list[Sequence | None] = [None] * num_slots
+        self.cache = KVCache(
+            self.model.config,
+            num_slots,
+            self.capacity,
+            len(self.prefix),
+            self.cache_dtype,
+            self.model.device,
+        )
+        self.graphs: cuda_graphs.DecodingGraphs | None = None
+        if self.model.device.type in cuda_graphs.DEVICES:
+            self.graphs = cuda_graphs.DecodingGraphs(self.model, self.cache)
         for start in range(0, len(self.prefix), PREFILL_CHUNK):
-            tokens = self.prefix[start : start + PREFILL_CHUNK]
-            step = PrefixPass(self.cache, start, len(tokens))
-            self._forward(tokens, step.positions, step.attend)
-            self.stats.prefill_tokens += len(tokens)
+            token_ids = self.prefix[start : start + PREFILL_CHUNK]
+            attention = PrefixAttention(self.cache, start, len(token_ids))
+            self._forward(token_ids, attention.positions, attention.attend)
+            self.stats.prefill_tokens += len(token_ids)
 
-    def run(self, on_finish: Callable[[int, Output], None] | None = None) -> list[Output]:
-        while self._admit(on_finish):
+    def run(self, on_finish: OnFinish | None = None) -> list[Output]:
+        """Decode every prompt. Outputs are in input order."""
+        while running := self._admit(on_finish):
             try:
-                chosen = self._step()
+                chosen = self._step(running)
             except torch.OutOfMemoryError:
-                self._halve()
+                self._preempt_half()
                 continue
-            for row, tokens in chosen:
-                self._extend(row, tokens, on_finish)
-        return self.outputs
+            for sequence, token_ids in chosen:
+                self._extend(sequence, token_ids, on_finish)
+        return [self.outputs[index] for index in range(len(self.outputs))]
 
-    def _extend(
-        self, row: Row, tokens: list[int], on_finish: Callable[[int, Output], None] | None
-    ) -> None:
-        """Add chosen tokens, and those the guide then forces, up to the row's end; what follows it
-        is dropped.
-        """
-        coming = deque(tokens)
-        while coming:
-            row.tokens.append(coming.popleft())
-            self.stats.new_tokens += 1
-            if row.drafter:
-                row.drafter.append(row.tokens[-1])
-            stopped = row.tokens[-1] in self.options.stop_ids
-            if stopped or len(row.tokens) - row.prompt_length == row.limit:
-                self.outputs[row.index] = Output(row.new, "stop" if stopped else "length")
-                self.slots[self.slots.index(row)] = None
-                if on_finish:
-                    on_finish(row.index, self.outputs[row.index])
-                return
-            if not coming:
-                coming.extend(self._forced(row))
+    def _admit(self, on_finish: OnFinish | None) -> list[Sequence]:
+        """Fill free slots from the queue; once it is empty, close the gaps between sequences.
 
-    def _forced(self, row: Row) -> list[int]:
-        """The next token, if the guide leaves no choice."""
-        allowed = self.options.guide(row.new) if self.options.guide else None
-        return list(allowed) if allowed is not None and len(allowed) == 1 else []
-
-    def _admit(self, on_finish: Callable[[int, Output], None] | None) -> bool:
-        """Fill free slots from the queue; once that is empty, close gaps between the rows. False at
-        the end.
+        Returns the running sequences in the order of their slots; none at the end.
         """
         for slot in range(len(self.slots)):
             while self.slots[slot] is None and self.waiting:
-                row = self.slots[slot] = self.waiting.popleft()
-                self._extend(row, self._forced(row) if not row.new else [], on_finish)
+                sequence = self.waiting.popleft()
+                self.slots[slot] = sequence
+                if not sequence.num_new_tokens:
+                    self._extend(sequence, self._forced_tokens(sequence), on_finish)
         while None in self.slots:
-            hole, last = self.slots.index(None), self.slots.pop()
+            gap, last = self.slots.index(None), self.slots.pop()
             if last is not None:
-                self.cache.copy(len(self.slots), hole, last.cached)
-                self.slots[hole] = self.stored[hole] = last
+                self.cache.copy(len(self.slots), gap, last.num_cached_tokens)
+                self.slots[gap] = self.stored[gap] = last
             self.stored.pop()
-        return bool(self.slots)
+        return [sequence for sequence in self.slots if sequence is not None]
 
-    def _halve(self) -> None:
-        """Out of memory: go on with half the rows. The others wait; every row's text is read again,
-        none is lost.
+    def _extend(self, sequence: Sequence, token_ids: list[int], on_finish: OnFinish | None) -> None:
+        """Append chosen tokens and those that are forced after them, up to the sequence's end."""
+        coming = deque(token_ids)
+        while coming:
+            token = coming.popleft()
+            sequence.tokens.append(token)
+            self.stats.new_tokens += 1
+            if sequence.drafter:
+                sequence.drafter.append(token)
+            stopped = token in self.generation_config.stop_ids
+            if stopped or sequence.num_new_tokens == sequence.max_new_tokens:
+                self._finish(sequence, "stop" if stopped else "length", on_finish)
+                return
+            if not coming:
+                coming.extend(self._forced_tokens(sequence))
+
+    def _finish(self, sequence: Sequence, reason: str, on_finish: OnFinish | None) -> None:
+        output = Output(sequence.new_tokens, reason)
+        self.outputs[sequence.index] = output
+        self.slots[self.slots.index(sequence)] = None
+        if on_finish:
+            on_finish(sequence.index, output)
+
+    def _forced_tokens(self, sequence: Sequence) -> list[int]:
+        """The next token, if only one is allowed; else none."""
+        allowed = self._allowed_tokens(sequence)
+        return allowed if allowed is not None and len(allowed) == 1 else []
+
+    def _allowed_tokens(self, sequence: Sequence) -> list[int] | None:
+        function = self.generation_config.allowed_tokens_fn
+        allowed = function(sequence.new_tokens) if function else None
+        return None if allowed is None else list(allowed)
+
+    def _preempt_half(self) -> None:
+        """Out of memory: go on with half the slots.
+
+        Every running sequence goes back to the head of the queue and is prefilled again; no token
+        is lost.
         """
         if len(self.slots) == 1:
-            raise torch.OutOfMemoryError("out of memory with a single row in flight")
-        rows = [row for row in self.slots if row]
-        for row in rows:
-            row.cached = 0
-        self.waiting.extendleft(reversed(rows))
-        slots, self.cache, self.graphs = (
-            len(self.slots) // 2,
-            None,
-            None,
-        )  # gone before the new ones come
+            raise torch.OutOfMemoryError("out of memory with a single sequence in flight")
+        running = [sequence for sequence in self.slots if sequence]
+        for sequence in running:
+            sequence.num_cached_tokens = 0
+        self.waiting.extendleft(reversed(running))
+        del self.cache, self.graphs  # before the new ones are allocated
         torch.cuda.empty_cache()
-        self._allocate(slots)
+        self._allocate(len(self.slots) // 2)
 
-    def _step(self) -> list[tuple[Row, list[int]]]:
-        """One forward pass: the new tokens of every row that has read all of its text."""
-        drafts, budget = self._drafts(), PREFILL_CHUNK
-        unread = [
-            self._unread(slot) for slot in range(len(self.slots))
-        ]  # before any of this step counts as stored
-        feeds, turns, tokens, wanted = (
-            [],
-            [],
-            [],
-            [],
-        )  # wanted: whose hidden states meet the output head
-        for slot, row in enumerate(self.slots):
-            length, draft = unread[slot], drafts.get(row, [])
+    def _step(self, running: list[Sequence]) -> list[tuple[Sequence, list[int]]]:
+        """Run one forward pass; return the new tokens of every sequence that has no other left."""
+        step = self._schedule(running)
+        if self.graphs and step.is_plain_decoding:
+            self.stats.forward_passes += 1
+            return self._accept(self.graphs.logits(step.segments, step.token_ids), step.requests)
+        attention = StepAttention(self.cache, step.segments)
+        hidden = self._forward(step.token_ids, attention.positions, attention.attend)
+        if not step.requests:
+            return []
+        return self._accept(self.model.logits(hidden[step.logits_positions]), step.requests)
+
+    def _schedule(self, running: list[Sequence]) -> StepInput:
+        """Choose the tokens of the next forward pass, at most PREFILL_CHUNK prompt tokens of it."""
+        drafts, budget, step = self._draft_tokens(running), PREFILL_CHUNK, StepInput()
+        # All lengths before any token of this step counts as cached.
+        lengths = [self._schedule_prefill(slot, running) for slot in range(len(running))]
+        for slot, sequence in enumerate(running):
+            length = lengths[slot]
             if length > 1:
                 length = min(length, budget)
                 budget -= length
-            if not length:
-                continue
-            self.stats.prefill_tokens += max(0, min(row.prompt_length - row.cached, length))
-            self.stored[slot] = row
-            feeds.append(Feed(slot, row.cached, length + len(draft)))
-            tokens += row.tokens[row.cached : row.cached + length] + draft
-            row.cached += length
-            if not row.pending:
-                turns.append(Turn(row, draft))
-                wanted += range(len(tokens) - len(draft) - 1, len(tokens))
-        if self.graphs and all(feed.length == 1 for feed in feeds) and len(turns) == len(feeds):
-            self.stats.forward_passes += 1
-            return self._accept(self.graphs.logits(feeds, tokens), turns)
-        step = StepPass(self.cache, feeds)
-        hidden = self._forward(tokens, step.positions, step.attend)
-        return self._accept(self.model.logits(hidden[wanted]), turns) if turns else []
+            if length:
+                self._add_segment(step, slot, sequence, length, drafts.get(sequence.index, []))
+        return step
 
-    def _unread(self, slot: int) -> int:
-        """Tokens the slot's row has to read, after copying what another slot holds; 0 while it
-        waits for another.
+    def _add_segment(
+        self, step: StepInput, slot: int, sequence: Sequence, length: int, draft: list[int]
+    ) -> None:
+        """Add the next `length` tokens of a sequence, and a draft of those to come, to the step."""
+        start = sequence.num_cached_tokens
+        prompt_tokens = min(sequence.prompt_length - start, length)
+        self.stats.prefill_tokens += max(0, prompt_tokens)
+        step.segments.append(Segment(slot, start, length + len(draft)))
+        step.token_ids += sequence.tokens[start : start + length] + draft
+        sequence.num_cached_tokens += length
+        self.stored[slot] = sequence
+        if sequence.num_uncached_tokens == 0:
+            end = len(step.token_ids)
+            step.logits_positions += range(end - len(draft) - 1, end)
+            step.requests.append(LogitsRequest(sequence, draft))
+
+    def _schedule_prefill(self, slot: int, running: list[Sequence]) -> int:
+        """The number of tokens a sequence has to compute, after copying what another slot holds.
+
+        0 while it waits for a sequence before it that shares more of its tokens than any slot does.
         """
-        row = self.slots[slot]
-        if row.pending == 1:
+        sequence = running[slot]
+        if sequence.num_uncached_tokens == 1:
             return 1
-        donor, length = slot, row.cached + WORTH_COPYING - 1
+        tokens, most = sequence.tokens, len(sequence.tokens) - 1
+        worthwhile = sequence.num_cached_tokens + WORTH_COPYING
+        donor, copied = slot, worthwhile - 1
         for other, stored in enumerate(self.stored):
-            if stored not in (None, row):
-                common = shared_length(
-                    row.tokens, stored.tokens, min(stored.cached, len(row.tokens) - 1)
-                )
-                donor, length = max((donor, length), (other, common), key=lambda pair: pair[1])
-        readers = [
-            reader for reader in self.slots if reader.pending > 1 and reader.index < row.index
-        ]
-        if any(
-            shared_length(row.tokens, reader.tokens, len(row.tokens) - 1) > length
-            for reader in readers
-        ):
-            return 0
-        if length >= row.cached + WORTH_COPYING:
+            if stored is None or stored is sequence:
+                continue
+            limit = min(stored.num_cached_tokens, most)
+            common = shared_length(tokens, stored.tokens, limit)
+            if common > copied:
+                donor, copied = other, common
+        for earlier in running:
+            is_prefilled = earlier.num_uncached_tokens > 1 and earlier.index < sequence.index
+            if is_prefilled and shared_length(tokens, earlier.tokens, most) > copied:
+                return 0
+        if copied >= worthwhile:
             if donor != slot:
-                self.cache.copy(donor, slot, length)
-            row.cached, self.stored[slot] = length, row
-        return row.pending
+                self.cache.copy(donor, slot, copied)
+            sequence.num_cached_tokens, self.stored[slot] = copied, sequence
+        return sequence.num_uncached_tokens
 
-    def _drafts(self) -> dict[Row, list[int]]:
-        """What decoding rows are to verify: those with a streak of right guesses always, the others
-        if they are few.
+    def _draft_tokens(self, running: list[Sequence]) -> dict[int, list[int]]:
+        """Tokens that decoding sequences are to verify, by the sequence's index.
+
+        Those with a streak of right drafts always draft; the others do if they are few.
         """
-        if self.options.sampling.temperature > 0 or self.options.guide:
+        sampling = self.generation_config.sampling
+        if sampling.temperature > 0 or self.generation_config.allowed_tokens_fn:
             return {}
-        rows = [row for row in self.slots if row.pending == 1]
-        free = VERIFIED_TOKENS // len(rows) - 1 if rows else 0
-        drafts, room = {}, DRAFTED_TOKENS
-        for row in rows:
-            row.drafter = row.drafter or Drafter(self.prefix + row.tokens)
-            left = row.prompt_length + row.limit - len(row.tokens) - 1
-            length = min(row.drafter.trusted_length or free, left, room)
-            if length > 0 and (draft := row.drafter.draft(length)):
-                drafts[row] = draft
-                room -= len(draft)
+        decoding = [sequence for sequence in running if sequence.num_uncached_tokens == 1]
+        if not decoding:
+            return {}
+        free = VERIFIED_TOKENS // len(decoding) - 1  # tokens that verifying costs little
+        drafts, budget = {}, DRAFTED_TOKENS
+        for sequence in decoding:
+            if sequence.drafter is None:
+                sequence.drafter = Drafter(self.prefix + sequence.tokens)
+            room = sequence.max_new_tokens - sequence.num_new_tokens - 1
+            length = min(sequence.drafter.trusted_length or free, room, budget)
+            draft = sequence.drafter.draft(length) if length > 0 else []
+            if draft:
+                drafts[sequence.index] = draft
+                budget -= len(draft)
         return drafts
 
-    def _accept(self, logits: Tensor, turns: list[Turn]) -> list[tuple[Row, list[int]]]:
-        """New tokens of each row from its logits: one, and as much of a draft as greedy decoding
-        would have chosen.
+    def _accept(
+        self, logits: Tensor, requests: list[LogitsRequest]
+    ) -> list[tuple[Sequence, list[int]]]:
+        """The new tokens of each sequence, from logits [positions, V] of all of them.
+
+        One token, and before it as much of the draft as greedy decoding would have chosen.
         """
-        chosen = iter(
-            self._choose(logits, [turn.row for turn in turns for _ in range(1 + len(turn.draft))])
-        )
-        accepted = []
-        for turn in turns:
-            greedy = [next(chosen) for _ in range(1 + len(turn.draft))]
-            right = next(
-                (i for i, token in enumerate(turn.draft) if token != greedy[i]), len(turn.draft)
-            )
-            turn.row.cached += (
-                right  # of a refused draft, what is stored is overwritten by the next step
-            )
-            accepted.append((turn.row, greedy[: right + 1]))
+        owners: list[Sequence] = []
+        for request in requests:
+            owners += [request.sequence] * request.num_positions
+        chosen = self._choose(logits, owners)
+        accepted, begin = [], 0
+        for request in requests:
+            greedy = chosen[begin : begin + request.num_positions]
+            right = shared_length(request.draft, greedy, len(request.draft))
+            # What is stored of a refused draft is overwritten by the next step.
+            request.sequence.num_cached_tokens += right
+            accepted.append((request.sequence, greedy[: right + 1]))
+            begin += request.num_positions
         return accepted
 
-    def _forward(self, tokens: list[int], positions: Tensor, attend: Callable) -> Tensor:
-        """Hidden states [N, E] of a flat list of tokens."""
+    def _forward(self, token_ids: list[int], positions: Tensor, attend: Attend) -> Tensor:
+        """Hidden states [N, E] of a flat list of N tokens."""
         self.stats.forward_passes += 1
-        input_ids = torch.tensor([tokens], device=self.model.device)
+        input_ids = torch.tensor([token_ids], device=self.model.device)
         return self.model(input_ids, positions[None], attend)[0]
 
-    def _choose(self, logits: Tensor, rows: list[Row]) -> list[int]:
-        """The next token of each row from logits [rows, V]."""
-        for place, row in enumerate(rows if self.options.guide else ()):
-            if (allowed := self.options.guide(row.new)) is not None:
-                allowed = list(allowed)
+    def _choose(self, logits: Tensor, sequences: list[Sequence]) -> list[int]:
+        """The next token of each sequence from logits [sequences, V]."""
+        for place, sequence in enumerate(sequences):
+            allowed = self._allowed_tokens(sequence)
+            if allowed is not None:
                 scores = logits[place, allowed]
                 logits[place] = float("-inf")
                 logits[place, allowed] = scores
-        sampling = self.options.sampling
+        sampling = self.generation_config.sampling
         if sampling.temperature == 0:
             return logits.argmax(-1).tolist()
-        uniform = torch.tensor([row.random.random() for row in rows], device=logits.device)
+        draws = [sequence.random.random() for sequence in sequences]
+        uniform = torch.tensor(draws, device=logits.device)
         return sample(logits, uniform, sampling.temperature, sampling.top_p).tolist()
-
-
-def shared_length(a: Sequence[int], b: Sequence[int], limit: int) -> int:
-    """How many leading tokens, at most `limit`, two sequences have in common."""
-    limit = min(limit, len(a), len(b))
-    return next((i for i in range(limit) if a[i] != b[i]), limit)
-
-
-def common_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
-    """How many leading tokens all prompts share, leaving each at least one of its own; 0 for a
-    single prompt.
-    """
-    if len(prompts) < 2:
-        return 0
-    low, high = min(prompts), max(prompts)  # what the extremes of the sorted order share, all share
-    return shared_length(low, high, min(map(len, prompts)) - 1)

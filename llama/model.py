@@ -1,9 +1,8 @@
-"""The decoder: Llama (Touvron et al. 2023; Llama 3, 2024) and Qwen3 (2025), told apart by
-`ModelConfig` alone.
+"""The decoder: Llama (Touvron et al. 2023; Llama 3, 2024) and Qwen3 (2025), by configuration.
 
-Shapes: B batch, T tokens, E hidden_size, H query heads, K key/value heads, D head_dim, V
-vocabulary. Parameter names are those of the published checkpoints, so weights load without
-renaming.
+Shapes: B batch, T tokens, E hidden_size, I intermediate_size, H query heads, K key/value heads, D
+head_dim, V vocabulary. Parameter names are those of the published checkpoints, so weights load
+without renaming.
 """
 
 from collections.abc import Callable
@@ -15,13 +14,13 @@ from torch import Tensor, nn
 from llama.config import ModelConfig
 from llama.rope import rotary_tables, rotate
 
-# How queries meet keys and values: (layer, [B, T, H, D], [B, T, K, D], [B, T, K, D]) -> [B, T, H,
-# D]. A cache or a packed batch puts its own function here; the decoder knows neither.
+# Attention of one layer: (layer, queries [B, T, H, D], keys [B, T, K, D], values [B, T, K, D]) ->
+# [B, T, H, D]. A cache or a packed batch passes its own function; the decoder knows neither.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 def causal_attention(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Every token sees itself and what stands before it in its own row."""
+    """Scaled dot-product attention in which each token attends to itself and those before it."""
     out = F.scaled_dot_product_attention(
         queries.transpose(1, 2),
         keys.transpose(1, 2),
@@ -33,8 +32,9 @@ def causal_attention(layer: int, queries: Tensor, keys: Tensor, values: Tensor) 
 
 
 class RMSNorm(nn.Module):
-    """Root mean square normalisation (Zhang & Sennrich 2019) in float32, scaled in the input's
-    dtype.
+    """Root mean square normalisation (Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467).
+
+    Computed in float32 and multiplied by the weight in the input's dtype, as transformers does.
     """
 
     def __init__(self, size: int, eps: float) -> None:
@@ -49,8 +49,9 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention (Ainslie et al. 2023) with rotary positions; Qwen3 normalises its
-    heads first.
+    """Grouped-query attention (Ainslie et al. 2023, https://arxiv.org/abs/2305.13245).
+
+    Queries and keys are rotated by their positions; Qwen3 normalises every head before that.
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -58,33 +59,37 @@ class Attention(nn.Module):
         self.layer = layer
         self.head_dim = config.head_dim
         self.rotated = config.uses_rope(layer)
-        bias, width = config.qkv_bias, config.hidden_size
-        self.q_proj = nn.Linear(width, config.num_attention_heads * config.head_dim, bias=bias)
-        self.k_proj = nn.Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
-        self.v_proj = nn.Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
-        self.o_proj = nn.Linear(
-            config.num_attention_heads * config.head_dim, width, bias=config.attention_bias
-        )
-        self.q_norm = (
-            RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
-        )
-        self.k_norm = (
-            RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
-        )
+        hidden_size = config.hidden_size
+        query_size = config.num_attention_heads * config.head_dim
+        key_size = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(hidden_size, query_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(hidden_size, key_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(hidden_size, key_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(query_size, hidden_size, bias=config.attention_bias)
+        self.q_norm: nn.Module = nn.Identity()
+        self.k_norm: nn.Module = nn.Identity()
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        queries, keys, values = (y.unflatten(-1, (-1, self.head_dim)) for y in self.project(x))
-        queries, keys = self.q_norm(queries), self.k_norm(keys)  # [B, T, H, D], [B, T, K, D]
+        """[B, T, E] -> [B, T, E]."""
+        queries, keys, values = self.project(x)
+        queries = self.q_norm(queries.unflatten(-1, (-1, self.head_dim)))  # [B, T, H, D]
+        keys = self.k_norm(keys.unflatten(-1, (-1, self.head_dim)))  # [B, T, K, D]
+        values = values.unflatten(-1, (-1, self.head_dim))  # [B, T, K, D]
         if self.rotated:
             queries, keys = rotate(queries, cos, sin), rotate(keys, cos, sin)
-        return self.o_proj(attend(self.layer, queries, keys, values).flatten(-2))
+        attended = attend(self.layer, queries, keys, values)  # [B, T, H, D]
+        return self.o_proj(attended.flatten(-2))
 
     def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """[B, T, E] -> [B, T, H * D], [B, T, K * D], [B, T, K * D]."""
         return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
 
 class _SwiGLU(torch.autograd.Function):
-    """Keeps nothing but its two inputs for the backward pass."""
+    """silu(gate) * up, saving nothing but its two inputs for backward."""
 
     @staticmethod
     def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
@@ -98,35 +103,35 @@ class _SwiGLU(torch.autograd.Function):
 
 
 class SwiGLU(nn.Module):
-    """silu(gate) * up."""
+    """silu(gate) * up (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
 
     def forward(self, gate: Tensor, up: Tensor) -> Tensor:
+        """[B, T, I], [B, T, I] -> [B, T, I]."""
         return _SwiGLU.apply(gate, up)
 
 
 class MLP(nn.Module):
-    """SwiGLU feed-forward (Shazeer 2020)."""
+    """Feed-forward layer: down(silu(gate(x)) * up(x))."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(
-            config.hidden_size, config.intermediate_size, bias=config.mlp_bias
-        )
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(
-            config.intermediate_size, config.hidden_size, bias=config.mlp_bias
-        )
+        hidden_size, intermediate_size = config.hidden_size, config.intermediate_size
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=config.mlp_bias)
         self.act = SwiGLU()
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, T, E] -> [B, T, E]."""
         return self.down_proj(self.activate(x))
 
     def activate(self, x: Tensor) -> Tensor:
+        """[B, T, E] -> [B, T, I]."""
         return self.act(self.gate_proj(x), self.up_proj(x))
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each normalised before and added to the residual stream."""
+    """Attention and feed-forward, each with a norm before it and added to the residual stream."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -136,26 +141,25 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """[B, T, E] -> [B, T, E]."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Decoder(nn.Module):
-    """Token ids in, hidden states out; `logits` is separate, so nobody pays for positions nobody
-    reads.
+    """A causal language model: token ids -> hidden states; `logits` is a separate call.
+
+    So nobody pays for logits of positions that nobody reads.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        blocks = [Block(config, layer) for layer in range(config.num_hidden_layers)]
+        norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.model = nn.ModuleDict(
-            {
-                "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
-                "layers": nn.ModuleList(
-                    Block(config, layer) for layer in range(config.num_hidden_layers)
-                ),
-                "norm": RMSNorm(config.hidden_size, config.rms_norm_eps),
-            }
+            {"embed_tokens": embed_tokens, "layers": nn.ModuleList(blocks), "norm": norm}
         )
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
@@ -172,7 +176,7 @@ class Decoder(nn.Module):
     def forward(
         self, input_ids: Tensor, positions: Tensor | None = None, attend: Attend = causal_attention
     ) -> Tensor:
-        """Final hidden states [B, T, E] of `input_ids` [B, T] int64; feed them to `logits`.
+        """Final hidden states, after the last norm: `input_ids` [B, T] int64 -> [B, T, E].
 
         `positions` [B, T] or [T] int64 default to 0 .. T-1. Padding on the right needs no mask:
         causal attention never looks at it.

@@ -1,5 +1,6 @@
-"""Frozen linears with 8-bit weights: one float32 scale for each output channel (Dettmers et al.
-2022, section 2).
+"""Frozen linears with 8-bit weights and one float32 scale for each output channel.
+
+Source: absmax quantisation, Dettmers et al. 2022, section 2, https://arxiv.org/abs/2208.07339.
 """
 
 import torch
@@ -10,24 +11,27 @@ SCHEMES = ("int8",)
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """[out, in] -> int8 [out, in] and float32 scales [out, 1]; the largest magnitude of a row
-    becomes 127.
+    """Round each row to multiples of its largest magnitude / 127.
+
+    [out, in] -> int8 [out, in] and float32 scales [out, 1].
     """
     wide = weight.float()
-    scale = (wide.abs().amax(dim=1, keepdim=True) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+    scale = wide.abs().amax(dim=1, keepdim=True) / 127
+    scale = scale.clamp_min(torch.finfo(torch.float32).tiny)
     return (wide / scale).round().to(torch.int8), scale
 
 
 def dense_weight(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """The matrix that `weight` stands for, in `dtype`; `scale` is None where it is not
-    quantised.
-    """
-    return weight.to(dtype) if scale is None else weight.to(dtype).mul_(scale.to(dtype))
+    """The weight matrix in `dtype`. `scale` is None if `weight` is not quantised."""
+    if scale is None:
+        return weight.to(dtype)
+    return weight.to(dtype).mul_(scale.to(dtype))
 
 
 class QuantizedLinear(nn.Linear):
-    """y = W x + b with `weight` int8 [out, in] and `weight_scale` float32 [out, 1]; no gradients
-    but those of x.
+    """y = W x + b with `weight` int8 [out, in] and `weight_scale` float32 [out, 1].
+
+    Only `x` has a gradient.
     """
 
     def __init__(
@@ -45,16 +49,16 @@ class QuantizedLinear(nn.Linear):
 
 
 class _Product(torch.autograd.Function):
-    """The dense weight exists during a product only; autograd would keep every layer's until the
-    backward pass.
+    """A product whose dense weight is formed again in backward.
+
+    Autograd would keep the dense weight of every layer until then.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight, scale)
-        return F.linear(
-            x, dense_weight(weight, scale, x.dtype), None if bias is None else bias.to(x.dtype)
-        )
+        bias = None if bias is None else bias.to(x.dtype)
+        return F.linear(x, dense_weight(weight, scale, x.dtype), bias)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
@@ -63,14 +67,15 @@ class _Product(torch.autograd.Function):
 
 
 def quantize_linears(model: nn.Module) -> None:
-    """Make every linear within the decoder's blocks one of 8 bits; `load_model` then fills them in.
+    """Replace every linear in the decoder's blocks by a `QuantizedLinear` with empty weights.
 
-    Embedding and output head stay as they are: they are often one matrix, and rounding the head
-    costs most.
+    `load_model` fills them in. Embedding and output head stay as they are: they are often one
+    matrix, and rounding the head costs most.
     """
     for name, linear in list(model.named_modules()):
-        if isinstance(linear, nn.Linear) and name.startswith("model.layers."):
-            parent, _, child = name.rpartition(".")
-            weight = torch.empty_like(linear.weight, dtype=torch.int8)
-            scale = torch.empty(len(weight), 1, device=weight.device)
-            setattr(model.get_submodule(parent), child, QuantizedLinear(weight, scale, linear.bias))
+        if not isinstance(linear, nn.Linear) or not name.startswith("model.layers."):
+            continue
+        weight = torch.empty_like(linear.weight, dtype=torch.int8)
+        scale = torch.empty(len(weight), 1, device=weight.device)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, QuantizedLinear(weight, scale, linear.bias))

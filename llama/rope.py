@@ -1,5 +1,6 @@
-"""Rotary position embedding (Su et al. 2021) with Llama 3's frequency scaling, in the split-half
-layout.
+"""Rotary position embedding with Llama 3's frequency scaling, in the split-half layout.
+
+Source: Su et al. 2021, https://arxiv.org/abs/2104.09864.
 """
 
 import math
@@ -11,10 +12,9 @@ from llama.config import ModelConfig
 
 
 def inverse_frequencies(config: ModelConfig, device: torch.device | str | None = None) -> Tensor:
-    """Return the angular frequency of each pair of dimensions, [head_dim / 2] float32, in radians
-    a position.
+    """Return the angular frequency of each pair of dimensions, in radians a position.
 
-    Llama 3.1 scales them for contexts beyond `original_max_position_embeddings`. Wavelengths above
+    The result is [head_dim / 2] float32. Llama 3.1 scales them for contexts beyond `original_max_position_embeddings`. Wavelengths above
     original / low_freq_factor grow `factor` times, those below original / high_freq_factor stay,
     and in between the two frequencies are blended.
     """
@@ -33,10 +33,9 @@ def inverse_frequencies(config: ModelConfig, device: torch.device | str | None =
 def rotary_tables(
     config: ModelConfig, positions: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines for `positions` [...] int64: two [..., 1, head_dim] of `dtype`,
-    computed in float32.
+    """Return the cosines and sines of the rotation angles, computed in float32 and cast to `dtype`.
 
-    The dimension of size 1 broadcasts over heads. The first half of the sines is negated, as
+    `positions` [...] int64 -> two [..., 1, head_dim]. The dimension of size 1 broadcasts over heads. The first half of the sines is negated, as
     `rotate` needs it.
     """
     frequencies = inverse_frequencies(config, positions.device)
@@ -46,7 +45,8 @@ def rotary_tables(
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + head_dim / 2) of `x` [..., heads, head_dim] by the angles of
-    `rotary_tables`.
+    """Rotate the pairs (i, i + head_dim / 2) of `x` by the angles of `rotary_tables`.
+
+    `x` is [..., heads, head_dim].
     """
     return (x * cos).add_(x.roll(x.shape[-1] // 2, dims=-1).mul_(sin))

@@ -159,7 +159,7 @@ def test_the_grammar_equals_free_decoding_token_for_token(guard):
         )
         turned.lm_head.weight.data = model.lm_head.weight + 0.04 * seed * noise
         free = generate(turned, prompts, 80, tokenizer.stop_ids)
-        held = generate(turned, prompts, 80, tokenizer.stop_ids, guide=grammar)
+        held = generate(turned, prompts, 80, tokenizer.stop_ids, allowed_tokens_fn=grammar)
         for one, other in zip(free, held, strict=True):
             text = tokenizer.decode(one.token_ids)
             if form.fullmatch(text) and one.token_ids == [

@@ -1,6 +1,4 @@
-"""The static-shape steps that a GPU captures give the engine's own tokens; here they run without a
-graph.
-"""
+"""Static-shape steps give the engine's own tokens; on a CPU they run without a graph."""
 
 import pytest
 import torch
@@ -41,18 +39,18 @@ def test_static_steps_choose_the_same_tokens(model, prefix, monkeypatch):
     )
     for batch_size, outputs in expected.items():
         assert generate(model, prompts, 40, STOP_IDS, batch_size) == outputs
-    assert len(set(recorded)) >= 3, "several buckets, as rows grew longer"
+    assert len(set(recorded)) >= 3, "several buckets, as sequences grew longer"
 
 
-def test_guides_drafts_and_copied_slots_go_along_with_static_steps(model, monkeypatch):
-    def guide(new: list[int]) -> list[int] | None:
+def test_constraints_drafts_and_copied_slots_go_along_with_static_steps(model, monkeypatch):
+    def allowed(new: list[int]) -> list[int] | None:
         return None if len(new) % 3 else [20 + len(new)]
 
     prompts = ragged_prompts(17) + ragged_prompts(18)
     drafted, guided = (
         generate(model, prompts, 40, STOP_IDS, 6),
-        generate(model, prompts, 12, STOP_IDS, 6, guide=guide),
+        generate(model, prompts, 12, STOP_IDS, 6, allowed_tokens_fn=allowed),
     )
     monkeypatch.setattr(cuda_graphs, "DEVICES", ("cpu", "cuda"))
     assert generate(model, prompts, 40, STOP_IDS, 6) == drafted
-    assert generate(model, prompts, 12, STOP_IDS, 6, guide=guide) == guided
+    assert generate(model, prompts, 12, STOP_IDS, 6, allowed_tokens_fn=allowed) == guided

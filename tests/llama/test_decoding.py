@@ -1,6 +1,4 @@
-"""Batched decoding gives each prompt what transformers gives it alone, whatever the batch, prefix
-or chunk.
-"""
+"""Batched decoding gives the tokens of transformers, whatever the batch, prefix or chunk."""
 
 import dataclasses
 import math
@@ -13,13 +11,13 @@ from data.few_shot import FewShotSampler
 from data.gsm8k import gsm8k_messages, load_gsm8k
 from llama import cache, engine, generate, load_model, load_tokenizer, prompt_lookup, sampling
 from llama.cache import bytes_per_token
-from llama.engine import DecodingStats, common_prefix_length
+from llama.engine import DecodingStats
 from llama.sampling import sample
+from llama.sequence import common_prefix_length
 from tests.tiny import save_transformers_model, tiny_transformers_model
 
-STOP_IDS = frozenset(
-    range(3, 60, 7)
-)  # enough of the vocabulary that some rows stop and some do not
+# So much of the vocabulary that some sequences stop and some do not.
+STOP_IDS = frozenset(range(3, 60, 7))
 
 
 def ragged_prompts(seed: int, prefix: int = 0) -> list[list[int]]:
@@ -125,7 +123,7 @@ def test_drafts_change_nothing_but_the_number_of_passes(models, monkeypatch):
         (64, ((1, 7),)),
     ):  # none, few rows, streaks, both
         monkeypatch.setattr(engine, "VERIFIED_TOKENS", verified)
-        monkeypatch.setattr(prompt_lookup, "TRUSTED", lengths)
+        monkeypatch.setattr(prompt_lookup, "STREAK_TO_DRAFT_LENGTH", lengths)
         stats = DecodingStats()
         results.append(generate(ours, prompts, 120, STOP_IDS, batch_size=2, stats=stats))
         passes.append(stats.forward_passes)
@@ -167,7 +165,7 @@ def test_prompts_that_begin_alike_in_groups_copy_what_another_slot_holds(models)
             )
 
 
-def test_more_groups_than_rows_in_flight_are_still_read_once_each(models):
+def test_more_groups_than_slots_are_still_prefilled_once_each(models):
     """They are answered in the order they come in: any other tears groups apart."""
     _, ours = models
     generator = torch.Generator().manual_seed(10)
@@ -180,7 +178,7 @@ def test_more_groups_than_rows_in_flight_are_still_read_once_each(models):
     assert stats.prefill_tokens == sum(map(len, prompts)) - 6 * 3 * 40
 
 
-def test_memory_bounds_the_rows_in_flight_not_the_tokens(models):
+def test_memory_bounds_the_sequences_in_flight_not_the_tokens(models):
     _, ours = models
     prompts = ragged_prompts(4, prefix=17)
     passes, outputs = [], []
@@ -192,29 +190,29 @@ def test_memory_bounds_the_rows_in_flight_not_the_tokens(models):
         )
         passes.append(stats.forward_passes)
     assert outputs[0] == outputs[1]
-    assert passes[1] > passes[0], "fewer rows at a time"
+    assert passes[1] > passes[0], "fewer sequences at a time"
     with pytest.raises(ValueError, match="GiB of key/value cache, but its memory is bounded by"):
         generate(ours, prompts, 20, cache_bytes=20 * token)
 
 
-def test_out_of_memory_halves_the_rows_and_loses_nothing(models, monkeypatch):
+def test_out_of_memory_halves_the_slots_and_loses_nothing(models, monkeypatch):
     _, ours = models
     prompts = ragged_prompts(6, prefix=17)
     expected = generate(ours, prompts, 20, STOP_IDS, 8)
-    real, calls, slots = engine.StepPass, [], []
+    real, calls, slots = engine.StepAttention, [], []
 
-    def failing(cache, feeds):
-        calls.append(len(feeds))
+    def failing(cache, segments):
+        calls.append(len(segments))
         slots.append(cache.slots)
         if len(calls) in (5, 9):
             raise torch.OutOfMemoryError("no memory left")
-        return real(cache, feeds)
+        return real(cache, segments)
 
-    monkeypatch.setattr(engine, "StepPass", failing)
+    monkeypatch.setattr(engine, "StepAttention", failing)
     assert generate(ours, prompts, 20, STOP_IDS, 8) == expected
-    assert slots[0] == 8 and len(set(slots)) == 3, "two failures, each time fewer rows"
-    monkeypatch.setattr(engine, "StepPass", _out_of_memory)
-    with pytest.raises(torch.OutOfMemoryError, match="a single row"):
+    assert slots[0] == 8 and len(set(slots)) == 3, "two failures, each time fewer slots"
+    monkeypatch.setattr(engine, "StepAttention", _out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError, match="a single sequence"):
         generate(ours, prompts, 20, STOP_IDS, 8)
 
 
@@ -241,7 +239,7 @@ def test_a_bfloat16_cache_stays_close(models):
     assert sum(a == b for a, b in zip(exact, rounded, strict=True)) >= len(prompts) - 2
 
 
-def test_every_prompt_token_read_is_counted(models, monkeypatch):
+def test_every_prompt_token_computed_is_counted(models, monkeypatch):
     monkeypatch.setattr(engine, "PREFILL_CHUNK", 4)
     stats = DecodingStats()
     generate(
@@ -258,14 +256,14 @@ def test_equal_prompts_and_a_prompt_that_begins_another(models):
     assert [output.token_ids for output in generate(ours, prompts, 15, STOP_IDS)] == expected
 
 
-def test_finished_rows_are_reported_at_once_and_in_input_order(models):
+def test_finished_sequences_are_reported_at_once(models):
     _, ours = models
     prompts, seen = ragged_prompts(0), {}
     outputs = generate(
         ours, prompts, 40, STOP_IDS, 3, on_finish=lambda i, output: seen.update({i: output})
     )
     assert [seen[i] for i in range(len(prompts))] == outputs
-    assert list(seen) != sorted(seen), "rows end at different times"
+    assert list(seen) != sorted(seen), "sequences end at different times"
 
 
 def test_context_end_cuts_generation(models):
@@ -349,7 +347,7 @@ def test_a_nucleus_within_the_likeliest_tokens_needs_no_sorted_vocabulary(monkey
     draws = torch.rand(200, generator=generator)
     drawn = {}
     for head in (20, 500):
-        monkeypatch.setattr(sampling, "HEAD", head)
+        monkeypatch.setattr(sampling, "SORTED_HEAD", head)
         drawn[head] = [
             sample(row[None], draw[None], 0.7, 0.9).item()
             for row, draw in zip(logits, draws, strict=True)

@@ -1,4 +1,4 @@
-"""Drafts are what the row's own text suggests; a streak of right guesses makes them longer."""
+"""Drafts follow the sequence's own text; a streak of right ones makes them longer."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def test_draft(tokens, length, draft):
     assert Drafter(tokens).draft(length) == draft
 
 
-def test_right_guesses_in_a_row_are_trusted():
+def test_right_drafts_in_a_row_are_trusted():
     drafter = Drafter([1, 2, 3, 4, 1, 2, 3])
     lengths = []
     for token in [4, 1, 2, 3] * 9:

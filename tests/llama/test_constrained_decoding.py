@@ -1,4 +1,4 @@
-"""A guide limits what comes next; what it forces needs no forward pass of its own."""
+"""Constrained decoding: only allowed tokens come next; a forced one needs no forward pass."""
 
 import pytest
 import torch
@@ -15,9 +15,10 @@ def model(tiny_checkpoint):
     return load_model(tiny_checkpoint("qwen3"))
 
 
-def guide(tokens):
-    """Two forced, one of three, one of any, and so on; rows end after 12 or 16 tokens, as their
-    third token says.
+def allowed_tokens(tokens):
+    """Two forced tokens, one of three, one of any, and so on.
+
+    Sequences end after 12 or 16 tokens, as their third token says.
     """
     if len(tokens) == (12 if len(tokens) > 2 and tokens[2] == 7 else 16):
         return {STOP}
@@ -29,7 +30,7 @@ def one_token_at_a_time(model, prompt, limit):
     tokens = []
     while len(tokens) < limit and tokens[-1:] != [STOP]:
         logits = model.logits(model(torch.tensor([prompt + tokens]))[0, -1])
-        allowed = guide(tokens)
+        allowed = allowed_tokens(tokens)
         tokens.append(
             int(logits.argmax())
             if allowed is None
@@ -39,22 +40,26 @@ def one_token_at_a_time(model, prompt, limit):
 
 
 @pytest.mark.parametrize("limit", [1, 3, 10, 30])
-def test_guided_rows_are_those_decoded_one_token_at_a_time(model, limit):
+def test_constrained_tokens_are_those_decoded_one_at_a_time(model, limit):
     expected = [one_token_at_a_time(model, prompt, limit) for prompt in PROMPTS]
     for batch_size in (1, 2, 4):
-        outputs = generate(model, PROMPTS, limit, {STOP}, batch_size, guide=guide)
+        outputs = generate(
+            model, PROMPTS, limit, {STOP}, batch_size, allowed_tokens_fn=allowed_tokens
+        )
         assert [output.token_ids for output in outputs] == expected
         assert [output.finish_reason == "stop" for output in outputs] == [
-            row[-1] == STOP for row in expected
+            tokens[-1] == STOP for tokens in expected
         ]
     if limit == 30:
-        assert len(set(map(len, expected))) > 1, "rows must end at different times"
+        assert len(set(map(len, expected))) > 1, "sequences must end at different times"
 
 
 def test_forced_tokens_cost_no_forward_pass(model):
-    def passes(guide):
+    def passes(function):
         stats = DecodingStats()
-        (output,) = generate(model, PROMPTS[:1], 30, {STOP}, stats=stats, guide=guide)
+        (output,) = generate(
+            model, PROMPTS[:1], 30, {STOP}, stats=stats, allowed_tokens_fn=function
+        )
         return len(output.token_ids), stats.forward_passes
 
     script = [5, 6, 7, 8, STOP]
@@ -64,6 +69,6 @@ def test_forced_tokens_cost_no_forward_pass(model):
     assert passes(fork) == (5, 1)
 
 
-def test_a_sample_keeps_to_the_guide(model):
-    outputs = generate(model, PROMPTS, 3, {STOP}, temperature=5.0, guide=guide)
+def test_a_sample_keeps_to_the_allowed_tokens(model):
+    outputs = generate(model, PROMPTS, 3, {STOP}, temperature=5.0, allowed_tokens_fn=allowed_tokens)
     assert {output.token_ids[2] for output in outputs} <= {7, 130, 140}

@@ -1,0 +1,79 @@
+"""A prompt in flight: its tokens, how many of them are cached, what it is to give in a step."""
+
+from collections import abc
+from dataclasses import dataclass
+
+import numpy as np
+
+from llama.prompt_lookup import Drafter
+
+
+@dataclass(frozen=True)
+class Output:
+    """New tokens of one prompt; `finish_reason` is "stop" (they end in a stop id) or "length"."""
+
+    token_ids: list[int]
+    finish_reason: str
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One prompt and the tokens generated for it so far.
+
+    `tokens` excludes the prefix that all prompts share: first `prompt_length` prompt tokens, then
+    the generated ones, at most `max_new_tokens`. The keys and values of the first
+    `num_cached_tokens` are stored in the cache.
+    """
+
+    index: int
+    tokens: list[int]
+    prompt_length: int
+    max_new_tokens: int
+    random: np.random.Generator
+    num_cached_tokens: int = 0
+    drafter: Drafter | None = None  # made at the first step that verifies drafts
+
+    @property
+    def new_tokens(self) -> list[int]:
+        return self.tokens[self.prompt_length :]
+
+    @property
+    def num_new_tokens(self) -> int:
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def num_uncached_tokens(self) -> int:
+        """Tokens to compute before the next one can be chosen: 1 while decoding."""
+        return len(self.tokens) - self.num_cached_tokens
+
+
+@dataclass(frozen=True)
+class LogitsRequest:
+    """A sequence that needs logits in this step, at `len(draft) + 1` positions."""
+
+    sequence: Sequence
+    draft: list[int]
+
+    @property
+    def num_positions(self) -> int:
+        return len(self.draft) + 1
+
+
+def shared_length(a: abc.Sequence[int], b: abc.Sequence[int], limit: int) -> int:
+    """The number of leading tokens, at most `limit`, that two sequences have in common."""
+    limit = min(limit, len(a), len(b))
+    for place in range(limit):
+        if a[place] != b[place]:
+            return place
+    return limit
+
+
+def common_prefix_length(prompts: abc.Sequence[list[int]]) -> int:
+    """The number of leading tokens all prompts share, leaving each at least one token of its own.
+
+    0 for a single prompt, which shares nothing.
+    """
+    if len(prompts) < 2:
+        return 0
+    low, high = min(prompts), max(prompts)  # what the extremes in sorted order share, all share
+    return shared_length(low, high, min(map(len, prompts)) - 1)
