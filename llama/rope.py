@@ -14,9 +14,10 @@ from llama.config import ModelConfig
 def inverse_frequencies(config: ModelConfig, device: torch.device | str | None = None) -> Tensor:
     """Return the angular frequency of each pair of dimensions, in radians a position.
 
-    The result is [head_dim / 2] float32. Llama 3.1 scales them for contexts beyond `original_max_position_embeddings`. Wavelengths above
-    original / low_freq_factor grow `factor` times, those below original / high_freq_factor stay,
-    and in between the two frequencies are blended.
+    The result is [head_dim / 2] float32. Llama 3.1 scales them for contexts beyond
+    `original_max_position_embeddings`. Wavelengths above original / low_freq_factor grow `factor`
+    times, those below original / high_freq_factor stay, and in between the two frequencies are
+    blended.
     """
     rope = config.rope
     dimensions = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device=device)
@@ -35,8 +36,8 @@ def rotary_tables(
 ) -> tuple[Tensor, Tensor]:
     """Return the cosines and sines of the rotation angles, computed in float32 and cast to `dtype`.
 
-    `positions` [...] int64 -> two [..., 1, head_dim]. The dimension of size 1 broadcasts over heads. The first half of the sines is negated, as
-    `rotate` needs it.
+    `positions` [...] int64 -> two [..., 1, head_dim]. The dimension of size 1 broadcasts over
+    heads. The first half of the sines is negated, as `rotate` needs it.
     """
     frequencies = inverse_frequencies(config, positions.device)
     angles = (positions[..., None].float() * frequencies).unsqueeze(-2)  # [..., 1, head_dim / 2]

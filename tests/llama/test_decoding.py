@@ -121,7 +121,7 @@ def test_drafts_change_nothing_but_the_number_of_passes(models, monkeypatch):
         monkeypatch.setattr(engine, "VERIFIED_TOKENS", verified)
         monkeypatch.setattr(prompt_lookup, "STREAK_TO_DRAFT_LENGTH", lengths)
         stats = DecodingStats()
-        results.append(generate(ours, prompts, 120, frozenset(), batch_size=2, stats=stats))
+        results.append(generate(ours, prompts, 60, frozenset(), batch_size=2, stats=stats))
         passes.append(stats.forward_passes)
     assert results[0] == results[1] == results[2] == results[3]
     assert passes[1] < passes[0] and passes[2] < passes[0] and passes[3] < passes[0]
