@@ -112,7 +112,7 @@ def shard_by_work(prompts: Sequence[list[int]], new_tokens: int, processes: int)
     Sorted prompts share beginnings, which are computed once: the work of a prompt is what it does
     not have in common with the one before it, and `new_tokens`.
     """
-    order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
+    order = sorted(range(len(prompts)), key=lambda i: prompts[i])
     work: list[int] = []
     before: Sequence[int] = []
     for i in order:

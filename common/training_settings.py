@@ -16,7 +16,7 @@ from common.options import (
 from common.ranks import world_size
 from common.settings import PromptSettings, RunSettings
 from data.examples import LOSSES
-from lora.layer import TARGETS, LoRAConfig
+from lora.layer import TARGET_ALIASES, LoRAConfig
 from lora.trainer import SCHEDULES
 
 DATA, LORA, KEEPING = "data", "LoRA", "keeping what the base model does"
@@ -209,5 +209,5 @@ class TrainingSettings(PromptSettings, RunSettings):
         """Which linears are adapted and how, the short names in `target` written out."""
         names: list[str] = []
         for name in self.target:
-            names += TARGETS.get(name, (name,))
+            names += TARGET_ALIASES.get(name, (name,))
         return LoRAConfig(self.rank, self.alpha, self.dropout, tuple(names))

@@ -8,6 +8,7 @@ kept for the backward pass but the input, and not even that where it is cheap to
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,19 +18,19 @@ from llama.errors import UserError
 from llama.onednn import packed_linear
 from llama.quantization import dense_weight
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-MLP = ("gate_proj", "up_proj", "down_proj")
-ALL_LINEARS = (*ATTENTION, *MLP)
-TARGETS = {
-    "all": ALL_LINEARS,
-    "attention": ATTENTION,
-    "mlp": MLP,
-}  # short names for the command line
+ATTENTION_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP_LINEARS = ("gate_proj", "up_proj", "down_proj")
+ALL_LINEARS = (*ATTENTION_LINEARS, *MLP_LINEARS)
+# Short names for the command line.
+TARGET_ALIASES = {"all": ALL_LINEARS, "attention": ATTENTION_LINEARS, "mlp": MLP_LINEARS}
 
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """Which linears are adapted and how; the update is scaled by `alpha / rank`."""
+    """Which linears are adapted and how; the update is scaled by `alpha / rank`.
+
+    UserError for a rank, alpha or dropout out of range, or no target.
+    """
 
     rank: int = 8
     alpha: float = 16.0
@@ -59,19 +60,21 @@ class Recompute:
 
 
 class LowRankLinear(torch.autograd.Function):
-    """x [..., in], frozen weight [out, in] and bias, A [rank, in], B [out, rank] -> [..., out] in
-    the dtype of `x`.
+    """The product of a frozen weight and its low-rank update, with hand-written gradients.
+
+    x [..., in], weight [out, in] and bias, A [rank, in], B [out, rank] -> [..., out] in the dtype
+    of `x`.
 
     `weight_scale` is None unless the weight is quantised; `packed` is None or the weight and its
     transpose, packed, and `weight` is empty then. With `recompute`, backward forms `x` again and
-    only what it is made from is saved. `kept` [..., in] bool are the values dropout
-    leaves; `scaling` includes what makes up for the others. Products with A and B are written so
+    only what it is made from is saved. `dropout_mask` [..., in] bool is true where dropout leaves a
+    value; `scaling` includes what makes up for the others. Products with A and B are written so
     that the short side is the number of rows: BLAS is up to five times slower the other way.
     """
 
     @staticmethod
     def forward(
-        ctx,
+        ctx: Any,
         x: Tensor,
         weight: Tensor,
         weight_scale: Tensor | None,
@@ -79,7 +82,7 @@ class LowRankLinear(torch.autograd.Function):
         bias: Tensor | None,
         A: Tensor,
         B: Tensor,
-        kept: Tensor | None,
+        dropout_mask: Tensor | None,
         scaling: float,
         recompute: Recompute | None,
     ) -> Tensor:
@@ -91,17 +94,17 @@ class LowRankLinear(torch.autograd.Function):
             out = packed_linear(x, packed[0], bias)
         else:
             out = F.linear(x, dense_weight(weight, weight_scale, x.dtype), bias)
-        low_rank = _rows(_drop(x, kept)) @ A.to(x.dtype).T
+        low_rank = _rows(_drop(x, dropout_mask)) @ A.to(x.dtype).T
         _rows(out).addmm_(low_rank, B.to(x.dtype).T, alpha=scaling)
-        ctx.save_for_backward(weight, weight_scale, A, B, kept, low_rank, *inputs)
+        ctx.save_for_backward(weight, weight_scale, A, B, dropout_mask, low_rank, *inputs)
         return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, weight_scale, A, B, kept, low_rank, *inputs = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, weight_scale, A, B, dropout_mask, low_rank, *inputs = ctx.saved_tensors
         x = ctx.function(*inputs) if ctx.function else inputs[0]
         grad = grad.to(x.dtype)
-        rows, dropped = _rows(grad), _rows(_drop(x, kept))
+        rows, dropped = _rows(grad), _rows(_drop(x, dropout_mask))
         low_A, low_B = A.to(x.dtype), B.to(x.dtype)
         grad_low = (low_B.T @ rows.T) * ctx.scaling  # [rank, N]
         grad_A = (grad_low @ dropped).to(A.dtype)
@@ -113,10 +116,10 @@ class LowRankLinear(torch.autograd.Function):
             else:
                 grad_x = (rows @ dense_weight(weight, weight_scale, x.dtype)).view(x.shape)
             through_low_rank = _rows(grad_x)
-            if kept is None:
+            if dropout_mask is None:
                 through_low_rank.addmm_(grad_low.T, low_A)
             else:
-                through_low_rank += _drop(grad_low.T @ low_A, _rows(kept))
+                through_low_rank += _drop(grad_low.T @ low_A, _rows(dropout_mask))
         return grad_x, None, None, None, None, grad_A, grad_B, None, None, None
 
 
@@ -124,13 +127,12 @@ def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def _drop(x: Tensor, kept: Tensor | None) -> Tensor:
-    return x if kept is None else x * kept
+def _drop(x: Tensor, dropout_mask: Tensor | None) -> Tensor:
+    return x if dropout_mask is None else x * dropout_mask
 
 
 class LoRALinear(nn.Linear):
-    """A frozen linear (its `weight` and `bias`, under their old names) with float32 `lora_A` and
-    `lora_B`.
+    """A frozen linear, its `weight` and `bias` under their names, with float32 `lora_A`, `lora_B`.
 
     `lora_A` [rank, in] starts Kaiming-uniform and `lora_B` [out, rank] at zero, so a fresh layer
     changes nothing.
@@ -173,12 +175,12 @@ class LoRALinear(nn.Linear):
             return packed_linear(x, self.packed[0], self.bias)
         if not self.enabled:
             return F.linear(x, dense_weight(self.weight, self.weight_scale, x.dtype), self.bias)
-        kept = None
+        dropout_mask, scaling = None, self.scaling
         if self.training and self.config.dropout:
-            kept = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(
-                1 - self.config.dropout
-            )
-        scaling = self.scaling / (1 - self.config.dropout) if kept is not None else self.scaling
+            kept_share = 1 - self.config.dropout
+            dropout_mask = torch.empty(x.shape, dtype=torch.bool, device=x.device)
+            dropout_mask.bernoulli_(kept_share)
+            scaling /= kept_share
         return LowRankLinear.apply(
             x,
             self.weight,
@@ -187,12 +189,13 @@ class LoRALinear(nn.Linear):
             self.bias,
             self.lora_A,
             self.lora_B,
-            kept,
+            dropout_mask,
             scaling,
             recompute,
         )
 
     def can_be_packed(self) -> bool:
+        """True for a float32 weight on the CPU that is neither quantised nor sharded."""
         weight = self.weight
         plain = (
             self.weight_scale is None
@@ -202,14 +205,14 @@ class LoRALinear(nn.Linear):
         return plain and type(weight) is nn.Parameter and torch.backends.mkldnn.is_available()
 
     def merged(self) -> nn.Linear:
-        """A plain linear with the update added, formed in float32 and rounded once to the weight's
-        dtype.
+        """A plain linear with the update added, rounded once from float32 to the weight's dtype.
 
         UserError if the weight is quantised: most of an update is smaller than a step of 8 bits.
         """
         if self.weight_scale is not None:
             raise UserError(
-                "an adapter cannot be merged into quantised weights; load the model without quantize"
+                "an adapter cannot be merged into quantised weights; load the model without "
+                "quantize"
             )
         linear = nn.Linear(
             self.in_features, self.out_features, bias=self.bias is not None, device="meta"
