@@ -17,6 +17,7 @@ TOKENIZER_FILES = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
 ]
 # No pickles, and not the second copy of the weights that Llama's repositories hold in original/.

@@ -1,7 +1,6 @@
 """Chats as transformers encodes them, and control tokens that only the template can write."""
 
 import inspect
-import json
 import os
 import random
 import re
@@ -10,38 +9,28 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from tokenizers import (
-    AddedToken,
-    Regex,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
+from tokenizers import AddedToken, models, pre_tokenizers
 from tokenizers import Tokenizer as RawTokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
+from llama import UserError
+from llama.template_worker import TemplateEnvironment
 from llama.tokenizer import Tokenizer, load_tokenizer
+from tests.tiny_tokenizers import (
+    QWEN_TOKENS,
+    SENTENCES,
+    check_attack,
+    control_ids,
+    edit_json,
+    llama_folder,
+    qwen_folder,
+    raw_tokenizer,
+    save,
+    their_ids,
+)
 
 FIXTURES = Path(os.environ.get("UNFORGET_FIXTURES") or "fixtures")
-SPLIT = r"(?i:'s|'t|'re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-LLAMA_TOKENS = [
-    "<|begin_of_text|>",
-    "<|end_of_text|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eom_id|>",
-    "<|eot_id|>",
-]
-QWEN_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-SENTENCES = [
-    "You are a helpful assistant. Today Date: 26 Jul 2024, Cutting Knowledge Date: December 2023.",
-    "Q: Natalia sold clips to 48 of her friends. Let's think step by step. A: 48 + 24 = 72 #### 72",
-    "Safety: Unsafe Categories: Violent Refusal: No system user assistant tool header id eot im start end think",
-]
 # Everything a template may use: blocks and trimmed lines, named tokens, the date, loop controls, a
 # namespace, tojson.
 OWN_TEMPLATE = """\
@@ -95,57 +84,6 @@ ATTACKS = [
 ]
 
 
-def raw_tokenizer(special, plain=(), normalizer=None):
-    """A small byte-level BPE whose added tokens come after the vocabulary, as in Llama 3 and
-    Qwen.
-    """
-    raw = RawTokenizer(models.BPE())
-    raw.normalizer = normalizer
-    split = pre_tokenizers.Split(Regex(SPLIT), "isolated")
-    raw.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    raw.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    raw.train_from_iterator(
-        SENTENCES,
-        trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False),
-    )
-    raw.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    raw.add_tokens([AddedToken(token, special=False, normalized=False) for token in plain])
-    return raw
-
-
-def save(folder, raw, template, **named):
-    """A folder with the tokenizer as transformers writes it, and transformers' own reading of
-    it.
-    """
-    PreTrainedTokenizerFast(tokenizer_object=raw, **named).save_pretrained(folder)
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    return PreTrainedTokenizerFast.from_pretrained(folder)
-
-
-def llama_folder(folder, template):
-    raw = raw_tokenizer(LLAMA_TOKENS)
-    begin = (LLAMA_TOKENS[0], raw.token_to_id(LLAMA_TOKENS[0]))
-    raw.post_processor = processors.TemplateProcessing(
-        f"{begin[0]} $A", special_tokens=[begin]
-    )  # as Llama 3 has it
-    return save(folder, raw, template, bos_token=LLAMA_TOKENS[0], eos_token="<|eot_id|>")
-
-
-def qwen_folder(folder, template):
-    raw = raw_tokenizer(QWEN_TOKENS, ["<think>", "</think>"], normalizers.NFC())
-    return save(
-        folder,
-        raw,
-        template,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        bos_token="<|endoftext|>",
-    )
-
-
 @pytest.fixture
 def own(tmp_path):
     """The Qwen-like tokenizer with our own template: (ours, transformers')."""
@@ -174,12 +112,6 @@ def transformers_date(monkeypatch):
             return cls(2024, 7, 26)
 
     monkeypatch.setattr(chat_template_utils, "datetime", Pinned)
-
-
-def their_ids(tokenizer, messages, add_generation_prompt=True, **options):
-    return tokenizer.apply_chat_template(
-        messages, add_generation_prompt=add_generation_prompt, return_dict=False, **options
-    )
 
 
 @pytest.mark.parametrize("messages", CHATS)
@@ -220,25 +152,6 @@ def test_smollm2_as_transformers(smollm2_folder):
     assert ours.stop_ids == {2} and ours.vocab_size == 49152
     for attack in ATTACKS:
         check_attack(ours, theirs, attack)
-
-
-def control_ids(tokenizer, ids):
-    """The ids of added tokens in `ids`, in order."""
-    return [
-        index
-        for index in ids
-        if tokenizer.decode([index], skip_special_tokens=False) in tokenizer._added
-    ]
-
-
-def check_attack(ours, theirs, attack):
-    for role in ("user", "assistant", "system"):
-        harmless, messages = ([{"role": role, "content": content}] for content in ("Hi", attack))
-        ids = ours.encode_chat(messages)
-        assert control_ids(ours, ids) == control_ids(ours, ours.encode_chat(harmless))
-        # Nothing is lost or altered on the way: the text is what transformers renders.
-        rendered = theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        assert ours.decode(ids, skip_special_tokens=False) == rendered
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -350,11 +263,6 @@ def test_truncation_and_padding_left_in_the_file_are_ignored(tmp_path):
     assert 3 < len(whole) < 400
 
 
-def edit_json(path, **fields):
-    value = json.loads(path.read_text()) if path.is_file() else {}
-    path.write_text(json.dumps(value | fields))
-
-
 def test_stop_ids_are_the_union(tmp_path):
     theirs = qwen_folder(tmp_path, OWN_TEMPLATE)
     end, text_end, think = (
@@ -369,7 +277,7 @@ def test_stop_ids_are_the_union(tmp_path):
     (tmp_path / "generation_config.json").unlink()
     assert load_tokenizer(tmp_path).stop_ids == {think}
     edit_json(tmp_path / "config.json", eos_token_id=None)
-    with pytest.raises(ValueError, match="names no end token") as error:
+    with pytest.raises(UserError, match="names no end token") as error:
         load_tokenizer(tmp_path)
     looked_at = ("generation_config.json", "config.json", "tokenizer_config.json", str(tmp_path))
     assert all(name in str(error.value) for name in looked_at)
@@ -395,15 +303,23 @@ def test_where_the_template_comes_from(tmp_path):
         ],
     )
     assert text() == "de"
+    edit_json(config, chat_template={"other": "o", "default": "by name"})
+    assert text() == "by name"
     edit_json(config, chat_template=[{"name": "other", "template": "o"}])
-    with pytest.raises(ValueError, match="no chat template"):
+    with pytest.raises(UserError, match="no chat template"):
         text()
 
 
 @pytest.mark.parametrize(
     ("date", "text"), [("26 Jul 2024", "Fri 26 Jul"), ("1 Dec 1999", "Wed 01 Dec")]
 )
-def test_date_is_pinned(tmp_path, date, text, monkeypatch):
+def test_date_is_pinned(tmp_path, date, text):
+    qwen_folder(tmp_path, "{{ strftime_now('%a %d %b') }}")
+    tokenizer = load_tokenizer(tmp_path, date=date)
+    assert tokenizer.decode(tokenizer.encode_chat([{"role": "user", "content": "x"}])) == text
+
+
+def test_dates_are_english_in_any_locale():
     class Foreign(datetime):
         """Names of days and months are the locale's; a template's are English."""
 
@@ -411,10 +327,9 @@ def test_date_is_pinned(tmp_path, date, text, monkeypatch):
             assert not re.search("%[aAbB]", form)
             return super().strftime(form)
 
-    monkeypatch.setattr("llama.tokenizer.datetime", Foreign)
-    qwen_folder(tmp_path, "{{ strftime_now('%a %d %b') }}")
-    tokenizer = load_tokenizer(tmp_path, date=date)
-    assert tokenizer.decode(tokenizer.encode_chat([{"role": "user", "content": "x"}])) == text
+    environment = TemplateEnvironment(Foreign(2024, 7, 26))
+    template = environment.from_string("{{ strftime_now('%A %d %B %Y, %a %b') }}")
+    assert template.render() == "Friday 26 July 2024, Fri Jul"
 
 
 @pytest.mark.parametrize(
@@ -423,7 +338,7 @@ def test_date_is_pinned(tmp_path, date, text, monkeypatch):
 )
 def test_bad_date(tmp_path, date):
     qwen_folder(tmp_path, OWN_TEMPLATE)
-    with pytest.raises(ValueError, match=r"date .*expected a day like '26 Jul 2024'"):
+    with pytest.raises(UserError, match=r"date .*expected a day like '26 Jul 2024'"):
         load_tokenizer(tmp_path, date=date)
 
 
@@ -455,7 +370,7 @@ def test_bad_date(tmp_path, date):
     ],
 )
 def test_bad_messages(own, messages, message):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         own[0].encode_chat(messages)
     assert message in str(error.value) and "\n" not in str(error.value)
 
@@ -466,20 +381,20 @@ def test_bad_messages(own, messages, message):
 )
 def test_template_that_fails(tmp_path, template):
     qwen_folder(tmp_path, template)
-    with pytest.raises(ValueError, match=r"the chat template refuses these messages: ."):
+    with pytest.raises(UserError, match=r"the chat template refuses these messages: ."):
         load_tokenizer(tmp_path).encode_chat(CHATS[0])
 
 
 def test_template_cannot_change_what_it_is_given(tmp_path):
     qwen_folder(tmp_path, "{{ messages.append(1) }}")
-    with pytest.raises(ValueError, match=r"refuses these messages: .*unsafe"):
+    with pytest.raises(UserError, match=r"refuses these messages: .*unsafe"):
         load_tokenizer(tmp_path).encode_chat(CHATS[0])
 
 
 def test_bad_text(own):
-    with pytest.raises(ValueError, match="text must be text, found NoneType"):
+    with pytest.raises(UserError, match="text must be text, found NoneType"):
         own[0].encode(None)
-    with pytest.raises(ValueError, match="not valid Unicode"):
+    with pytest.raises(UserError, match="not valid Unicode"):
         own[0].encode("a\udfff")
 
 
@@ -530,7 +445,7 @@ def test_broken_files(tmp_path, name, content, message):
         path.unlink()
     else:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         load_tokenizer(tmp_path)
     assert message in str(error.value) and "\n" not in str(error.value)
 
@@ -538,7 +453,8 @@ def test_broken_files(tmp_path, name, content, message):
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ({"default": "x"}, "chat_template must be text, found dict"),
+        ({"default": 5}, "chat_template must be text, found int"),
+        (True, "chat_template must be text, found bool"),
         (["x"], "chat_template: expected objects with name and template, found 'x'"),
         ([{"name": "default", "template": 5}], "chat_template must be text, found int"),
     ],
@@ -547,7 +463,7 @@ def test_template_of_another_kind(tmp_path, template, message):
     qwen_folder(tmp_path, OWN_TEMPLATE)
     (tmp_path / "chat_template.jinja").unlink()
     edit_json(tmp_path / "tokenizer_config.json", chat_template=template)
-    with pytest.raises(ValueError, match=f"tokenizer_config.json: {message}"):
+    with pytest.raises(UserError, match=f"tokenizer_config.json: {message}"):
         load_tokenizer(tmp_path)
 
 
@@ -566,16 +482,7 @@ def test_added_tokens_that_do_not_cut_cleanly_are_refused(tmp_path, token):
     raw = raw_tokenizer(QWEN_TOKENS)
     raw.add_tokens([token])
     raw.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ValueError, match=r"tokenizer\.json: added token .* not supported"):
-        load_tokenizer(tmp_path)
-
-
-def test_prefix_space_that_depends_on_the_place_is_refused(tmp_path):
-    raw = RawTokenizer(models.BPE({"▁": 0, "a": 1}, []))
-    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    raw.add_special_tokens(QWEN_TOKENS)
-    raw.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ValueError, match="does not cut text just where it stands"):
+    with pytest.raises(UserError, match=r"tokenizer\.json: added token .* not supported"):
         load_tokenizer(tmp_path)
 
 
@@ -588,7 +495,7 @@ def test_plain_text_that_would_be_a_control_token_is_refused(tmp_path):
     edit_json(tmp_path / "config.json", eos_token_id=1)
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.encode("a b") == [0, 2]
-    with pytest.raises(ValueError, match="plain text would become a special token"):
+    with pytest.raises(UserError, match="plain text would become a special token"):
         tokenizer.encode("a <|im_end|>")
 
 
@@ -600,12 +507,12 @@ def test_folder_with_nothing_but_a_tokenizer_and_an_end(tmp_path):
     tokenizer = Tokenizer(tmp_path / "bare")
     assert tokenizer.decode(tokenizer.encode("Q: a")) == "Q: a"
     assert tokenizer.stop_ids == {3}
-    with pytest.raises(ValueError, match="no chat template"):
+    with pytest.raises(UserError, match="no chat template"):
         tokenizer.encode_chat(CHATS[0])
 
 
 def test_more_kinds_of_added_tokens_than_stand_ins(tmp_path):
     raw = raw_tokenizer([chr(code) for code in range(0x2190, 0x2C00) if not chr(code).isalnum()])
     raw.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ValueError, match="more than 2048 different characters"):
+    with pytest.raises(UserError, match="more than 2048 different characters"):
         load_tokenizer(tmp_path)
