@@ -30,13 +30,14 @@ from common import cli
 from common.errors import UserError
 from common.interrupts import STATUSES, Interrupted
 from common.options import parse_settings
-from data.records import read_json, write_json
+from data.records import write_json
 from data.registry import TASKS
 from data.self_instruct import training_file
 from recipes.overlap import check_overlap
 from recipes.schema import Recipe, Setting, find_recipe, load_recipe, parse_setting
 from recipes.settings import ExperimentSettings
 from recipes.steps import Step, Training, answered_tasks, plan, run_name, trainings
+from recipes.workload import describe_work
 from reporting.load_runs import RECIPE, load_runs, short_names
 from reporting.reproduction_table import row_tables
 from reporting.tables import to_text
@@ -209,8 +210,8 @@ def list_steps(planned: Sequence[Training]) -> None:
     for training in planned:
         print(f"\n{training.run_name}: {training.recipe.title}")
         for step in plan(training):
-            finished = step.summary and step.summary.exists() and is_finished(step.summary)
-            print(f"  {step.name}{' (finished already)' if finished else ''}: {step.command}")
+            finished = " (finished already)" if step.is_finished() else ""
+            print(f"  {step.name}{finished}: {step.command}")
 
 
 def note_left_out(recipes: Sequence[Recipe], settings: ExperimentSettings) -> None:
@@ -222,16 +223,15 @@ def note_left_out(recipes: Sequence[Recipe], settings: ExperimentSettings) -> No
         print(f"--data {settings.data}: there is none for {', '.join(left_out)}, which is left out")
 
 
-def is_finished(summary: Path) -> bool:
-    return bool(read_json(summary).get("finished"))
-
-
 def run_recipes(settings: ExperimentSettings) -> None:
     recipes = load_recipes(settings)
     planned = plan_all(recipes, settings)
     note_left_out(recipes, settings)
     if settings.dry_run:
         list_steps(planned)
+    steps = [step for training in planned for step in plan(training)]
+    print(describe_work(steps, settings.data, settings.folder), flush=True)
+    if settings.dry_run:
         return
     for recipe in recipes:
         check_overlap(recipe, settings.data, settings.limits())

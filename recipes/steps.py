@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
+from data.records import read_json
 from data.registry import TASKS
 from data.self_instruct import training_file
 from guards.registry import GUARDS
@@ -13,8 +14,19 @@ from recipes.schema import SELF_INSTRUCT, SHOTS_DATA, Recipe
 from recipes.settings import ExperimentSettings
 from recipes.sources import Options
 
+TRAIN = "train"
 SEED_STRIDE = 1000  # between the seeds of two trainings of one recipe
 MAX_SEED = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class Work:
+    """The records that a step goes through: training examples, or prompts to answer."""
+
+    kind: str  # TRAIN, SELF_INSTRUCT or a task
+    limit: int | None  # of the records in the set
+    passes: float = 1.0
+    count: int | None = None  # the records themselves, if that does not depend on the set
 
 
 @dataclass(frozen=True)
@@ -25,6 +37,13 @@ class Step:
     script: str
     argv: list[str]
     summary: Path | None = None  # says that the step is finished; None: it is quick to repeat
+    work: Work | None = None  # what takes long in it
+
+    def is_finished(self) -> bool:
+        """True if an earlier call has finished the step; whether its settings agree is not seen."""
+        if self.summary is None or not self.summary.is_file():
+            return False
+        return bool(read_json(self.summary).get("finished"))
 
     @property
     def command(self) -> str:
@@ -141,7 +160,8 @@ def plan(training: Training) -> list[Step]:
         if adapter:
             argv += ["--init-adapter", str(adapter)]
         name = "training" if last else f"training, stage {number}"
-        steps.append(Step(name, "train", argv, stage_run / "train.summary.json"))
+        work = training_work(stage, settings)
+        steps.append(Step(name, "train", argv, stage_run / "train.summary.json", work))
         adapter = stage_run / "adapter"
     steps += answering_steps(training, run, adapter, 1.0)
     for scale in recipe.sweep:
@@ -149,12 +169,20 @@ def plan(training: Training) -> list[Step]:
     return steps
 
 
+def training_work(stage: Options, settings: ExperimentSettings) -> Work:
+    """The training examples that a stage sees; its options have been checked."""
+    if "steps" in stage:
+        return Work(TRAIN, None, count=int(stage["steps"]) * int(stage.get("batch-size", 16)))
+    return Work(TRAIN, settings.train_limit, float(stage.get("epochs", 1)))
+
+
 def self_instruct_step(training: Training, options: Options) -> Step:
     """Have the untouched model write the training data."""
     settings, run = training.settings, training.run
     argv = ["--task", "self-instruct", "--run", str(run), "--no-adapter", *_machine(settings)]
     argv += [*_amount(settings), "--data", settings.data, *to_argv(options), *_embedder(settings)]
-    return Step("self-instruct", "generate", argv, run / "self-instruct.summary.json")
+    work = Work(SELF_INSTRUCT, settings.train_limit, float(options.get("samples", 1)))
+    return Step(SELF_INSTRUCT, "generate", argv, run / "self-instruct.summary.json", work)
 
 
 def answering_steps(
@@ -177,7 +205,8 @@ def answering_steps(
         argv += to_argv(options)
         if "shots" in options:
             argv += _embedder(settings)
-        yield Step(f"{task}{at_scale}", "generate", argv, run / f"{task}.summary.json")
+        work = Work(task, limits.get(task))
+        yield Step(f"{task}{at_scale}", "generate", argv, run / f"{task}.summary.json", work)
     for guard in settings.judges() if recipe.judged else ():
         argv = ["--run", str(run), "--guard", guard]
         if guard not in GUARDS or GUARDS[guard].has_model:  # else judge.py refuses them
