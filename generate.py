@@ -67,7 +67,7 @@ def find_adapter(settings: AnsweringSettings) -> Path | None:
 def plan(settings: AnsweringSettings) -> list[AnsweringJob]:
     """What there is to do, with everything checked that can be before the model is loaded."""
     tasks, source = choose_tasks(settings)
-    if not settings.dry_run:
+    if not settings.writes_nothing():
         runs.prepare_run(settings.run)
     device = device_of_rank(resolve_device(settings.device))
     dtype = resolve_dtype(settings.dtype, device)
@@ -87,14 +87,16 @@ def plan(settings: AnsweringSettings) -> list[AnsweringJob]:
     }
     jobs = [make_job(task, source, answerer, identity) for task in tasks]
     for job in jobs:
-        if job.needs_model():
+        if job.needs_model() or settings.show_prompt:
             job.prepare()
     return jobs
 
 
 def describe_plan(jobs: Sequence[AnsweringJob]) -> str:
-    """What a call without --dry-run would do, in lines."""
+    """What a call without --dry-run would do, in lines; with --show-prompt, the prompts."""
     answerer = jobs[0].answerer
+    if count := answerer.settings.show_prompt:
+        return "\n".join(job.show_prompts(count) for job in jobs)
     lines = [job.describe_plan() for job in jobs]
     if any(job.needs_model() for job in jobs):
         lines.append(describe_memory(jobs))
@@ -120,7 +122,7 @@ def answer_tasks(settings: AnsweringSettings) -> None:
     with inference_group():
         with rank_zero_first():
             jobs = plan(settings)
-        if settings.dry_run:
+        if settings.writes_nothing():
             if rank() == 0:
                 print(describe_plan(jobs))
             return

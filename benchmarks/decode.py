@@ -28,7 +28,7 @@ from common.cli import run_script
 from common.errors import UserError
 from common.options import option, parse_settings, positive_int, recorded
 from data.few_shot import FewShotSampler
-from data.gsm8k import gsm8k_messages, load_gsm8k
+from data.gsm8k import GSM8K
 from llama import load_tokenizer
 from llama.hub import resolve
 
@@ -88,17 +88,17 @@ class DecodingSettings:
 def make_prompts(settings: DecodingSettings, setting: str) -> list[list[int]]:
     """The token ids of the first questions' chats."""
     tokenizer = load_tokenizer(settings.model)
-    records = load_gsm8k(settings.data, "test")
+    records = GSM8K().load(settings.data, "test")
     if settings.questions > len(records):
         raise UserError(
             f"--questions {settings.questions}: {settings.data} has {len(records)}; give at most "
             "as many"
         )
     shots, selection = SETTINGS[setting]
-    selector = FewShotSampler(load_gsm8k(settings.data, "train"), shots, selection, seed=0)
+    selector = FewShotSampler(GSM8K().load(settings.data, "train"), shots, selection, seed=0)
     prompts = []
     for record in records[: settings.questions]:
-        messages = gsm8k_messages(record["question"], selector.select(record))
+        messages = GSM8K().messages(record, selector.select(record))
         prompts.append(tokenizer.encode_chat(messages))
     return prompts
 

@@ -19,7 +19,7 @@ from benchmarks.engines import peak_memory
 from common.cli import run_script
 from common.options import option, parse_settings, positive_int
 from data.examples import IGNORE_INDEX, Example, build_example
-from data.gsm8k import gsm8k_messages, gsm8k_training_messages, load_gsm8k
+from data.gsm8k import GSM8K
 from data.scoring import extract_number
 from llama import generate, load_model, load_tokenizer
 from llama.decoding import Output
@@ -64,15 +64,15 @@ def gold_examples(
     tokenizer = load_tokenizer(settings.model)
     examples = []
     for record in records:
-        messages = gsm8k_training_messages(record["question"], record["answer"], shots)
+        messages = GSM8K().training_messages(record, shots)
         examples.append(build_example(tokenizer, messages))
     return examples
 
 
 def measure(settings: QuantizationSettings, scheme: str | None) -> dict[str, Any]:
     """Bytes of the parameters, tokens and their rate, examples a second, and the peak memory."""
-    pool = load_gsm8k(settings.data, "train")
-    records = load_gsm8k(settings.data, "test")[: settings.questions]
+    pool = GSM8K().load(settings.data, "train")
+    records = GSM8K().load(settings.data, "test")[: settings.questions]
     model = load_model(settings.model, settings.dtype, settings.device, scheme)
     sizes = [parameter.numel() * parameter.element_size() for parameter in model.parameters()]
     result: dict[str, Any] = {"parameters": sum(sizes)}
@@ -89,7 +89,7 @@ def answer(
     tokenizer = load_tokenizer(settings.model)
     prompts = []
     for record in records:
-        prompts.append(tokenizer.encode_chat(gsm8k_messages(record["question"], shots)))
+        prompts.append(tokenizer.encode_chat(GSM8K().messages(record, shots)))
     result: dict[str, Any] = {}
     outputs: list[Output] = []
     for name, some in (("one prompt", prompts[:1]), ("all prompts", prompts)):
@@ -126,8 +126,8 @@ def logit_changes(settings: QuantizationSettings) -> str:
     models = []
     for scheme in SCHEMES:
         models.append(load_model(settings.model, settings.dtype, settings.device, scheme))
-    records = load_gsm8k(settings.data, "test")[: settings.questions]
-    shots = load_gsm8k(settings.data, "train")[:SHOTS]
+    records = GSM8K().load(settings.data, "test")[: settings.questions]
+    shots = GSM8K().load(settings.data, "train")[:SHOTS]
     changes, same = [], []
     for example in gold_examples(settings, records, shots):
         sources = [i - 1 for i, label in enumerate(example.labels) if label != IGNORE_INDEX]

@@ -18,7 +18,7 @@ import torch
 from common.runs import peak_memory_bytes
 from data.examples import Example, build_example
 from data.few_shot import FewShotSampler
-from data.gsm8k import gsm8k_training_messages, load_gsm8k
+from data.gsm8k import GSM8K
 from llama import load_model, load_tokenizer
 from llama.config import ModelConfig
 from llama.engine import common_prefix_length
@@ -37,16 +37,14 @@ Batches = list[list[Example]]
 
 def step_batches(job: Job) -> Batches:
     """The examples of each step, the first one included."""
-    pool = load_gsm8k(job["data"], "train")
+    pool = GSM8K().load(job["data"], "train")
     selection = "random" if job["shots"].endswith("r") else "fixed"
     selector = FewShotSampler(pool, int(job["shots"].removesuffix("r")), selection, seed=0)
     tokenizer = load_tokenizer(job["model"])
     size, steps = job["batch_size"], job["steps"] + 1
     examples = []
     for record in pool[-size * steps :]:  # the last ones: the first are the fixed shots
-        messages = gsm8k_training_messages(
-            record["question"], record["answer"], selector.select(record)
-        )
+        messages = GSM8K().training_messages(record, selector.select(record))
         examples.append(build_example(tokenizer, messages, job["loss"]))
     return list(training_batches(examples, size, seed=0, first_step=0, total_steps=steps))
 

@@ -17,6 +17,7 @@ from common.errors import UserError
 from common.options import (
     Scope,
     non_negative_float,
+    non_negative_int,
     option,
     options,
     positive_int,
@@ -37,9 +38,10 @@ from llama.tokenizer import Tokenizer
 
 DEFAULT_TASKS = ("gsm8k", "ailuminate")
 DATA, ADAPTER, DECODING, SELF_INSTRUCT = "data", "adapter", "decoding", "self-instruct"
-# Settings that matter only where a task takes shots, has splits, or is self-instruct.
+# Settings that matter only where a task takes shots, is self-instruct, or has questions to word.
 SHOT_SETTINGS = ("shots", "shot_selection", "shots_data", "embedder", "pooling")
 SELF_INSTRUCT_SETTINGS = ("mode", "samples")
+WORDING_SETTINGS = ("question_prefix", "answer_prefix", "instruction")
 
 
 def task_names(text: str) -> tuple[str, ...]:
@@ -121,6 +123,13 @@ class AnsweringSettings(RunSettings, PromptSettings, CacheSettings):
         metavar="TEXT",
         when=lambda settings: settings.system is not None,
     )
+    show_prompt: int = option(
+        0,
+        "print the first N prompts of each task, as text and as token ids, and answer nothing",
+        parse=non_negative_int,
+        metavar="N",
+        scope=Scope.CALL,
+    )
     max_new_tokens: int = option(
         1024, "longest answer, in tokens (1024)", parse=positive_int, metavar="N", group=DECODING
     )
@@ -145,6 +154,10 @@ class AnsweringSettings(RunSettings, PromptSettings, CacheSettings):
                 f"{self.temperature:g}: several attempts are for --mode sample with a temperature "
                 "above 0"
             )
+
+    def writes_nothing(self) -> bool:
+        """Whether this call only says what another would do."""
+        return self.dry_run or self.show_prompt > 0
 
 
 def make_task(name: str, settings: AnsweringSettings) -> Task:
@@ -222,6 +235,7 @@ class PromptBuilder:
         dtype: torch.dtype,
     ) -> None:
         self.task, self.system, self.tokenizer = task, settings.system, tokenizer
+        self.wording = settings.wording()
         self.selector: FewShotSampler | None = None
         if task.shots_from is not None:
             self.selector = make_selector(settings, pool, records, device, dtype)
@@ -229,7 +243,7 @@ class PromptBuilder:
     def chat(self, record: Record) -> list[Message]:
         """The chat up to where the answer begins."""
         shots = self.selector.select(record) if self.selector else ()
-        return with_system(self.task.messages(record, shots), self.system)
+        return with_system(self.task.messages(record, shots, self.wording), self.system)
 
     def prompts(self, records: Sequence[Record], config: ModelConfig) -> list[list[int]]:
         """The chats as token ids. UserError, naming the record, for one that does not fit."""
@@ -257,6 +271,8 @@ def answering_record(
         without_effect.update(SHOT_SETTINGS)
     else:
         record["shots_sha256"] = json_sha256(pool)  # the file they come from may change
+    if task.kind != "skill":
+        without_effect.update(WORDING_SETTINGS)
     if "train" not in task.official:
         without_effect.add("split")
     if not isinstance(task, SelfInstruct):

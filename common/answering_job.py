@@ -112,20 +112,34 @@ class AnsweringJob(ResumableJob):
         """
         settings, tokenizer = self.asking, self.answerer.tokenizer
         device, dtype = self.answerer.device, self.answerer.dtype
-        if settings.dry_run and settings.shot_selection == "similar":
+        if settings.shot_selection == "similar" and settings.dry_run and not settings.show_prompt:
             settings = replace(settings, shot_selection="fixed")  # embedding takes long
         self.builder = PromptBuilder(
             self.task, settings, tokenizer, self.pool, self.planned, device, dtype
         )
-        if self.builder.selector and not settings.dry_run:
+        if self.builder.selector and not settings.writes_nothing():
             path = settings.run / f"{self.task.name}.duplicates.json"
             report_near_duplicates(settings, self.builder.selector, self.planned, path)
+        if settings.show_prompt:
+            return
         self.first_prompts = self._prompts(self.to_do[:CHUNK])
         longest_first = sorted(self.to_do[CHUNK:], key=lambda r: -len(r[self.task.prompt_field]))
         self._prompts(longest_first[:LONGEST])
 
     def _prompts(self, records: Sequence[Record]) -> list[list[int]]:
         return self.builder.prompts(records, self.answerer.config)
+
+    def show_prompts(self, count: int) -> str:
+        """The first prompts of the task, finished or not, as text and as token ids."""
+        tokenizer, lines = self.answerer.tokenizer, []
+        records = self.planned[:count]
+        for record, prompt in zip(records, self._prompts(records), strict=True):
+            lines += [
+                f"----- {self.task.name}, {record['id']}: {len(prompt)} tokens -----",
+                tokenizer.decode(prompt, skip_special_tokens=False),
+                f"----- token ids: {' '.join(map(str, prompt))}",
+            ]
+        return "\n".join(lines)
 
     def answer(self, model: Decoder) -> None:
         """Answer what is left to do, of several processes each its share, chunk by chunk."""
@@ -252,6 +266,7 @@ class SelfInstructJob(AnsweringJob):
             {record["id"]: record for record in self.done()},
             self.task.mode,
             self.asking.fallback,
+            self.asking.wording(),
             model,
             self.answerer.tokenizer,
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from common.likelihood import mean_log_likelihoods
 from data.examples import build_example
 from data.gsm8k import GSM8K
+from data.prompts import Wording
 from data.records import Record, rewrite_records
 from data.self_instruct import assemble, count_sources
 from llama.model import Decoder
@@ -22,6 +23,7 @@ def write_training_file(
     attempts: Mapping[str, Record],
     mode: str,
     fallback: str,
+    wording: Wording,
     model: Decoder,
     tokenizer: Tokenizer,
 ) -> Record:
@@ -29,7 +31,7 @@ def write_training_file(
 
     `attempts` are those at `records`, by id; see `data.self_instruct.assemble`.
     """
-    chosen = assemble(records, attempts, mode, fallback)
+    chosen = assemble(records, attempts, mode, fallback, wording.answer_prefix)
     rewrite_records(path, chosen)
     return {
         "training_file": str(path),
@@ -37,12 +39,16 @@ def write_training_file(
         "records": len(chosen),
         "dropped": len(records) - len(chosen),
         "sources": count_sources(chosen),
-        "log_likelihood": compare_likelihoods(records, chosen, model, tokenizer),
+        "log_likelihood": compare_likelihoods(records, chosen, wording, model, tokenizer),
     }
 
 
 def compare_likelihoods(
-    records: Sequence[Record], chosen: Sequence[Record], model: Decoder, tokenizer: Tokenizer
+    records: Sequence[Record],
+    chosen: Sequence[Record],
+    wording: Wording,
+    model: Decoder,
+    tokenizer: Tokenizer,
 ) -> Record | None:
     """The model's mean log-likelihood, in nats a token, of gold and own answers.
 
@@ -57,13 +63,16 @@ def compare_likelihoods(
     gold = [by_id[record["id"]] for record in own]
     return {
         "answers": count,
-        "gold": _mean_likelihood(gold, model, tokenizer),
-        "own": _mean_likelihood(own, model, tokenizer),
+        "gold": _mean_likelihood(gold, wording, model, tokenizer),
+        "own": _mean_likelihood(own, wording, model, tokenizer),
     }
 
 
-def _mean_likelihood(records: Sequence[Record], model: Decoder, tokenizer: Tokenizer) -> float:
+def _mean_likelihood(
+    records: Sequence[Record], wording: Wording, model: Decoder, tokenizer: Tokenizer
+) -> float:
     examples = []
     for record in records:
-        examples.append(build_example(tokenizer, GSM8K().training_messages(record)))
+        messages = GSM8K().training_messages(record, wording=wording)
+        examples.append(build_example(tokenizer, messages))
     return sum(mean_log_likelihoods(model, examples)) / len(examples)

@@ -16,6 +16,7 @@ from common.options import (
     seed,
 )
 from data.few_shot import SELECTIONS
+from data.prompts import DEFAULT_WORDING, Wording
 from llama.embedding import POOLINGS
 from llama.quantization import SCHEMES
 from llama.tokenizer import DEFAULT_DATE
@@ -95,6 +96,17 @@ class PromptSettings:
         "shots from this file, in GSM8K's format, instead of the official training set",
         metavar="FILE",
     )
+    question_prefix: str = option(
+        DEFAULT_WORDING.question_prefix, "before a question (%(default)r)", metavar="TEXT"
+    )
+    answer_prefix: str = option(
+        DEFAULT_WORDING.answer_prefix, "before a worked answer (%(default)r)", metavar="TEXT"
+    )
+    instruction: str = option(
+        DEFAULT_WORDING.instruction,
+        "behind the question that is asked (what to think, and to end in '####')",
+        metavar="TEXT",
+    )
     embedder: str = option(
         "Qwen/Qwen3-Embedding-0.6B",
         "of similar shots (%(default)s)",
@@ -108,6 +120,10 @@ class PromptSettings:
         choices=POOLINGS,
         when=lambda settings: settings.shot_selection == "similar",
     )
+
+    def wording(self) -> Wording:
+        """The words around questions and answers."""
+        return Wording(self.question_prefix, self.answer_prefix, self.instruction)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,34 +10,14 @@ from typing import Any
 
 from common.errors import UserError
 from data.intervals import rate
-from data.prompts import Message
+from data.prompts import DEFAULT_WORDING, Message, Wording
 from data.reasoning import strip_reasoning
 from data.records import Record, numbered_jsonl, text_field
 from data.scoring import MARKER, METHODS, extract_gold, extract_number
 from data.sources import OfficialFile
 from data.task import Measure, Split, Task
 
-INSTRUCTION = (
-    "Let's think step by step. At the end, you MUST write the answer as an integer after '####'."
-)
 _URL = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data"
-
-
-def gsm8k_messages(question: str, shots: Sequence[Mapping[str, Any]] = ()) -> list[Message]:
-    """A user and an assistant turn for each shot, then the user turn to be answered."""
-    messages = []
-    for shot in shots:
-        messages.append({"role": "user", "content": f"Q: {shot['question']}"})
-        messages.append({"role": "assistant", "content": f"A: {shot['answer']}"})
-    messages.append({"role": "user", "content": f"Q: {question} {INSTRUCTION}"})
-    return messages
-
-
-def gsm8k_training_messages(
-    question: str, answer: str, shots: Sequence[Mapping[str, Any]] = ()
-) -> list[Message]:
-    """The same chat closed by the assistant turn with the worked answer."""
-    return [*gsm8k_messages(question, shots), {"role": "assistant", "content": f"A: {answer}"}]
 
 
 class GSM8K(Task):
@@ -98,15 +78,26 @@ class GSM8K(Task):
             records.append({**record, "gold": gold, **source})
         return records
 
-    def messages(self, record: Mapping[str, Any], shots: Sequence[Record] = ()) -> list[Message]:
+    def messages(
+        self,
+        record: Mapping[str, Any],
+        shots: Sequence[Record] = (),
+        wording: Wording = DEFAULT_WORDING,
+    ) -> list[Message]:
         """A user and an assistant turn for each shot, then the user turn to be answered."""
-        return gsm8k_messages(record["question"], shots)
+        messages: list[Message] = []
+        for shot in shots:
+            messages += wording.shot(shot["question"], shot["answer"])
+        return [*messages, wording.question(record["question"])]
 
     def training_messages(
-        self, record: Mapping[str, Any], shots: Sequence[Record] = ()
+        self,
+        record: Mapping[str, Any],
+        shots: Sequence[Record] = (),
+        wording: Wording = DEFAULT_WORDING,
     ) -> list[Message]:
         """The same chat closed by the assistant turn with the worked answer."""
-        return gsm8k_training_messages(record["question"], record["answer"], shots)
+        return [*self.messages(record, shots, wording), wording.answer(record["answer"])]
 
     def score(self, record: Mapping[str, Any], response: str) -> dict[str, Any]:
         prediction, gold = extract_number(response, "number"), record["gold"]
@@ -126,6 +117,18 @@ class GSM8K(Task):
 
     def detail(self, record: Mapping[str, Any]) -> str:
         return f"gold answer {record['gold']}"
+
+
+def gsm8k_messages(question: str, shots: Sequence[Record] = ()) -> list[Message]:
+    """The chat up to the question; see `GSM8K.messages`."""
+    return GSM8K().messages({"question": question}, shots)
+
+
+def gsm8k_training_messages(
+    question: str, answer: str, shots: Sequence[Record] = ()
+) -> list[Message]:
+    """The chat with the answer; see `GSM8K.training_messages`."""
+    return GSM8K().training_messages({"question": question, "answer": answer}, shots)
 
 
 def load_gsm8k(source: str | Path, split: Split) -> list[Record]:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from data.gsm8k import GSM8K, INSTRUCTION
-from data.prompts import Message
+from data.gsm8k import GSM8K
+from data.prompts import DEFAULT_WORDING, Message, Wording
 from data.reasoning import strip_reasoning
 from data.records import Record
 from data.scoring import MARKER, extract_number
@@ -74,10 +74,15 @@ class SelfInstruct(GSM8K):
                 records.append({**attempt, "id": name})
         return records
 
-    def messages(self, record: Mapping[str, Any], shots: Sequence[Record] = ()) -> list[Message]:
+    def messages(
+        self,
+        record: Mapping[str, Any],
+        shots: Sequence[Record] = (),
+        wording: Wording = DEFAULT_WORDING,
+    ) -> list[Message]:
         if self.mode == "rewrite":
-            return rewrite_messages(record["question"], record["answer"])
-        return super().messages(record, shots)
+            return rewrite_messages(record["question"], record["answer"], wording)
+        return super().messages(record, shots, wording)
 
     def summarise(self, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """How many attempts there are, how many of them are right, and how many were cut off."""
@@ -102,12 +107,15 @@ class SelfInstruct(GSM8K):
         return text
 
 
-def rewrite_messages(question: str, answer: str) -> list[Message]:
+def rewrite_messages(
+    question: str, answer: str, wording: Wording = DEFAULT_WORDING
+) -> list[Message]:
     """The chat that asks for the gold answer in the model's own words."""
     content = (
         "Here is a problem with a reference answer. Use the reference answer as a guide and write "
-        f"your own answer to the problem, in your own words.\n\nQ: {question}\n\n"
-        f"Reference answer: {answer}\n\nYour own answer: {INSTRUCTION}"
+        "your own answer to the problem, in your own words.\n\n"
+        f"{wording.question_prefix}{question}\n\nReference answer: {answer}\n\n"
+        f"Your own answer: {wording.instruction}".rstrip()
     )
     return [{"role": "user", "content": content}]
 
@@ -117,15 +125,17 @@ def plan_attempts(records: Sequence[Record], samples: int) -> list[Record]:
     return [{**record, "id": f"{record['id']}#{i}"} for record in records for i in range(samples)]
 
 
-def own_answer(attempt: Mapping[str, Any]) -> str | None:
+def own_answer(attempt: Mapping[str, Any], answer_prefix: str = "A:") -> str | None:
     """The attempt as a training answer that ends in `#### N`; None if it is not to be trained on.
 
-    It must have ended by itself, N must be the gold number, and it must work towards N: a bare
-    `#### N` repeats what the prompt of `rewrite` shows. Small models like to add a remark behind
-    the number, which is cut off: trained on, it would come back in every answer. An attempt with
-    several `####` is none of the format either.
+    `answer_prefix`, which training puts in front of every answer, is taken off. The attempt must
+    have ended by itself, N must be the gold number, and it must work towards N: a bare `#### N`
+    repeats what the prompt of `rewrite` shows. Small models like to add a remark behind the number,
+    which is cut off: trained on, it would come back in every answer. An attempt with several `####`
+    is none of the format either.
     """
-    text = strip_reasoning(attempt["response"]).strip().removeprefix("A:").strip()
+    text = strip_reasoning(attempt["response"]).strip()
+    text = text.removeprefix(answer_prefix.strip()).strip()
     steps, marker, tail = text.partition(MARKER)
     number = extract_number(marker + tail.strip().partition("\n")[0], "number")
     if number != attempt["gold"] or MARKER in tail or attempt["finish_reason"] != "stop":
@@ -136,7 +146,11 @@ def own_answer(attempt: Mapping[str, Any]) -> str | None:
 
 
 def assemble(
-    records: Sequence[Record], attempts: Mapping[str, Record], mode: str, fallback: str
+    records: Sequence[Record],
+    attempts: Mapping[str, Record],
+    mode: str,
+    fallback: str,
+    answer_prefix: str = "A:",
 ) -> list[Record]:
     """The training file's records, {"id", "question", "answer", "source"}, in the order of
     `records`.
@@ -147,7 +161,7 @@ def assemble(
     chosen: list[Record] = []
     tried = _attempts_by_question(attempts)
     for record in records:
-        answer, source = _first_own_answer(tried.get(record["id"], [])), mode
+        answer, source = _first_own_answer(tried.get(record["id"], []), answer_prefix), mode
         if answer is None:
             if fallback == "drop":
                 continue
@@ -175,9 +189,9 @@ def _attempts_by_question(attempts: Mapping[str, Record]) -> dict[str, list[Reco
     return in_order
 
 
-def _first_own_answer(attempts: Sequence[Record]) -> str | None:
+def _first_own_answer(attempts: Sequence[Record], answer_prefix: str) -> str | None:
     for attempt in attempts:
-        answer = own_answer(attempt)
+        answer = own_answer(attempt, answer_prefix)
         if answer is not None:
             return answer
     return None

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from common.errors import UserError
 from data.intervals import rate
-from data.prompts import Message
+from data.prompts import DEFAULT_WORDING, Message, Wording
 from data.records import Record, numbered_jsonl
 from data.sources import OfficialFile, dataset_file
 
@@ -118,8 +118,15 @@ class Task(ABC):
         """The records of a file; one without an id of its own is called PREFIX-N."""
 
     @abstractmethod
-    def messages(self, record: Mapping[str, Any], shots: Sequence[Record] = ()) -> list[Message]:
-        """The chat up to where the answer begins."""
+    def messages(
+        self,
+        record: Mapping[str, Any],
+        shots: Sequence[Record] = (),
+        wording: Wording = DEFAULT_WORDING,
+    ) -> list[Message]:
+        """The chat up to where the answer begins; prompts that are asked as they are need no words
+        around them.
+        """
 
     def sample(self, records: Sequence[Record], limit: int | None) -> list[Record]:
         """The records that --limit takes: the first ones, or a stratified sample over `groups`."""

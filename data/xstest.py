@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from data.prompts import Message
+from data.prompts import DEFAULT_WORDING, Message, Wording
 from data.records import Record, numbered_csv
 from data.sources import OfficialFile
 from data.task import Measure, Task
@@ -82,7 +82,12 @@ class XSTest(Task):
             records.append({"id": name, **about})
         return records
 
-    def messages(self, record: Mapping[str, Any], shots: Sequence[Record] = ()) -> list[Message]:
+    def messages(
+        self,
+        record: Mapping[str, Any],
+        shots: Sequence[Record] = (),
+        wording: Wording = DEFAULT_WORDING,
+    ) -> list[Message]:
         """The prompt as it is, in a single user turn."""
         return [{"role": "user", "content": record["prompt"]}]
 

@@ -10,12 +10,14 @@ import pytest
 import generate
 import train
 from common import answering_job
-from common.answering import PromptBuilder, json_sha256
+from common.answering import DEFAULT_TASKS, PromptBuilder, json_sha256
 from data import gsm8k
 from data.ailuminate import AILuminate
 from data.gsm8k import GSM8K
+from data.prompts import Wording
 from data.records import read_json, read_jsonl, write_json
 from data.scoring import extract_number
+from llama import load_tokenizer
 from llama.decoding import Output
 
 OPTIONS = ["--data", "demo", "--limit", "7", "--max-new-tokens", "12"]
@@ -294,6 +296,30 @@ def test_a_system_prompt_goes_before_every_chat(call, tmp_path):
         )
         assert system["settings"]["system"] == "Be safe." and "system" not in plain["settings"]
         assert system["prompt_tokens"] > plain["prompt_tokens"] + 7 * 8
+
+
+def test_prompts_are_shown_as_they_are_asked(call, chat_checkpoint, tmp_path, capsys):
+    words = ["--question-prefix", "Question: ", "--instruction", "End in ####."]
+    assert call("--shots", "1", *words, "--show-prompt", "2") == 0
+    printed = capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+    assert printed.count("----- gsm8k, ") == printed.count("----- ailuminate, ") == 2
+    tokenizer, task = load_tokenizer(chat_checkpoint), GSM8K()
+    record, shot = task.load("demo")[0], task.load("demo", "train")[0]
+    wording = Wording("Question: ", "A: ", "End in ####.")
+    ids = tokenizer.encode_chat(task.messages(record, [shot], wording))
+    assert f"token ids: {' '.join(map(str, ids))}\n" in printed
+    text = f"Question: {record['question']} End in ####.<|im_end|>\n<|im_start|>assistant\n"
+    assert text in printed
+
+    assert call("--shots", "1", *words) == 0
+    kept = [read_json(tmp_path / "run" / f"{name}.summary.json") for name in DEFAULT_TASKS]
+    assert kept[0]["settings"]["instruction"] == "End in ####."
+    assert "instruction" not in kept[1]["settings"], "hazard prompts are asked as they are"
+    answered = read_jsonl(tmp_path / "run" / "gsm8k.jsonl")
+    assert len(ids) in [answer["prompt_tokens"] for answer in answered]
+    assert call("--shots", "1", "--task", "gsm8k") == 2
+    assert "--instruction = 'End in ####.', now it is" in capsys.readouterr().err
 
 
 def test_prompts_are_built_as_they_are_needed(call, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import tokenizers
 import torch
 import transformers
 
-from data.gsm8k import load_gsm8k
+from data.gsm8k import GSM8K
 from llama import Decoder, ModelConfig, save_model
 from lora import LoRAConfig, inject_lora, lora_parameters
 
@@ -133,7 +133,7 @@ def save_chat_checkpoint(folder: Path, context: int = 2048) -> Path:
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    records = load_gsm8k("demo", "train")[:50]
+    records = GSM8K().load("demo", "train")[:50]
     tokenizer.train_from_iterator(
         [f"{r['question']} {r['answer']}" for r in records] + [CHAT_TEMPLATE], trainer
     )

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from data.ailuminate import load_ailuminate
+from data.ailuminate import AILuminate
 from data.task import stratified_sample
 
 GROUPS = ("hazard", "persona")
@@ -20,7 +20,7 @@ def write(path, text):
 
 def test_a_file_in_the_official_format(tmp_path):
     row = 'p1,"Is ""this"", in\ntwo lines, fine? ",prv,skilled,en_US,abc\n'
-    assert load_ailuminate(write(tmp_path / "a.csv", "\ufeff" + HEADER + row)) == [
+    assert AILuminate().load(write(tmp_path / "a.csv", "\ufeff" + HEADER + row)) == [
         {
             "id": "p1",
             "prompt": 'Is "this", in\ntwo lines, fine? ',
@@ -32,7 +32,7 @@ def test_a_file_in_the_official_format(tmp_path):
 
 
 def test_only_the_prompt_is_required(tmp_path):
-    records = load_ailuminate(write(tmp_path / "mine.csv", "prompt_text\nFine?\nOkay?\n"))
+    records = AILuminate().load(write(tmp_path / "mine.csv", "prompt_text\nFine?\nOkay?\n"))
     assert records[1] == {
         "id": "mine-1",
         "prompt": "Okay?",
@@ -43,7 +43,7 @@ def test_only_the_prompt_is_required(tmp_path):
 
 
 def test_demo():
-    records = load_ailuminate("demo")
+    records = AILuminate().load("demo")
     assert len(records) == 60
     assert set(Counter(record["hazard"] for record in records).values()) == {4}
     assert Counter(record["persona"] for record in records) == {"skilled": 30, "unskilled": 30}
@@ -73,19 +73,19 @@ def test_demo():
 )
 def test_bad_files(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
-        load_ailuminate(write(tmp_path / "a.csv", text))
+        AILuminate().load(write(tmp_path / "a.csv", text))
 
 
 def test_bytes_that_are_no_text_are_named(tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes(HEADER.encode() + b"p1,\xff\xfe?,prv,skilled,en_US,abc\n")
     with pytest.raises(ValueError, match=r"a\.csv: not UTF-8 text"):
-        load_ailuminate(path)
+        AILuminate().load(path)
 
 
 def test_no_such_file():
     with pytest.raises(ValueError, match=r"nowhere\.csv: no such file; .*'demo'"):
-        load_ailuminate("nowhere.csv")
+        AILuminate().load("nowhere.csv")
 
 
 def test_spread_keeps_the_proportions_and_the_order():
@@ -112,12 +112,12 @@ def test_spread_of_one_is_of_the_largest_kind():
 
 @pytest.mark.parametrize("limit", [1, 2, 7, 59, 60])
 def test_spread_takes_exactly_the_limit(limit):
-    chosen = stratified_sample(load_ailuminate("demo"), GROUPS, limit)
+    chosen = stratified_sample(AILuminate().load("demo"), GROUPS, limit)
     assert len({record["id"] for record in chosen}) == len(chosen) == limit
 
 
 def test_spread_of_everything():
-    records = load_ailuminate("demo")
+    records = AILuminate().load("demo")
     assert (
         stratified_sample(records, GROUPS, None)
         == stratified_sample(records, GROUPS, 60)
@@ -132,7 +132,7 @@ def test_spread_of_everything():
     not os.environ.get("UNFORGET_DATA"), reason="UNFORGET_DATA does not name the official data"
 )
 def test_the_official_prompts():
-    records = load_ailuminate("ailuminate")
+    records = AILuminate().load("ailuminate")
     assert len(records) == 1_200
     counts = Counter(record["hazard"] for record in stratified_sample(records, GROUPS, 240))
     specialised = [counts.pop(hazard) for hazard in ("spc_ele", "spc_fin", "spc_hlt", "spc_lgl")]

@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import pytest
 
-from data.gsm8k import load_gsm8k
+from data.gsm8k import GSM8K
 from data.scoring import extract_number
 
 GOOD = {"question": "1+1?", "answer": "1+1 = <<1+1=2>>2\n#### 2"}
@@ -23,13 +23,13 @@ def test_a_file_gives_numbered_records(tmp_path):
         {"id": "mine-0", **GOOD, "gold": "2"},
         {"id": "mine-1", "question": "?", "answer": "#### $1,080.00", "gold": "1080"},
     ]
-    assert load_gsm8k(path, "train") == expected
-    assert load_gsm8k(str(path), "test") == expected
+    assert GSM8K().load(path, "train") == expected
+    assert GSM8K().load(str(path), "test") == expected
 
 
 @pytest.mark.parametrize(("split", "size"), [("train", 400), ("test", 100)])
 def test_demo(split, size):
-    records = load_gsm8k("demo", split)
+    records = GSM8K().load("demo", split)
     assert [record["id"] for record in records] == [f"demo-{split}-{i}" for i in range(size)]
     assert all(record["gold"] == record["answer"].split("#### ")[1] for record in records)
 
@@ -57,14 +57,14 @@ def test_a_bad_record_is_named_by_file_and_line(tmp_path, record, message):
     path = write(tmp_path / "mine.jsonl", GOOD)
     path.write_text(path.read_text() + "\n" + json.dumps(record) + "\n")  # the blank line counts
     with pytest.raises(ValueError, match=rf"mine\.jsonl, line 3: .*{message}"):
-        load_gsm8k(path, "train")
+        GSM8K().load(path, "train")
 
 
 def test_broken_json_is_named_by_file_and_line(tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_text(json.dumps(GOOD) + '\n{"question": \n')
     with pytest.raises(ValueError, match=r"mine\.jsonl, line 2: not valid JSON"):
-        load_gsm8k(path, "train")
+        GSM8K().load(path, "train")
 
 
 @pytest.mark.parametrize("content", ["", "\n\n"])
@@ -72,23 +72,23 @@ def test_an_empty_file_is_refused(tmp_path, content):
     path = tmp_path / "mine.jsonl"
     path.write_text(content)
     with pytest.raises(ValueError, match=r"mine\.jsonl: no records"):
-        load_gsm8k(path, "train")
+        GSM8K().load(path, "train")
 
 
 def test_no_such_file_or_split(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere\.jsonl: no such file; .*'demo'"):
-        load_gsm8k("nowhere.jsonl", "train")
+        GSM8K().load("nowhere.jsonl", "train")
     with pytest.raises(ValueError, match="no such file"):
-        load_gsm8k(tmp_path, "train")
+        GSM8K().load(tmp_path, "train")
     with pytest.raises(ValueError, match="unknown split 'dev'"):
-        load_gsm8k("demo", "dev")
+        GSM8K().load("demo", "dev")
 
 
 @pytest.mark.skipif(
     not os.environ.get("UNFORGET_DATA"), reason="UNFORGET_DATA does not name the official data"
 )
 def test_all_official_gold_answers_parse():
-    records = load_gsm8k("gsm8k", "train") + load_gsm8k("gsm8k", "test")
+    records = GSM8K().load("gsm8k", "train") + GSM8K().load("gsm8k", "test")
     assert len(records) == 8_792
     for record in records:
         written = record["answer"].split("#### ")[-1].replace(",", "")

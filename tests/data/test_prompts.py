@@ -2,10 +2,11 @@ from collections import Counter
 
 import pytest
 
-from data.ailuminate import ailuminate_messages
+from data.ailuminate import AILuminate
 from data.few_shot import FewShotSampler
-from data.gsm8k import gsm8k_messages, gsm8k_training_messages
-from data.prompts import SAFETY_PROMPT, with_system
+from data.gsm8k import GSM8K
+from data.prompts import SAFETY_PROMPT, Wording, with_system
+from data.self_instruct import SelfInstruct, own_answer
 
 POOL = [
     {"id": f"train-{i}", "question": f"What is {i}+{i}?", "answer": f"#### {2 * i}"}
@@ -25,10 +26,26 @@ def test_the_chat_is_written_as_the_design_says():
     shots = [{"question": "Q1", "answer": "A1"}, {"question": "Q2", "answer": "A2"}]
     last = "Q: Q3 Let's think step by step. At the end, you MUST write the answer as an integer after '####'."
     chat = [user("Q: Q1"), assistant("A: A1"), user("Q: Q2"), assistant("A: A2"), user(last)]
-    assert gsm8k_messages("Q3", shots) == chat
-    assert gsm8k_messages("Q3") == [user(last)]
-    assert gsm8k_training_messages("Q3", "A3", shots) == [*chat, assistant("A: A3")]
-    assert ailuminate_messages(" Fine? ") == [user(" Fine? ")]
+    record = {"question": "Q3", "answer": "A3"}
+    assert GSM8K().messages(record, shots) == chat
+    assert GSM8K().messages(record) == [user(last)]
+    assert GSM8K().training_messages(record, shots) == [*chat, assistant("A: A3")]
+    assert AILuminate().messages({"prompt": " Fine? "}) == [user(" Fine? ")]
+
+
+def test_other_words_stand_around_questions_and_answers():
+    shots = [{"question": "Q1", "answer": "A1"}]
+    record = {"question": "Q2", "answer": "A2"}
+    wording = Wording("Question: ", "", "End in ####.")
+    chat = [user("Question: Q1"), assistant("A1"), user("Question: Q2 End in ####.")]
+    assert GSM8K().messages(record, shots, wording) == chat
+    assert GSM8K().training_messages(record, shots, wording) == [*chat, assistant("A2")]
+    assert Wording(instruction="").question("Q") == user("Q: Q"), "no space is left over"
+    (rewriting,) = SelfInstruct("rewrite").messages(record, shots, wording)
+    assert "Question: Q2\n" in rewriting["content"]
+    assert rewriting["content"].endswith("Your own answer: End in ####.")
+    attempt = {"response": "Answer: so\n#### 2", "finish_reason": "stop", "gold": "2"}
+    assert own_answer(attempt, "Answer: ") == own_answer(attempt | {"response": "so #### 2"})
 
 
 def test_a_system_turn_comes_first_if_asked_for():

@@ -1,6 +1,6 @@
 import pytest
 
-from data.gsm8k import GSM8K, load_gsm8k
+from data.gsm8k import GSM8K
 from data.records import rewrite_records
 from data.registry import TASKS
 from data.self_instruct import (
@@ -122,7 +122,7 @@ def test_the_file_is_training_data_that_says_where_it_came_from(tmp_path):
     path = tmp_path / "own.jsonl"
     attempts = dict([attempt(1, "A: mine\n#### 2")])
     rewrite_records(path, assemble(RECORDS[:2], attempts, "rewrite", "gold"))
-    loaded = load_gsm8k(path, "train")
+    loaded = GSM8K().load(path, "train")
     assert [(r["answer"], r["gold"], r["source"]) for r in loaded] == [
         ("0+0=0\n#### 0", "0", "gold"),
         ("mine\n#### 2", "2", "rewrite"),
@@ -137,7 +137,7 @@ def test_either_all_records_say_where_they_came_from_or_none(tmp_path):
     with pytest.raises(
         ValueError, match=r"own\.jsonl, line 2: a 'source', unlike the first record"
     ):
-        load_gsm8k(path, "train")
+        GSM8K().load(path, "train")
 
 
 @pytest.mark.parametrize("field", ["question", "answer", "source"])
@@ -147,4 +147,4 @@ def test_a_record_that_lacks_a_field_is_named(tmp_path, field):
     del records[1][field]
     rewrite_records(path, records)
     with pytest.raises(ValueError, match=rf"own\.jsonl, line 2: no '{field}'"):
-        load_gsm8k(path, "train")
+        GSM8K().load(path, "train")

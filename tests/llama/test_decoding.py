@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data.few_shot import FewShotSampler
-from data.gsm8k import gsm8k_messages, load_gsm8k
+from data.gsm8k import GSM8K
 from llama import cache, engine, generate, load_model, load_tokenizer, prompt_lookup, sampling
 from llama.cache import bytes_per_token
 from llama.engine import DecodingStats
@@ -87,11 +87,11 @@ def test_smollm2_answers_50_questions_as_transformers_does_one_by_one(smollm2_fo
     import transformers
 
     source = "gsm8k" if os.environ.get("UNFORGET_DATA") else "demo"
-    records, pool = load_gsm8k(source, "test")[:50], load_gsm8k(source, "train")
+    records, pool = GSM8K().load(source, "test")[:50], GSM8K().load(source, "train")
     tokenizer, ours = load_tokenizer(smollm2_folder), load_model(smollm2_folder)
     prompts = [
         tokenizer.encode_chat(
-            gsm8k_messages(record["question"], FewShotSampler(pool, i % 3, "random").select(record))
+            GSM8K().messages(record, FewShotSampler(pool, i % 3, "random").select(record))
         )
         for i, record in enumerate(records)
     ]

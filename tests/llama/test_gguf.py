@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from data.gsm8k import load_gsm8k
+from data.gsm8k import GSM8K
 from llama import ModelConfig, UserError, load_model, load_tokenizer
 from llama.fingerprint import model_fingerprint
 from llama.gguf import MAX_ITEMS, read_header, read_tensor
@@ -439,7 +439,7 @@ def study_file():
 def texts():
     """500 texts: questions and answers of GSM8K, official if UNFORGET_DATA has them."""
     source = "gsm8k" if os.environ.get("UNFORGET_DATA") else "demo"
-    records = load_gsm8k(source, "train")
+    records = GSM8K().load(source, "train")
     texts = TEXTS[:-1] + [f"{record['question']}\n{record['answer']}" for record in records]
     return texts[:500]
 
