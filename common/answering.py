@@ -51,7 +51,7 @@ def task_names(text: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnsweringSettings(RunSettings, PromptSettings, CacheSettings):
+class AnsweringSettings(CacheSettings, PromptSettings, RunSettings):  # --help: last base first
     """What generate.py can be told."""
 
     batch_size: int = option(
