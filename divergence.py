@@ -209,6 +209,7 @@ def measure(settings: DivergenceSettings) -> None:
             print(f"{answered.task.name}: {len(answered.answers)} answers of {tokens} tokens")
         print(f"--dry-run: nothing was written to {run}")
         return
+    runs.prepare_run(run)
     keep_freed_memory()
     device, begin = resolve_device(settings.device), time.perf_counter()
     records = []

@@ -38,6 +38,7 @@ from guards.guard import Guard
 from guards.registry import GUARDS, recognise
 from guards.safe_rates import format_table, measures_of
 from llama.tokenizer import load_tokenizer
+from reporting.plain_text import visible
 
 OLD_FILES = ("verdicts.jsonl", "judge.summary.json")  # of a version with one judge a run
 
@@ -184,7 +185,7 @@ def show_prompts(jobs: list[JudgingJob], model: GuardModel, count: int) -> None:
     for job in jobs:
         answers = job.planned[:count]
         for answer, prompt in zip(answers, job.prompts(answers, model), strict=True):
-            print(describe_prompt(answer["id"], prompt, model.tokenizer), flush=True)
+            print(visible(describe_prompt(answer["id"], prompt, model.tokenizer)), flush=True)
 
 
 def judge(settings: JudgingSettings) -> None:
@@ -202,7 +203,8 @@ def judge(settings: JudgingSettings) -> None:
             elif job.to_do:
                 job.judge_by_text()
             if rank() == 0:
-                print(describe_verdicts(job, job.write_summary(finished=True)), flush=True)
+                summary = job.write_summary(finished=True)
+                print(visible(describe_verdicts(job, summary)), flush=True)
 
 
 def describe_verdicts(job: JudgingJob, summary: Record) -> str:

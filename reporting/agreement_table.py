@@ -27,9 +27,9 @@ def agreement_table(runs: Sequence[Run]) -> Table | None:
                     verdicts[judge] = [verdict.fields for verdict in judgement.records]
             for found in judge_agreements(task, verdicts):
                 counts = (found.both, found.first_only, found.second_only, found.neither)
-                cells = [run.name, f"{task.title} {found.measure.counted}"]
+                cells = [run.name, f"{task.title}: {found.measure.title}"]
                 cells += [judge_title(found.first), judge_title(found.second)]
                 cells += [f"{count:,}" for count in counts]
                 rows.append((index, [*cells, number(found.kappa, ".2f")]))
-    header = "run|answers|first judge|second judge|both|first alone|second alone|none|kappa"
+    header = "run|measure|first judge|second judge|both|first alone|second alone|none|kappa"
     return make_table("Agreement of judges", header.split("|"), rows, ABOUT_AGREEMENT)

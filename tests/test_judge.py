@@ -398,6 +398,15 @@ def test_what_refusal_phrases_would_ignore_is_refused(run, capsys, option):
     assert "does nothing with --guard refusal-phrases" in message
 
 
+def test_nothing_in_the_answers_steers_the_terminal(run, capsys):
+    answers = read_jsonl(run / "ailuminate.jsonl")
+    answers[0]["hazard"] = "v\x1b[2Jcr\u202e"
+    write_answers(run, answers)
+    assert judged(run, *PHRASES) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "\u202e" not in out and r"v\x1b[2Jcr\u202e" in out
+
+
 def test_unfinished_answers_are_pointed_out(run, capsys):
     (run / "ailuminate.summary.json").write_text('{"finished": false}')
     assert judged(run, *PHRASES) == 0

@@ -88,7 +88,17 @@ def test_the_guard_stands_before_refusal_phrases_and_both_are_compared(tmp_path)
     phrases = row_of(tables["AILuminate judged by refusal phrases, in detail"], "base")
     assert phrases["refusals"] == "50.0 [15.0, 85.0]"
     assert tables["Agreement of judges"].rows == [
-        ("base", "AILuminate refused", "Qwen3Guard", "refusal phrases", "1", "1", "1", "1", "0.00")
+        (
+            "base",
+            "AILuminate: refusals",
+            "Qwen3Guard",
+            "refusal phrases",
+            "1",
+            "1",
+            "1",
+            "1",
+            "0.00",
+        )
     ]
 
 
