@@ -8,16 +8,17 @@ from reporting.load_runs import Run
 from reporting.run_parts import Judgement, Part, Training
 from reporting.scores import (
     Score,
-    all_scores,
     headline_scores,
     judge_title,
     judges_of,
-    lacks_over_refusal,
     over_refusal_tasks,
+    without_over_refusal,
 )
 from reporting.setting_differences import (
+    COST_SETTINGS,
     describe_differences,
     group_by_value,
+    prompt_differences,
     setting_differences,
     task_setting_differences,
 )
@@ -47,6 +48,7 @@ def _run_cautions(run: Run) -> Iterator[str]:
     yield from _judging_cautions(run)
     yield from _adapter_cautions(run)
     yield from _task_differences(run)
+    yield from _prompt_differences(run)
     written = run.self_instruct
     if written and written.records and written.own < FEW_OWN * written.records:
         yield (
@@ -135,6 +137,21 @@ def _adapter_cautions(run: Run) -> Iterator[str]:
             )
 
 
+def _prompt_differences(run: Run) -> Iterator[str]:
+    """The settings in which the tuned model was asked otherwise than it was trained."""
+    train = run.training
+    for answers in run.answers.values():
+        trained_here = train and train.adapter_fingerprint == answers.settings.get("adapter")
+        if train is None or not trained_here or answers.task.shots_from is None:
+            continue
+        differences = prompt_differences(train, answers)
+        if differences:
+            yield (
+                f"{answers.task.title} was not asked as the model was trained (training / test): "
+                f"{describe_differences(differences)}."
+            )
+
+
 def _task_differences(run: Run) -> Iterator[str]:
     """The settings in which the answers to one task differ from those to the first."""
     answered = list(run.answers.values())
@@ -163,8 +180,7 @@ def _cautions_on_all(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def _over_refusal_cautions(runs: Sequence[Run]) -> Iterator[str]:
-    scores = all_scores(runs)
-    lacking = [run.name for run in runs if lacks_over_refusal(run, scores)]
+    lacking = without_over_refusal(runs)
     if not lacking:
         return
     measured = "; ".join(
@@ -248,10 +264,9 @@ def _seed_cautions(runs: Sequence[Run]) -> Iterator[str]:
     seeds: dict[str, set[str]] = {}
     trained = [run.training for run in runs if run.training and run.training.finished]
     for training in trained:
-        settings = {name: value for name, value in training.settings.items() if name != "seed"}
-        seeds.setdefault(repr(sorted(settings.items())), set()).add(
-            repr(training.settings.get("seed"))
-        )
+        names = sorted(training.settings.keys() - COST_SETTINGS - {"seed"})
+        same = repr([(name, training.settings[name]) for name in names])
+        seeds.setdefault(same, set()).add(repr(training.settings.get("seed")))
     if trained and all(len(found) == 1 for found in seeds.values()):
         yield (
             "Every training here was run with one seed: how much another seed would change is in "

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from reporting.comparison import Comparison, Comparisons
 from reporting.load_runs import Run
-from reporting.scores import all_scores, column_title, headline_scores, lacks_over_refusal
+from reporting.scores import column_title, headline_scores, without_over_refusal
 
 SIGNIFICANCE = 0.05
 BETTER, WORSE, UNCHANGED = "better", "worse", "no significant change"
@@ -46,7 +46,7 @@ def conclude(runs: Sequence[Run], comparisons: Comparisons) -> list[Conclusion]:
 
     Better and worse are what the paired test finds at SIGNIFICANCE.
     """
-    lacking = {run.name for run in runs if lacks_over_refusal(run, all_scores(runs))}
+    lacking = without_over_refusal(runs)
     conclusions = []
     for index, run in enumerate(runs):
         pairs = [pair for pair in comparisons.pairs if pair.run == index]

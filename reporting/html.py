@@ -36,6 +36,7 @@ TEMPLATES = Path(__file__).parent
 TEXT_BYTES = 400_000  # of all answers on the page together
 LONGEST_TEXT = 3_000  # characters of an answer, and what is left of them where there are many
 SHORTEST_TEXT = 300
+MOST_COLUMNS = 10  # that a tablet, or a sheet of paper, has room for
 MOST_FLIPS = 100  # on the page, of all runs together
 
 
@@ -112,6 +113,7 @@ def render_page(content: PageContent) -> str:
         first_tables=[table for table in content.tables if table.section == ROWS_SECTION],
         pictures=[_embedded(picture) for picture in content.pictures],
         sections=_sections(content.tables),
+        most_columns=MOST_COLUMNS,
         flips_section=PAIRED_SECTION,
         flips=flips,
         charts=_charts(runs),

@@ -22,7 +22,7 @@ from reporting.plot_style import (
     style,
 )
 from reporting.rates import Rate
-from reporting.scores import Score
+from reporting.scores import Score, without_over_refusal
 from reporting.side_files import Mean
 from reporting.tradeoff_plots import (
     FRONTIER_CAPTION,
@@ -61,11 +61,14 @@ def draw_pictures(runs: Sequence[Run]) -> list[Picture]:
         ("frontier.png", FRONTIER_CAPTION, frontier_png),
         ("divergence.png", DIVERGENCE_CAPTION, divergence_png),
     ]
+    lacking = without_over_refusal(runs)
+    missing = f" Over-refusal was not measured in {', '.join(lacking)}." if lacking else ""
     pictures = []
     for file_name, caption, plot in plots:
         light, dark = plot(runs, dark=False), plot(runs, dark=True)
         if light is not None and dark is not None:
-            pictures.append(Picture(file_name, caption, light, dark))
+            about = caption if plot is loss_png else caption + missing
+            pictures.append(Picture(file_name, about, light, dark))
     return pictures
 
 

@@ -10,6 +10,7 @@ from reporting.load_runs import Run
 from reporting.rates import Rate, RatePath
 from reporting.run_parts import CUT_OFF, Answers, Judgement, Part, Training
 from reporting.scores import headline_scores, judge_title, judges_of, task_scores
+from reporting.setting_differences import plain_value
 from reporting.tables import (
     EMPTY,
     Table,
@@ -22,6 +23,8 @@ from reporting.tables import (
 
 P = TypeVar("P", bound=Part)
 ANSWERS_CUT_OFF: RatePath = ("answers_cut_off",)  # the answers' own table says it
+# How the names of settings end that identify the program or the weights.
+PROVENANCE = ("unforget", "version", "commit", "fingerprint")
 # What a summary calls a rate that is no measure of its task, where its own words would not do.
 RATE_TITLES: dict[RatePath, str] = {("has_marker",): "has ####"}
 
@@ -33,7 +36,7 @@ def run_tables(runs: Sequence[Run]) -> list[Table]:
         tables.append(_answers_table(runs, task))
         for judge in judges_of(runs, task):
             tables += [_judge_table(runs, task, judge), _cut_off_table(runs, task, judge)]
-    tables += [_training_table(runs), _costs_table(runs)]
+    tables += [_training_table(runs), _costs_table(runs), _provenance_table(runs)]
     return [table for table in tables if table]
 
 
@@ -172,6 +175,24 @@ def _judging_seconds(run: Run) -> str:
         return "running"
     known = [part.seconds for part in parts if part.seconds is not None]
     return duration(sum(known)) if known else EMPTY
+
+
+def _provenance_table(runs: Sequence[Run]) -> Table | None:
+    """What identifies the program and the weights, wherever the summaries say it."""
+    found: list[dict[str, list[str]]] = []
+    for run in runs:
+        values: dict[str, list[str]] = {}
+        for part in run.parts():
+            for name, value in {**part.settings, **part.environment}.items():
+                if name.endswith(PROVENANCE) and value is not None:
+                    values.setdefault(name.replace("_", " "), []).append(plain_value(value))
+        found.append(values)
+    names = list(dict.fromkeys(name for values in found for name in values))
+    rows = []
+    for index, (run, values) in enumerate(zip(runs, found, strict=True)):
+        cells = [" / ".join(dict.fromkeys(values.get(name, [EMPTY]))) for name in names]
+        rows.append((index, [run.name, *cells]))
+    return make_table("Provenance", ["run", *names], rows)
 
 
 def rate_cell(part: Answers | Judgement, path: RatePath, show: Callable[[Rate | None], str]) -> str:

@@ -186,6 +186,12 @@ def lacks_over_refusal(run: Run, scores: Sequence[Score]) -> bool:
     return has_safety and not any(score.rate(run) for score in scores if score.is_over_refusal)
 
 
+def without_over_refusal(runs: Sequence[Run]) -> list[str]:
+    """The names of the runs that lack it."""
+    scores = all_scores(runs)
+    return [run.name for run in runs if lacks_over_refusal(run, scores)]
+
+
 def over_refusal_tasks() -> Iterator[Task]:
     """The registered tasks that measure over-refusal."""
     for task in TASKS.values():

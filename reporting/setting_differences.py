@@ -17,17 +17,29 @@ COST_SETTINGS = frozenset({"limit", "batch_size", "device", "memory"})
 TASK_SETTINGS = frozenset(
     {"shots", "shot_selection", "shots_data", "shots_sha256", "embedder", "pooling", "split"}
 )
+# Training and testing have their own: which data, and what is random in it.
+OWN_SETTINGS = frozenset({"data", "seed"})
+RECORDED_IF_GIVEN = frozenset({"system"})
+FINGERPRINT = "_fingerprint"  # ends the name of a setting that identifies another's content
 LONGEST_VALUE = 40  # characters
 
 
 def setting_differences(one: Part, other: Part) -> dict[str, tuple[Any, Any]]:
-    """Both values of every setting that differs, those that only cost left out."""
+    """Both values of every setting that differs, those that only cost left out.
+
+    What both name by a fingerprint of its content is that content, wherever it lies.
+    """
     differences = {}
     for name in (one.settings | other.settings).keys() - COST_SETTINGS:
         values = one.settings.get(name), other.settings.get(name)
-        if values[0] != values[1]:
+        if values[0] != values[1] and not _is_same_content(one, other, name):
             differences[name] = values
     return dict(sorted(differences.items()))
+
+
+def _is_same_content(one: Part, other: Part, name: str) -> bool:
+    fingerprint = one.settings.get(f"{name}{FINGERPRINT}")
+    return fingerprint is not None and fingerprint == other.settings.get(f"{name}{FINGERPRINT}")
 
 
 def task_setting_differences(one: Part, other: Part) -> dict[str, tuple[Any, Any]]:
@@ -35,6 +47,13 @@ def task_setting_differences(one: Part, other: Part) -> dict[str, tuple[Any, Any
     differences = setting_differences(one, other)
     both = one.settings.keys() & other.settings.keys()
     return {n: values for n, values in differences.items() if n in both or n not in TASK_SETTINGS}
+
+
+def prompt_differences(training: Part, answers: Part) -> dict[str, tuple[Any, Any]]:
+    """The same between training and testing: of what both have, and of what is seldom given."""
+    both = training.settings.keys() & answers.settings.keys() | RECORDED_IF_GIVEN
+    differences = setting_differences(training, answers)
+    return {n: values for n, values in differences.items() if n in both - OWN_SETTINGS}
 
 
 def describe_differences(differences: Mapping[str, tuple[Any, Any]]) -> str:

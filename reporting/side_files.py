@@ -12,7 +12,10 @@ from data.checked import checked, checked_field
 from data.records import numbered_jsonl, read_json
 from reporting.rates import Rate, read_rate
 from reporting.run_parts import Answers
+from reporting.setting_differences import COST_SETTINGS
 
+SAMPLE_HASH = "answers_sha256"  # of the answers that a divergence was measured along
+RECORDED_ALWAYS = "data"  # a setting of every answer: with it, all of them are recorded
 RECIPE = "recipe.json"  # in the folder of a run that experiment.py made
 
 
@@ -139,8 +142,8 @@ def read_divergences(
 ) -> tuple[dict[str, Mean], list[str]]:
     """What divergence.py measured, by task, and the tasks for which it no longer holds.
 
-    A divergence holds if every setting that it and the answers both record is the same, and it was
-    measured along the answers that stand there now.
+    A divergence holds if the answers have the settings that it was measured for, and it was
+    measured along those that stand there now. An earlier version recorded a few settings only.
     """
     path = folder / "kl.summary.json"
     if not path.is_file():
@@ -163,10 +166,13 @@ def read_divergences(
 
 
 def _holds(folder: Path, answers: Answers, recorded: dict[str, Any], limit: object) -> bool:
-    for name in recorded.keys() & answers.settings.keys():
-        if recorded[name] != answers.settings[name]:
+    names = recorded.keys() & answers.settings.keys()
+    if RECORDED_ALWAYS in recorded:
+        names = (recorded.keys() | answers.settings.keys()) - COST_SETTINGS - {SAMPLE_HASH}
+    for name in names:
+        if recorded.get(name) != answers.settings.get(name):
             return False
-    digest = recorded.get("answers_sha256")
+    digest = recorded.get(SAMPLE_HASH)
     if digest is None or type(limit) is not int or limit < 1:
         return True  # measured by a version that did not record it
     return digest == _sample_sha256(folder / f"{answers.task.name}.jsonl", answers, limit)

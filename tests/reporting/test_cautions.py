@@ -175,6 +175,23 @@ def test_what_two_tasks_of_a_run_do_not_share_is_told_by_rule(tmp_path, settings
     assert texts == expected
 
 
+@pytest.mark.parametrize(
+    ("trained", "said"),
+    [
+        ({"shots": 3, "model": "org/Tiny-1B", "lr": 1e-4, "seed": 3, "data": "x"}, None),
+        ({"shots": 0}, "shots (0 / 3)"),
+        ({"instruction": "Think."}, "instruction (Think. / Answer.)"),
+        ({"system": "Be safe."}, "system (Be safe. / none)"),
+    ],
+)
+def test_what_training_and_testing_do_not_share_is_told(tmp_path, trained, said):
+    write_training(tmp_path / "run", **trained)
+    write_gsm8k(tmp_path / "run", "r" * MANY, adapter="3fa9c21b04d7", instruction="Answer.")
+    texts = [text for text in cautions(tmp_path / "run") if "not asked as" in text]
+    start = "run: GSM8K was not asked as the model was trained (training / test): "
+    assert texts == ([f"{start}{said}."] if said else [])
+
+
 def test_other_prompts_and_other_judges_are_told(tmp_path, harmless):
     first = write_whole(tmp_path / "one")
     second = write_whole(tmp_path / "two")

@@ -11,6 +11,7 @@ from reporting.format_and_ability import Endings, count_endings, format_and_abil
 from reporting.load_runs import load_runs
 from reporting.paired_tables import paired_tables
 from reporting.scores import headline_scores
+from reporting.setting_differences import COST_SETTINGS, TASK_SETTINGS
 from tests.reporting.run_folders import (
     change_json,
     write_ailuminate,
@@ -142,6 +143,28 @@ def test_verdicts_by_whatever_other_settings_are_no_pairs(tmp_path, settings, sa
         UserError, match=f"base and tuned were not judged alike by Qwen3Guard: {said}"
     ):
         compared(tmp_path)
+
+
+def test_a_fingerprint_says_which_model_it_was(tmp_path):
+    """The same weights in another folder are the same, other weights in the same folder are not."""
+    for name, path in (("base", "org/Guard"), ("tuned", "/models/guard")):
+        write_ailuminate(tmp_path / name, "su", judges=())
+        about = {"model": path, "model_fingerprint": "aaaa"}
+        write_verdicts(tmp_path / name, "ailuminate", "qwen3guard", "su", **about)
+    assert compared(tmp_path).total == 2
+    about = {"model": "org/Guard", "model_fingerprint": "bbbb"}
+    write_verdicts(tmp_path / "tuned", "ailuminate", "qwen3guard", "su", **about)
+    with pytest.raises(UserError, match=r"not judged alike .* model_fingerprint \(aaaa / bbbb\)"):
+        compared(tmp_path)
+
+
+def test_the_settings_that_only_cost_are_those_the_scripts_mark_so():
+    from common.answering import SHOT_SETTINGS, AnsweringSettings
+    from common.judging import JudgingSettings
+    from common.options import may_change
+
+    assert may_change(AnsweringSettings) == may_change(JudgingSettings) == COST_SETTINGS
+    assert {*SHOT_SETTINGS, "shots_sha256", "split"} == TASK_SETTINGS
 
 
 def test_verdicts_that_took_other_costs_are_pairs(tmp_path):

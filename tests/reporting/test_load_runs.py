@@ -219,18 +219,36 @@ def test_a_divergence_holds_for_the_answers_it_was_measured_on(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "answered_again",
-    [{"adapter": "another"}, {"dtype": "bfloat16"}, {"shots": 0}, {"system": "Be safe."}],
+    ("answered_again", "stale"),
+    [
+        ({"adapter": "another"}, True),
+        ({"dtype": "bfloat16"}, True),
+        ({"shots": 0}, True),
+        ({"system": "Be safe."}, True),  # recorded only where it is given
+        ({"some_day": 3}, True),
+        ({"batch_size": 3, "limit": 9}, False),
+    ],
 )
-def test_a_divergence_of_answers_given_with_other_settings_is_left_out(tmp_path, answered_again):
-    """Whatever setting it is: both summaries record it, and they differ."""
-    write_gsm8k(tmp_path, "rrww", system=None)
-    write_divergence(tmp_path, "gsm8k", shots=3, system=None)
+def test_a_divergence_of_answers_given_with_other_settings_is_left_out(
+    tmp_path, answered_again, stale
+):
+    """Whatever setting it is that differs."""
+    write_gsm8k(tmp_path, "rrww", data="gsm8k")
+    write_divergence(tmp_path, "gsm8k", shots=3, shot_selection="fixed", data="gsm8k")
     assert load_runs([tmp_path])[0].stale_divergence == ()
     settings = json.loads((tmp_path / "gsm8k.summary.json").read_text())["settings"]
     change_json(tmp_path / "gsm8k.summary.json", settings=settings | answered_again)
     (run,) = load_runs([tmp_path])
-    assert run.divergence == {} and run.stale_divergence == ("gsm8k",)
+    assert run.stale_divergence == ("gsm8k",) * stale
+    assert list(run.divergence) == ["gsm8k"] * (not stale)
+
+
+def test_a_divergence_of_an_earlier_version_is_compared_by_what_it_recorded(tmp_path):
+    write_gsm8k(tmp_path, "rrww", data="gsm8k")
+    write_divergence(tmp_path, "gsm8k")
+    assert load_runs([tmp_path])[0].stale_divergence == ()
+    write_gsm8k(tmp_path, "rrww", data="gsm8k", adapter="another")
+    assert load_runs([tmp_path])[0].stale_divergence == ("gsm8k",)
 
 
 def test_a_divergence_along_other_tokens_is_left_out(tmp_path):

@@ -16,6 +16,7 @@ from tests.reporting.run_folders import (
     write_ailuminate,
     write_gsm8k,
     write_harmless,
+    write_json,
     write_training,
     write_verdicts,
 )
@@ -66,9 +67,11 @@ def test_the_style_names_only_what_some_page_holds(folders, harmless):
     classes = set(re.findall(r"\.([a-z]+)", selectors))
     elements = set(re.findall(r"(?:^|[\s,>])([a-z]+[1-6]?)(?=[\s,.:{>\[])", selectors))
     held = set(" ".join(re.findall(r'class="\s*([^"]*)"', body)).split())
-    assert {"cautions", "settings", "swatch"} <= classes <= held | {"good", "bad", "figures"}
+    assert (
+        {"cautions", "settings", "swatch"} <= classes <= held | {"good", "bad", "figures", "wide"}
+    )
     assert {"table", "summary", "h4"} <= elements <= {*re.findall(r"<([a-z]+[1-6]?)", body), "img",
-                                                      "figure", "figcaption"}  # fmt: skip
+                                                      "figure", "figcaption", "html"}  # fmt: skip
 
 
 def test_the_page_is_self_contained_and_runs_nothing(tmp_path):
@@ -187,6 +190,8 @@ def test_the_page_fits_phones_tablets_and_laptops(folders, harmless, tmp_path):
     """Nothing is cut off at the side, not even a table within a scroller."""
     write_harmless(folders[0], "srs")
     write_harmless(folders[1], "srr", **ADAPTER)
+    recipe = {"title": "greedy, 3 shots, 1024 new tokens (1+1 epochs)"}
+    write_json(folders[1] / "recipe.json", recipe | {"original": {"gsm8k": 43.2, "safe": 84.2}})
     page = page_of(*folders)
     policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
     (tmp_path / "page.html").write_text(policy.sub("", page))

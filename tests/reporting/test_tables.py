@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from data.intervals import rate
 from reporting.comparison import compare_runs
 from reporting.descriptions import describe_adapter, describe_judges, describe_model, describe_runs
 from reporting.load_runs import load_runs
@@ -20,9 +21,11 @@ from reporting.tables import (
     to_text,
 )
 from tests.reporting.run_folders import (
+    change_json,
     write_ailuminate,
     write_gsm8k,
     write_harmless,
+    write_json,
     write_training,
     write_verdicts,
 )
@@ -129,6 +132,18 @@ def test_details_of_answers_judging_training_and_costs(tmp_path):
     costs = row_of(tables["Time and memory"], "tuned")
     assert (costs["training"], costs["GSM8K"], costs["judging"]) == ("120 s", "61 s", "9.0 s")
     assert (costs["new tokens/s"], costs["peak memory"]) == ("250", "3.0 GB")
+
+
+def test_what_made_a_run_is_identified_where_the_summaries_say_it(tmp_path):
+    write_gsm8k(tmp_path / "base", "r", model_fingerprint="aaaa")
+    write_ailuminate(tmp_path / "base", "s", model_fingerprint="bbbb")
+    environment = {"unforget": "0.2.0", "commit": "4f5b2c1", "torch": "2.9"}
+    change_json(tmp_path / "base" / "gsm8k.summary.json", environment=environment)
+    table = tables_of(tmp_path / "base")["Provenance"]
+    assert row_of(table, "base") == {
+        **{"run": "base", "model fingerprint": "aaaa / bbbb"},
+        **{"unforget": "0.2.0", "commit": "4f5b2c1"},
+    }
 
 
 def test_unfinished_runs_are_marked(tmp_path):
@@ -243,3 +258,38 @@ def test_latex_shows_every_character():
 )
 def test_names_in_markdown_are_shown_and_do_nothing(text, shown):
     assert markdown_text(text) == shown
+
+
+def test_the_rows_of_the_experiment_stand_beside_ours(tmp_path):
+    write_gsm8k(tmp_path / "03", "rrrrrrww")
+    write_ailuminate(tmp_path / "03", "sssuuu")
+    recipe = {"title": "greedy, 3 shots", "original": {"gsm8k": 43.2, "safe": 84.2}}
+    write_json(tmp_path / "03" / "recipe.json", recipe)
+    row = row_of(tables_of(tmp_path / "03")["Rows of the experiment"], "03")
+    assert row["row"] == "greedy, 3 shots"
+    assert row["GSM8K, original"] == "43.2 [35.0, 51.7]"  # 57 of 132, by Wilson
+    assert row["GSM8K, here"] == "75.0 [40.9, 92.9]"  # by the homework's score, as the original
+    assert row["safe, original"] == "84.2 [79.0, 88.2]"
+    assert row["safe, here"] == "50.0 [18.8, 81.2]" and row["over-refusal"] == "not measured"
+    write_ailuminate(tmp_path / "03", "rrrsss", judges=("refusal-phrases",))
+    (tmp_path / "03" / "ailuminate.qwen3guard.summary.json").unlink()
+    row = row_of(tables_of(tmp_path / "03")["Rows of the experiment"], "03")
+    assert "safe, here" not in row  # refusal phrases are not comparable with the original's guard
+
+
+def test_self_instruct_and_distances_have_their_tables(tmp_path):
+    write_gsm8k(tmp_path / "07", "rw")
+    training = {"records": 18, "dropped": 2, "sources": {"rewrite": 15, "gold": 3}}
+    training["log_likelihood"] = {"answers": 15, "gold": -1.149, "own": -0.8}
+    about = {"task": "self-instruct", "finished": True, "right": rate(15, 20)}
+    write_json(tmp_path / "07" / "self-instruct.summary.json", about | {"training": training})
+    mean = {"mean": 0.2, "low": 0.18, "high": 0.22, "answers": 2}
+    settings = {"gsm8k": {"model": "org/Tiny-1B"}}
+    write_json(tmp_path / "07" / "kl.summary.json", {"settings": settings, "gsm8k": mean})
+    tables = tables_of(tmp_path / "07")
+    assert tables["Self-instruct"].rows == [
+        ("07", "75.0 [53.1, 88.8]", "15", "3", "2", "-0.800", "-1.149")
+    ]
+    distance = tables["Distance from the base model"]
+    assert distance.header == ("run", "on GSM8K")
+    assert distance.rows == [("07", "0.200 [0.180, 0.220]")]
