@@ -7,6 +7,11 @@ loaded again and its logits are compared with those of the unmerged model; a bro
 --push OWNER/NAME uploads the folder to the Hugging Face Hub.
 """
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from common.interrupts import exit_on_signals
+
+    exit_on_signals()
+
 import os
 import shutil
 import sys
@@ -25,10 +30,11 @@ from common.tuned_model import Tuned, find_tuned
 from data.ailuminate import load_ailuminate
 from data.gsm8k import gsm8k_messages, load_gsm8k
 from data.prompts import Message
+from llama.atomic_files import flush_to_disk, named_write_errors
 from llama.config import ModelConfig
 from llama.fingerprint import model_fingerprint
 from llama.gguf_writer import TYPES, check_writable, write_gguf
-from llama.hub import resolve
+from llama.hub import HUB_ID, name_for_others, resolve
 from llama.model import Decoder
 from llama.tokenizer import Tokenizer, load_tokenizer
 from llama.weights import load_model
@@ -118,9 +124,12 @@ def whole(target: Path) -> Iterator[Path]:
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         yield partial
+        if partial.is_file():
+            flush_to_disk(partial)
         if target.is_dir():
             target.rmdir()  # empty, see check_targets; a rename onto it fails on some systems
         partial.rename(target)
+        flush_to_disk(target.absolute().parent)
     finally:
         if partial.is_file():
             partial.unlink()
@@ -135,6 +144,12 @@ def probe_prompts(tokenizer: Tokenizer) -> list[list[int]]:
     for record in load_ailuminate("demo")[:PROBES]:
         chats.append([{"role": "user", "content": record["prompt"]}])
     return [tokenizer.encode_chat(chat) for chat in chats]
+
+
+def hub_id(model: str) -> str | None:
+    """The model's name on the Hugging Face Hub; None for a local path."""
+    name = name_for_others(model)
+    return name if HUB_ID.fullmatch(name) else None
 
 
 def describe_check(check: Comparison, dtype: str, lost: float) -> str:
@@ -196,13 +211,15 @@ def merge(
 def write_folder(job: Export, target: Path) -> None:
     """Write the checkpoint folder with its card, checked."""
     with whole(target) as folder:
-        folder.mkdir(parents=True)
-        write_checkpoint(job.model, job.base, folder, job.dtype)
+        with named_write_errors(target):
+            folder.mkdir(parents=True)
+            write_checkpoint(job.model, job.base, folder, job.dtype)
         check = job.check(folder, job.dtype)
         text = describe_check(check, job.dtype, job.lost)
         adapter = job.tuned.adapter
         source = Source(
             model=job.tuned.model,
+            published_as=hub_id(job.tuned.model),
             model_fingerprint=job.fingerprint,
             adapter=adapter_fingerprint(adapter) if adapter else None,
             scale=job.settings.adapter_scale,
@@ -225,7 +242,8 @@ def write_gguf_file(job: Export, target: Path) -> None:
     """Write the GGUF file, checked."""
     kind = job.settings.gguf_type
     with whole(target) as file:
-        write_gguf(job.model, job.base, file, kind, name=target.stem)
+        with named_write_errors(target):
+            write_gguf(job.model, job.base, file, kind, name=target.stem)
         check = job.check(file, kind)
     print(f"{target}: {describe_check(check, kind, 0)}")
 

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from llama.atomic_files import flush_to_disk
 from llama.checkpoint_files import CHAT_TEMPLATE, read_chat_template, read_json
 from llama.hub import TOKENIZER_FILES
 from llama.model import Decoder
@@ -125,6 +126,11 @@ def write_checkpoint(model: Decoder, base: Path, folder: Path, dtype: str) -> No
     template = read_chat_template(base)
     if template is not None:
         (folder / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
+    shutil.copymode(
+        folder / CONFIG_FILE, folder / WEIGHTS_FILE
+    )  # safetensors' is the owner's alone
+    for path in (*folder.iterdir(), folder):
+        flush_to_disk(path)
 
 
 def _config(model: Decoder, base: Path, tied: bool, dtype: str) -> dict[str, Any]:

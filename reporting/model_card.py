@@ -23,6 +23,7 @@ class Source:
     """The parts that an exported model was made from."""
 
     model: str  # the base, as it was named
+    published_as: str | None  # its Hub id, if it has one
     model_fingerprint: str
     adapter: str | None  # fingerprint
     scale: float
@@ -46,8 +47,11 @@ class MeasuredRate:
 
 def model_card(source: Source, title: str) -> str:
     """README.md for the Hugging Face Hub: front matter for its search, then text for people."""
-    lines = ["---", f"base_model: {_yaml(source.model)}", "library_name: transformers"]
-    lines += ["pipeline_tag: text-generation", "tags: [unforget, lora, merged]", "---", ""]
+    lines = ["---"]
+    if source.published_as:
+        lines.append(f"base_model: {source.published_as}")
+    lines += ["library_name: transformers", "pipeline_tag: text-generation"]
+    lines += ["tags: [unforget, lora, merged]", "---", ""]
     lines += [f"# {title}", "", *_made_from(source), ""]
     if source.training:
         lines += ["## Training", "", *_settings_table(source.training), ""]
@@ -172,9 +176,3 @@ def _cell(text: str) -> str:
     """The text as one cell of a Markdown table."""
     one_line = " ".join(text.split())
     return one_line.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
-
-
-def _yaml(text: str) -> str:
-    """The text as a YAML scalar on one line."""
-    quoted = "".join(c if c.isprintable() else " " for c in text).replace("'", "''")
-    return f"'{quoted}'"

@@ -3,7 +3,7 @@
 Beside them, what self-instruct wrote for a run, and how far a run has moved from its base.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from data.registry import TASKS
@@ -22,6 +22,8 @@ from reporting.scores import all_scores, lacks_over_refusal
 from reporting.side_files import Mean, Recipe, SelfInstruct
 from reporting.tables import EMPTY, Table, make_table, number, percent_interval
 
+SKILL = "gsm8k"
+READINGS = ("number", "homework", "flexible")
 SECTION = "Rows of the experiment"
 
 
@@ -125,8 +127,24 @@ def _rows_table(runs: Sequence[Run]) -> Table | None:
         cells += [_share(run, figure) for figure in OUR_FIGURES]
         rows.append((index, [*cells, describe_judges(run)]))
     meta = percent_interval(make_rate(round(META_ACCURACY / 100 * META_QUESTIONS), META_QUESTIONS))
-    note = ABOUT_ROWS.format(meta=meta)
+    note = "\n".join([ABOUT_ROWS.format(meta=meta), *_best_untouched(runs)])
     return make_table(SECTION, [*header, "judged by"], rows, note, SECTION)
+
+
+def _best_untouched(runs: Sequence[Run]) -> Iterator[str]:
+    """The best accuracy of an untouched model in the report, by whichever reading is kindest."""
+    found: list[tuple[float, str]] = []
+    for run in runs:
+        part = run.answers.get(SKILL)
+        if part is None or not part.finished or part.settings.get("adapter") is not None:
+            continue
+        for reading in READINGS:
+            rate = part.rates.get(("accuracy", reading))
+            if rate is not None:
+                text = f"{percent_interval(rate)} ({run.name}, read as {reading})"
+                found.append((rate.rate, text))
+    if found:
+        yield f"The untouched model at its best here: {max(found)[1]}. A gain is one beyond that."
 
 
 def _original(recipe: Recipe, figure: OriginalFigure) -> str:

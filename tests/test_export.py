@@ -115,7 +115,8 @@ def test_the_card_names_base_data_settings_and_rates(run, tmp_path, monkeypatch)
     try:
         assert export.main(["--run", str(run), "--to", str(tmp_path / "out")]) == 0
         card = (tmp_path / "out" / "README.md").read_text()
-        assert card.startswith("---\nbase_model: '") and f"fingerprint {adapter}" in card
+        assert card.startswith("---\nlibrary_name: transformers\n"), "a local path is no base"
+        assert f"fingerprint {adapter}" in card
         assert "| rank | 8 |" in card and "| data | demo |" in card
         assert "| GSM8K | accuracy | - | 50.0 [15.0, 85.0] | 4 | 3 random shots, greedy |" in card
         assert "Not measured of this model: SVAMP, AILuminate" in card
@@ -152,6 +153,15 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, argv, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_base_of_the_hub_is_named_in_the_cards_front_matter(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "name_for_others", lambda model: "owner/name")
+    assert export.main(["--run", str(run), "--to", str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nbase_model: owner/name\n")
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "out").iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"], "readable as the other files"
+
+
 def test_a_folder_that_is_not_empty_stays_as_it_is(run, tmp_path, capsys):
     (tmp_path / "mine").write_text("mine")
     for target in (tmp_path, tmp_path / "mine"):
@@ -169,12 +179,13 @@ def test_a_dry_run_writes_nothing(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("break_at", ["write_checkpoint", "model_card", "compare_logits"])
-def test_nothing_half_written_looks_whole(run, tmp_path, monkeypatch, break_at):
+def test_nothing_half_written_looks_whole(run, tmp_path, monkeypatch, capsys, break_at):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(export, break_at, fail)
     assert export.main(["--run", str(run), "--to", str(tmp_path / "out")]) == 2
+    assert "No space left on device" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -55,6 +55,14 @@ def test_the_note_names_what_the_shares_are_of_and_metas_figure(trainings):
     assert "8 shots" in note
 
 
+def test_every_gain_is_told_against_the_untouched_model_at_its_best(tmp_path):
+    for name, outcomes, adapter in (("a", "ruww", None), ("b", "uuww", None), ("c", "rrrr", "x")):
+        write_gsm8k(tmp_path / name, outcomes, adapter=adapter)
+        write_json(tmp_path / name / "recipe.json", RECIPE | {"name": name})
+    note = row_tables(load_runs([tmp_path / name for name in "abc"]))[0].note
+    assert "at its best here: 50.0 [" in note and "read as flexible). A gain is one" in note
+
+
 def test_a_safe_rate_never_stands_without_over_refusal(tmp_path):
     run = tmp_path / "row"
     write_ailuminate(run, "ssus")
