@@ -96,27 +96,36 @@ def test_what_cannot_be_measured_is_one_line(tuned, tmp_path, capsys):
     assert "which is not there as it was" in capsys.readouterr().err
 
 
-def test_answers_given_by_other_settings_are_measured_again(tuned, tmp_path, capsys):
-    """The same tokens behind other prompts are as likely as the same tokens elsewhere: not at all."""
+def test_answers_given_by_other_settings_are_measured_again(
+    tuned, chat_checkpoint, tmp_path, capsys
+):
     run = shutil.copytree(tuned, tmp_path / "copy")
     (run / "kl.summary.json").unlink(missing_ok=True)
-    assert divergence.main(["--run", str(run), "--limit", "3", "--dry-run"]) == 0
+    measure = ["--run", str(run), "--limit", "3"]
+    assert divergence.main([*measure, "--dry-run"]) == 0
     assert "gsm8k: 3 answers of" in capsys.readouterr().out
     assert not (run / "kl.summary.json").exists()
-    assert divergence.main(["--run", str(run), "--limit", "3"]) == 0
+    assert divergence.main(measure) == 0
     before = read_json(run / "kl.summary.json")["gsm8k"]["mean"]
-    path = run / "gsm8k.summary.json"
-    summary = read_json(path)
-    summary["settings"]["system"] = "Answer in rhymes."
-    write_json(path, summary)
+    again = ["--task", "gsm8k", "--no-resume", "--system", "Answer in rhymes."]
+    assert (
+        generate.main(["--model", str(chat_checkpoint), "--run", str(run), *OPTIONS, *again]) == 0
+    )
     capsys.readouterr()
-    assert divergence.main(["--run", str(run), "--limit", "3"]) == 0
+    assert divergence.main(measure) == 0
     assert "measured already" not in capsys.readouterr().out
     assert read_json(run / "kl.summary.json")["gsm8k"]["mean"] != before
+    path = run / "gsm8k.summary.json"
+    summary = read_json(path)
     summary["settings"]["batch_size"] = 5  # the answers do not depend on it
     write_json(path, summary)
-    assert divergence.main(["--run", str(run), "--limit", "3"]) == 0
+    assert divergence.main(measure) == 0
     assert "measured already" in capsys.readouterr().out
+    (run / "kl.summary.json").unlink()
+    summary["settings"]["system"] = None
+    write_json(path, summary)
+    assert divergence.main(measure) == 2
+    assert "was answered behind" in capsys.readouterr().err
 
 
 def test_another_model_under_the_same_path_is_refused(tuned, tmp_path, capsys):
