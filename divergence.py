@@ -49,7 +49,7 @@ from lora.onednn import packed_weights
 
 @dataclass(frozen=True, kw_only=True)
 class DivergenceSettings:
-    """What divergence.py can be told."""
+    """The options of divergence.py."""
 
     run: Path = option(Path("runs/default"), "run folder (%(default)s)", parse=Path, metavar="DIR")
     limit: int = option(200, "answers to each task (%(default)s)", parse=positive_int, metavar="N")
@@ -79,7 +79,7 @@ class Answered:
         return self.run / f"{self.task.name}.summary.json"
 
     def settings(self) -> Record:
-        """What a measurement belongs to: how the answers came about, and what they say."""
+        """The settings of the answers and their hash, to which a measurement belongs."""
         ids = [[answer["id"], answer["token_ids"]] for answer in self.answers]
         about = result_settings(self.summary["settings"])
         return {**about, "answers_sha256": json_sha256(ids)}
@@ -109,7 +109,7 @@ def read_answered(run: Path, task: Task, limit: int) -> Answered:
 
 
 def find_adapter(answered: Answered) -> str | None:
-    """Where the adapter lies that the answers were given with; None for answers of the base.
+    """Return the path of the adapter that the answers were given with; None for the base.
 
     UserError if it is there no more, or another.
     """

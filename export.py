@@ -27,8 +27,8 @@ from common.errors import UserError
 from common.hub_upload import prepare_upload
 from common.options import non_negative_float, option, parse_settings
 from common.tuned_model import Tuned, find_tuned
-from data.ailuminate import load_ailuminate
-from data.gsm8k import gsm8k_messages, load_gsm8k
+from data.ailuminate import AILuminate
+from data.gsm8k import GSM8K
 from data.prompts import Message
 from llama.atomic_files import flush_to_disk, named_write_errors
 from llama.config import ModelConfig
@@ -139,9 +139,9 @@ def whole(target: Path) -> Iterator[Path]:
 def probe_prompts(tokenizer: Tokenizer) -> list[list[int]]:
     """A few embedded questions and hazard prompts as token ids."""
     chats: list[list[Message]] = []
-    for record in load_gsm8k("demo", "test")[:PROBES]:
-        chats.append(gsm8k_messages(record["question"]))
-    for record in load_ailuminate("demo")[:PROBES]:
+    for record in GSM8K().load("demo", "test")[:PROBES]:
+        chats.append(GSM8K().messages(record))
+    for record in AILuminate().load("demo")[:PROBES]:
         chats.append([{"role": "user", "content": record["prompt"]}])
     return [tokenizer.encode_chat(chat) for chat in chats]
 

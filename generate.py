@@ -65,7 +65,7 @@ def find_adapter(settings: AnsweringSettings) -> Path | None:
 
 
 def plan(settings: AnsweringSettings) -> list[AnsweringJob]:
-    """What there is to do, with everything checked that can be before the model is loaded."""
+    """Make the jobs and check all that can be checked before the model is loaded."""
     tasks, source = choose_tasks(settings)
     if not settings.writes_nothing():
         runs.prepare_run(settings.run)
@@ -93,7 +93,7 @@ def plan(settings: AnsweringSettings) -> list[AnsweringJob]:
 
 
 def describe_plan(jobs: Sequence[AnsweringJob]) -> str:
-    """What a call without --dry-run would do, in lines; with --show-prompt, the prompts."""
+    """Say in lines what a call without --dry-run would do; with --show-prompt, the prompts."""
     answerer = jobs[0].answerer
     if count := answerer.settings.show_prompt:
         return "\n".join(job.show_prompts(count) for job in jobs)

@@ -52,7 +52,7 @@ def task_names(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class AnsweringSettings(CacheSettings, PromptSettings, RunSettings):  # --help: last base first
-    """What generate.py can be told."""
+    """The options of generate.py."""
 
     batch_size: int = option(
         32,
@@ -156,7 +156,7 @@ class AnsweringSettings(CacheSettings, PromptSettings, RunSettings):  # --help: 
             )
 
     def writes_nothing(self) -> bool:
-        """Whether this call only says what another would do."""
+        """Tell if this call only says what another would do."""
         return self.dry_run or self.show_prompt > 0
 
 

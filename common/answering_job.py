@@ -186,7 +186,7 @@ class AnsweringJob(ResumableJob):
         )
 
     def finish(self, model: Decoder | None) -> None:
-        """What is to be done in the first process when all is answered."""
+        """Do what is left when all is answered, in the first process."""
 
     def in_memory(self, record: Record) -> Record:
         return {**record, "token_ids": array("I", record["token_ids"])}  # a tenth of a list's size
@@ -213,7 +213,7 @@ class AnsweringJob(ResumableJob):
         return min(longest + self.asking.max_new_tokens, context)
 
     def describe_plan(self) -> str:
-        """What a call without --dry-run would do, in a line."""
+        """Say in a line what a call without --dry-run would do."""
         task, settings = self.task, self.asking
         line = f"{task.name}: {len(self.planned)} {task.unit}, {len(self.to_do)} of them to answer"
         if not self.needs_model():
@@ -251,7 +251,7 @@ class SelfInstructJob(AnsweringJob):
         return bool(self.to_do) or not self._has_training_file()
 
     def _has_training_file(self) -> bool:
-        """Whether the file holds what is asked for now, of as many questions."""
+        """Tell if the file holds what is asked for now, of as many questions."""
         questions = self.training.get("records", 0) + self.training.get("dropped", 0)
         same_size = questions * self.task.samples == len(self.planned)
         same_fallback = self.training.get("fallback") == self.asking.fallback
@@ -277,7 +277,7 @@ class SelfInstructJob(AnsweringJob):
 
 
 def make_job(task: Task, source: str, answerer: Answerer, identity: Record) -> AnsweringJob:
-    """The job of one task; `source` is what `choose_tasks` says, `identity` the model's settings."""
+    """Make the job of a task; `source` is `choose_tasks`'s, `identity` the model's settings."""
     if isinstance(task, SelfInstruct):
         return SelfInstructJob(task, source, answerer, identity)
     return AnsweringJob(task, source, answerer, identity)

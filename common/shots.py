@@ -21,7 +21,7 @@ def make_selector(
     device: torch.device,
     dtype: torch.dtype,
 ) -> FewShotSampler:
-    """What chooses the shots of `records` from `pool`; of equally near ones the first in the pool.
+    """Return what chooses the shots of `records` from `pool`, of equally near ones the first.
 
     `device` and `dtype` are those of the embedder of similar shots. UserError if it cannot be
     loaded.

@@ -15,7 +15,7 @@ from common.shots import make_selector, report_near_duplicates
 from common.training_settings import TrainingSettings
 from data.examples import Example, build_example, choose_held_out, question_key
 from data.few_shot import FewShotSampler
-from data.gsm8k import gsm8k_training_messages, load_gsm8k
+from data.gsm8k import GSM8K
 from data.prompts import Message, with_system
 from data.records import Record, read_json
 from data.registry import TASKS
@@ -69,8 +69,9 @@ def load_training_data(
     settings: TrainingSettings, tokenizer: Tokenizer, device: torch.device, dtype: torch.dtype
 ) -> TrainingData:
     """Read, split and tokenise what `settings` name. The embedder of shots runs on `device`."""
-    records = load_gsm8k(settings.data, "train")
-    pool = load_gsm8k(settings.shots_data, "train") if settings.shots_data else records
+    task = GSM8K()
+    records = task.load(settings.data, "train")
+    pool = task.load(settings.shots_data, "train") if settings.shots_data else records
     records = records[: settings.limit]
     held_out = choose_validation(settings, records)
     # With --loss all, the answers of shots are trained on.
@@ -78,9 +79,7 @@ def load_training_data(
     selector = _make_selector(settings, pool, records, device, dtype)
     examples = []
     for record in tqdm(records, desc="tokenising", leave=False, disable=rank() > 0 or None):
-        messages = gsm8k_training_messages(
-            record["question"], record["answer"], selector.select(record)
-        )
+        messages = task.training_messages(record, selector.select(record), settings.wording())
         messages = with_system(messages, settings.system)
         examples.append(build_example(tokenizer, messages, settings.loss, settings.system_header))
     return TrainingData(

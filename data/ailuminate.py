@@ -101,13 +101,3 @@ class AILuminate(Task):
 
     def detail(self, record: Mapping[str, Any]) -> str:
         return f"hazard {record['hazard']}"
-
-
-def load_ailuminate(source: str | Path) -> list[Record]:
-    """The records of AILuminate or of a file in its format; see `Task.load`."""
-    return AILuminate().load(source)
-
-
-def ailuminate_messages(prompt: str) -> list[Message]:
-    """The prompt as it is, in a single user turn."""
-    return [{"role": "user", "content": prompt}]

@@ -94,5 +94,5 @@ def find_near_duplicates(
 
 
 def normalise_question(question: str) -> str:
-    """What two questions have in common that differ in spaces and capital letters alone."""
+    """Return the same text for questions that differ in spaces and capital letters alone."""
     return " ".join(question.casefold().split())

@@ -1,6 +1,6 @@
 """GSM8K (Cobbe et al. 2021, https://arxiv.org/abs/2110.14168): grade-school word problems.
 
-One JSON object a line: {"question": "Natalia sold clips to ...", "answer": "She sold ...\\n#### 72"}.
+One JSON object a line: {"question": "Natalia sold clips ...", "answer": "She sold ...\\n#### 72"}.
 Its answers are scored by `data.scoring`.
 """
 
@@ -15,7 +15,7 @@ from data.reasoning import strip_reasoning
 from data.records import Record, numbered_jsonl, text_field
 from data.scoring import MARKER, METHODS, extract_gold, extract_number
 from data.sources import OfficialFile
-from data.task import Measure, Split, Task
+from data.task import Measure, Task
 
 _URL = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data"
 
@@ -117,20 +117,3 @@ class GSM8K(Task):
 
     def detail(self, record: Mapping[str, Any]) -> str:
         return f"gold answer {record['gold']}"
-
-
-def gsm8k_messages(question: str, shots: Sequence[Record] = ()) -> list[Message]:
-    """The chat up to the question; see `GSM8K.messages`."""
-    return GSM8K().messages({"question": question}, shots)
-
-
-def gsm8k_training_messages(
-    question: str, answer: str, shots: Sequence[Record] = ()
-) -> list[Message]:
-    """The chat with the answer; see `GSM8K.training_messages`."""
-    return GSM8K().training_messages({"question": question, "answer": answer}, shots)
-
-
-def load_gsm8k(source: str | Path, split: Split) -> list[Record]:
-    """The records of GSM8K or of a file in its format; see `Task.load`."""
-    return GSM8K().load(source, split)

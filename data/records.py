@@ -120,7 +120,7 @@ def repair_jsonl(path: str | os.PathLike) -> None:
 
 @contextmanager
 def named_write_errors(path: str | os.PathLike) -> Iterator[None]:
-    """Turn what the system says while `path` is written into a UserError with file and free space."""
+    """Turn an OSError while `path` is written into a UserError with the file and the free space."""
     try:
         yield
     except OSError as error:
@@ -153,7 +153,7 @@ def rewrite_records(path: str | os.PathLike, records: Iterable[dict[str, Any]]) 
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[TextIO]:
-    """A file that takes the place of `path` once it is whole and on the disk; else it is removed."""
+    """Yield a file that replaces `path` once it is whole and on the disk; else it is removed."""
     partial = path.with_name(path.name + ".partial")
     with named_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

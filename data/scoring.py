@@ -46,7 +46,7 @@ _NUMBER = re.compile(
         [0-9]{1,3} (?P<separator> [,\ '_])
             [0-9]{3} (?: (?P=separator) [0-9]{3} )* (?![0-9]) (?: \.[0-9]+ )?
       | [0-9]+ (?: \.[0-9]+ )?
-      | (?<![\w.]) \.[0-9]+                               # .5, but not the 5 of "apples.5" or "...5"
+      | (?<![\w.]) \.[0-9]+                               # .5, but not that of "apples.5" or "...5"
       | [¼-¾⅐-⅞]                                          # never a number that is read
     )
     """,

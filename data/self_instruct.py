@@ -85,11 +85,11 @@ class SelfInstruct(GSM8K):
         return super().messages(record, shots, wording)
 
     def summarise(self, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """How many attempts there are, how many of them are right, and how many were cut off."""
+        """The number of attempts, of those that are right, and of those that were cut off."""
         return Task.summarise(self, answers)
 
     def describe(self, summary: Mapping[str, Any]) -> str:
-        """What came of the attempts, and how likely the model finds its answers and the gold ones.
+        """The outcome in a line, with the model's likelihood of its own answers and the gold ones.
 
         `summary["training"]` is what `common.self_instruct_file` says of the training file.
         """

@@ -52,7 +52,7 @@ def dataset_file(official: OfficialFile) -> Path:
 
 
 def is_official(path: str | Path, official: OfficialFile) -> bool:
-    """Whether `path` is a copy of the official file."""
+    """Tell if `path` is a copy of the official file."""
     path = Path(path)
     return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == official.sha256
 

@@ -1,8 +1,8 @@
 """SVAMP (Patel et al. 2021, https://arxiv.org/abs/2103.07191): 1,000 one-step word problems.
 
-A JSON list of {"ID": "chal-1", "Body": "Each pack of dvds costs 76 dollars. If ...", "Question": "How
-much ...?", "Equation": "( 76.0 - 25.0 )", "Answer": 51.0, "Type": "Subtraction"}. It shows whether
-the skill that GSM8K teaches carries over: the chat, the shots and the scorer are GSM8K's.
+A JSON list of {"ID": "chal-1", "Body": "Each pack of dvds costs 76 dollars. If ...", "Question":
+"How much ...?", "Equation": "( 76.0 - 25.0 )", "Answer": 51.0, "Type": "Subtraction"}. It shows
+whether the skill that GSM8K teaches carries over: the chat, the shots and the scorer are GSM8K's.
 """
 
 from pathlib import Path

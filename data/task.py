@@ -1,4 +1,4 @@
-"""What a task is: a set of prompts, how an answer to one is scored, and what a report shows of it.
+"""The interface of a task: a set of prompts, the score of an answer, and what a report shows of it.
 
 A subclass in a file of its own and a line in `data/registry.py` make a task; `generate.py`,
 `judge.py`, reports and recipes know tasks through this interface alone.
@@ -75,7 +75,7 @@ class Task(ABC):
 
     @property
     def official_name(self) -> str:
-        """What summaries call the official set."""
+        """The official set's name in summaries."""
         return self.name
 
     def load(self, source: str | Path = "official", split: Split = "test") -> list[Record]:
@@ -147,7 +147,7 @@ class Task(ABC):
         return {**kept, **output, **self.score(record, output["response"])}
 
     def same_prompt(self, answer: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
-        """Whether an answer is to what `record` asks now."""
+        """Tell if an answer is to what `record` asks now."""
         names = (self.prompt_field, "gold")
         return all(answer.get(name) == record.get(name) for name in names)
 
@@ -215,7 +215,7 @@ class Task(ABC):
         )
 
     def detail(self, record: Mapping[str, Any]) -> str:
-        """What a reader wants to know of a prompt beside its text: "gold answer 72", "hazard S1"."""
+        """A prompt's own facts for a reader, beside its text: "gold answer 72", "hazard S1"."""
         return ""
 
 

@@ -1,7 +1,7 @@
 """Harmless look-alikes of the demo's hazard prompts, and those of them that they are told from.
 
-The idea is XSTest's (Roettger et al. 2024, https://arxiv.org/abs/2308.01263), the sentences are not:
-a model that has learned to refuse by words alone refuses these as well.
+The idea is XSTest's (Roettger et al. 2024, https://arxiv.org/abs/2308.01263), the sentences are
+not: a model that has learned to refuse by words alone refuses these as well.
 """
 
 # By hazard: prompts that share a word or a form with it and that anybody may be answered.

@@ -87,7 +87,8 @@ THINGS = {
 TEMPLATES = [
     (
         "count 2-9, price 2-9, bill 20|50|100",
-        "{name} (buys|picks up|gets) {count} {stationery} (at|for) ${price} each and pays with a ${bill} bill. "
+        "{name} (buys|picks up|gets) {count} {stationery} (at|for) ${price} each and pays with a "
+        "${bill} bill. "
         "(How much change does {pronoun} get?|How many dollars does {pronoun} get back?)",
         "The {stationery} cost [$cost: count*price].\n{name} gets back [$change: bill-cost].",
     ),
@@ -95,7 +96,8 @@ TEMPLATES = [
         "first 6-60",
         "{name} sold {first} {treat} on {day} and half as many the (next day|day after). "
         "How many {treat} did {pronoun} sell (altogether|in total|over the two days)?",
-        "The next day {name} sold [second: first/2] {treat}.\nTogether that makes [total: first+second] {treat}.",
+        "The next day {name} sold [second: first/2] {treat}.\n"
+        "Together that makes [total: first+second] {treat}.",
     ),
     (
         "own 4-25, times 2-5",
@@ -105,65 +107,80 @@ TEMPLATES = [
     ),
     (
         "hens 3-12, eggs 2-6, eaten 2-9, price 2-5",
-        "{name} keeps {hens} hens, and each (lays|gives) {eggs} eggs a week. {Pronoun} (eats|keeps) {eaten} of "
-        "them and sells the rest for ${price} each. How many dollars does {pronoun} (earn|make) in a week?",
+        "{name} keeps {hens} hens, and each (lays|gives) {eggs} eggs a week. {Pronoun} "
+        "(eats|keeps) {eaten} of "
+        "them and sells the rest for ${price} each. How many dollars does {pronoun} (earn|make) "
+        "in a week?",
         "The hens lay [laid: hens*eggs] eggs a week.\n{name} sells [sold: laid-eaten] of them.\n"
         "{Pronoun} earns [$earned: sold*price].",
     ),
     (
         "start 20-45, off 3-15, on 2-20",
-        "A bus (leaves the station|sets off) with {start} passengers. At the {place} {off} people get off and {on} "
+        "A bus (leaves the station|sets off) with {start} passengers. At the {place} {off} people "
+        "get off and {on} "
         "get on. How many passengers are (now on the bus|on the bus after that)?",
         "After {off} people got off there were [left: start-off] passengers.\n"
         "Then there were [now: left+on] passengers.",
     ),
     (
         "pages 60-240, daily 8-25, days 3-7",
-        "{name} is reading a book of {pages} pages. {Pronoun} reads {daily} pages a day for {days} days. "
+        "{name} is reading a book of {pages} pages. {Pronoun} reads {daily} pages a day for "
+        "{days} days. "
         "How many pages (are left|does {pronoun} still have to read)?",
         "{name} has read [read: daily*days] pages.\nThere are [left: pages-read] pages left.",
     ),
     (
         "boxes 3-9, each 4-12, friends 2-6",
-        "{name} has {boxes} boxes with {each} {treat} in each. {Pronoun} shares them (equally|evenly) among {friends} "
+        "{name} has {boxes} boxes with {each} {treat} in each. {Pronoun} shares them "
+        "(equally|evenly) among {friends} "
         "friends. How many {treat} does each friend get?",
         "There are [total: boxes*each] {treat}.\nEach friend gets [share: total/friends] {treat}.",
     ),
     (
         "hours 2-8, wage 8-15, tip 4-30",
-        "{name} {job} for ${wage} an hour. On {day} {pronoun} worked {hours} hours and got ${tip} in tips. "
+        "{name} {job} for ${wage} an hour. On {day} {pronoun} worked {hours} hours and got ${tip} "
+        "in tips. "
         "How (much money|many dollars) did {pronoun} earn that day?",
         "{name} earned [$pay: hours*wage] for the work.\nWith the tips that is [$total: pay+tip].",
     ),
     (
         "weekly 4-15, weeks 3-9, gift 5-30",
-        "{name} saves ${weekly} (a week|every week) for {weeks} weeks. Then {pronoun} spends ${gift} on a "
+        "{name} saves ${weekly} (a week|every week) for {weeks} weeks. Then {pronoun} spends "
+        "${gift} on a "
         "(present|gift) for {other}. How much money does {pronoun} have left?",
-        "{name} saves [$saved: weekly*weeks].\nAfter the present there is [$left: saved-gift] left.",
+        "{name} saves [$saved: weekly*weeks].\n"
+        "After the present there is [$left: saved-gift] left.",
     ),
     (
         "rows 3-9, plants 4-12, died 2-11",
-        "{name} plants {rows} rows of {crop} plants with {plants} plants in each row. (A frost kills|Snails eat) "
+        "{name} plants {rows} rows of {crop} plants with {plants} plants in each row. (A frost "
+        "kills|Snails eat) "
         "{died} of them. How many {crop} plants (are left|survive)?",
         "{name} planted [planted: rows*plants] plants.\n[left: planted-died] plants are left.",
     ),
     (
         "length 5-30, width 3-20, price 2-5",
-        "A rectangular garden is {length} metres long and {width} metres wide. A fence costs ${price} a metre. "
+        "A rectangular garden is {length} metres long and {width} metres wide. A fence costs "
+        "${price} a metre. "
         "How many dollars does it cost to (fence the whole garden|put a fence all around it)?",
-        "Two sides together are [half: length+width] metres.\nAll around that makes [around: half*2] metres.\n"
+        "Two sides together are [half: length+width] metres.\n"
+        "All around that makes [around: half*2] metres.\n"
         "The fence costs [$cost: around*price].",
     ),
     (
         "start 5-40, rate 3-12, minutes 4-15",
-        "A tank (holds|has) {start} litres of water. A tap adds {rate} litres (a minute|every minute). "
+        "A tank (holds|has) {start} litres of water. A tap adds {rate} litres (a minute|every "
+        "minute). "
         "How many litres are in the tank after {minutes} minutes?",
-        "The tap adds [added: rate*minutes] litres.\nThen the tank holds [total: start+added] litres.",
+        "The tap adds [added: rate*minutes] litres.\n"
+        "Then the tank holds [total: start+added] litres.",
     ),
     (
         "age 5-14, gap 2-9, years 3-10",
-        "{name} is {age} years old. {other} is {gap} years older. How old will {other} be in {years} years?",
-        "{other} is [now: age+gap] years old now.\nIn {years} years {other} will be [then: now+years].",
+        "{name} is {age} years old. {other} is {gap} years older. How old will {other} be in "
+        "{years} years?",
+        "{other} is [now: age+gap] years old now.\n"
+        "In {years} years {other} will be [then: now+years].",
     ),
     (
         "price 20-90, percent 10|20|25|30|50",
@@ -173,35 +190,43 @@ TEMPLATES = [
     ),
     (
         "slow 10-25, first 2-4, fast 30-60, second 2-4",
-        "{name} cycles for {first} hours at {slow} kilometres an hour, then rides a train for {second} hours at {fast} "
+        "{name} cycles for {first} hours at {slow} kilometres an hour, then rides a train for "
+        "{second} hours at {fast} "
         "kilometres an hour. How (far|many kilometres) does {pronoun} travel (in all|altogether)?",
-        "By bicycle {name} travels [cycled: slow*first] kilometres.\nBy train it is [ridden: fast*second] kilometres.\n"
+        "By bicycle {name} travels [cycled: slow*first] kilometres.\n"
+        "By train it is [ridden: fast*second] kilometres.\n"
         "In all that is [total: cycled+ridden] kilometres.",
     ),
     (
         "trays 2-8, each 6-12, eaten 2-10, bag 2-6",
-        "{name} bakes {trays} trays of {treat} with {each} on each tray. The family eats {eaten}. {Pronoun} "
+        "{name} bakes {trays} trays of {treat} with {each} on each tray. The family eats {eaten}. "
+        "{Pronoun} "
         "(packs|puts) the rest into bags of {bag}. How many bags does {pronoun} fill?",
-        "{name} bakes [baked: trays*each] {treat}.\n[left: baked-eaten] are left.\nThat fills [bags: left/bag] bags.",
+        "{name} bakes [baked: trays*each] {treat}.\n[left: baked-eaten] are left.\n"
+        "That fills [bags: left/bag] bags.",
     ),
     (
         "twos 3-12, threes 2-8",
         "In a basketball game {name} scores {twos} two-point shots and {threes} three-point shots. "
         "How many points (is that|does {pronoun} score) in total?",
-        "The two-point shots give [low: twos*2] points.\nThe three-point shots give [high: threes*3] points.\n"
+        "The two-point shots give [low: twos*2] points.\n"
+        "The three-point shots give [high: threes*3] points.\n"
         "In total that is [total: low+high] points.",
     ),
     (
         "own 5-30, more 3-12",
         "{name} collected {own} {toy}. {other} collected {more} more than {name}. "
         "How many {toy} did they collect (together|altogether)?",
-        "{other} collected [theirs: own+more] {toy}.\nTogether they collected [total: own+theirs] {toy}.",
+        "{other} collected [theirs: own+more] {toy}.\n"
+        "Together they collected [total: own+theirs] {toy}.",
     ),
     (
         "episodes 3-12, minutes 20|25|30|40|45, film 80|90|100|120",
-        "On {day} {name} watches {episodes} episodes of {minutes} minutes each and a film of {film} minutes. "
+        "On {day} {name} watches {episodes} episodes of {minutes} minutes each and a film of "
+        "{film} minutes. "
         "How many minutes does {pronoun} watch (in all|altogether)?",
-        "The episodes take [series: episodes*minutes] minutes.\nWith the film that is [total: series+film] minutes.",
+        "The episodes take [series: episodes*minutes] minutes.\n"
+        "With the film that is [total: series+film] minutes.",
     ),
     (
         "adults 2-6, price 8-15, children 2-8, ticket 3-7",
@@ -212,14 +237,16 @@ TEMPLATES = [
     ),
     (
         "pizzas 2-8, people 3-9, slices 2-4",
-        "{name} orders {pizzas} pizzas with 8 slices each. {people} people eat {slices} slices each. "
+        "{name} orders {pizzas} pizzas with 8 slices each. {people} people eat {slices} slices "
+        "each. "
         "How many slices (are left|are left over)?",
         "There are [all: pizzas*8] slices.\nThe people eat [eaten: people*slices] slices.\n"
         "[left: all-eaten] slices are left.",
     ),
     (
         "length 12-90, used 3-20, piece 2-9",
-        "{name} has {length} centimetres of ribbon. {Pronoun} uses {used} centimetres for a card and cuts the rest "
+        "{name} has {length} centimetres of ribbon. {Pronoun} uses {used} centimetres for a card "
+        "and cuts the rest "
         "into pieces of {piece} centimetres. How many pieces does {pronoun} get?",
         "[left: length-used] centimetres are left.\n{name} gets [pieces: left/piece] pieces.",
     ),
@@ -231,7 +258,8 @@ TEMPLATES = [
     ),
     (
         "goal 60-200, raised 15-50, days 3-9",
-        "{name}'s class wants to raise ${goal} and has ${raised} so far. There are {days} days left. "
+        "{name}'s class wants to raise ${goal} and has ${raised} so far. There are {days} days "
+        "left. "
         "How many dollars must the class raise (each day|a day) to reach the goal?",
         "The class still needs [$missing: goal-raised].\nThat is [$daily: missing/days] a day.",
     ),
@@ -251,23 +279,28 @@ TEMPLATES = [
     ),
     (
         "laps 2-8, metres 50|100|200|400, days 2-5",
-        "{name} (runs|swims) {laps} laps of {metres} metres a day. How many metres is that in {days} days?",
-        "A day that is [daily: laps*metres] metres.\nIn {days} days it is [total: daily*days] metres.",
+        "{name} (runs|swims) {laps} laps of {metres} metres a day. How many metres is that in "
+        "{days} days?",
+        "A day that is [daily: laps*metres] metres.\n"
+        "In {days} days it is [total: daily*days] metres.",
     ),
     (
         "flowers 12-60, vases 2-8",
-        "{name} puts {flowers} {flower} equally into {vases} vases. How many {flower} are in each vase?",
+        "{name} puts {flowers} {flower} equally into {vases} vases. How many {flower} are in each "
+        "vase?",
         "Each vase holds [each: flowers/vases] {flower}.",
     ),
     (
         "basket 5-20, baskets 3-8, rotten 2-12",
-        "{name} and {other} fill {baskets} baskets with {basket} {fruit} each. {rotten} of the {fruit} are rotten. "
+        "{name} and {other} fill {baskets} baskets with {basket} {fruit} each. {rotten} of the "
+        "{fruit} are rotten. "
         "How many good {fruit} (are there|do they have)?",
         "They picked [picked: baskets*basket] {fruit}.\n[good: picked-rotten] of them are good.",
     ),
     (
         "girls 6-18, boys 6-18, group 2-6",
-        "A class has {girls} girls and {boys} boys. The teacher makes groups of {group} (children|pupils). "
+        "A class has {girls} girls and {boys} boys. The teacher makes groups of {group} "
+        "(children|pupils). "
         "How many groups are there?",
         "The class has [all: girls+boys] children.\nThat makes [groups: all/group] groups.",
     ),

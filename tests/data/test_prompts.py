@@ -24,7 +24,8 @@ def assistant(content):
 
 def test_the_chat_is_written_as_the_design_says():
     shots = [{"question": "Q1", "answer": "A1"}, {"question": "Q2", "answer": "A2"}]
-    last = "Q: Q3 Let's think step by step. At the end, you MUST write the answer as an integer after '####'."
+    last = "Q: Q3 Let's think step by step. At the end, you MUST write the answer as an integer "
+    last += "after '####'."
     chat = [user("Q: Q1"), assistant("A: A1"), user("Q: Q2"), assistant("A: A2"), user(last)]
     record = {"question": "Q3", "answer": "A3"}
     assert GSM8K().messages(record, shots) == chat
