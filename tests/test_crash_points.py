@@ -1,0 +1,100 @@
+"""Killed before or after any change to the disk, the same command ends with the same results.
+
+Every point of a script is a case; `make test` takes a seeded sample of them, and all of them run
+with UNFORGET_CRASH_POINTS=all. docs/RELIABILITY.md has the counts.
+"""
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.crash import KILLED, run_until
+
+SAMPLE = 6  # crash points of each script that `make test` tries
+TRAIN = ["--data", "demo", "--limit", "8", "--validation", "2", "--batch-size", "2", "--steps", "3"]
+TRAIN += ["--checkpoint-every", "1", "--keep-checkpoints", "1", "--rank", "2", "--device", "cpu"]
+GENERATE = ["--data", "demo", "--limit", "3", "--max-new-tokens", "4", "--no-adapter"]
+GENERATE += ["--task", "gsm8k", "--device", "cpu"]
+HAZARDS = [*GENERATE[:-4], "--task", "ailuminate", "--device", "cpu"]
+JUDGE = ["--guard", "refusal-phrases"]
+# What differs between two runs of the same command: times, memory and what the run folder is.
+UNSTABLE = {"seconds", "peak_memory_bytes", "environment", "decoding", "commit"}
+UNSTABLE |= {"new_tokens_per_second", "tokens_per_second", "examples_per_second"}
+
+
+def commands(script: str, model: Path, run: Path) -> list[tuple[str, list[str]]]:
+    """What leads up to the command that is killed, which comes last."""
+    place = ["--run", str(run)]
+    with_model = ["--model", str(model), *place]
+    return {
+        "train": [("train", [*with_model, *TRAIN])],
+        "generate": [("generate", [*with_model, *GENERATE])],
+        "generate again": [
+            ("generate", [*with_model, *GENERATE]),
+            ("generate", [*with_model, *GENERATE, "--no-resume"]),
+        ],
+        "judge": [("generate", [*with_model, *HAZARDS]), ("judge", [*place, *JUDGE])],
+    }[script]
+
+
+def results(run: Path) -> dict[str, object]:
+    """What the run folder holds, without what may differ between equal runs."""
+    found: dict[str, object] = {}
+    for path in sorted(run.rglob("*")):
+        name = str(path.relative_to(run))
+        if path.is_dir() or path.suffix in (".lock", ".1", ".2", ".3"):
+            continue
+        if path.suffix == ".jsonl":
+            lines = path.read_text(encoding="utf-8").splitlines()
+            found[name] = [stable(json.loads(line)) for line in lines]
+        elif path.suffix == ".json":
+            found[name] = stable(json.loads(path.read_text(encoding="utf-8")))
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+def stable(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: stable(item) for key, item in value.items() if key not in UNSTABLE}
+    return value
+
+
+@pytest.fixture(scope="module", params=["train", "generate", "generate again", "judge"])
+def case(request, chat_checkpoint, tmp_path_factory):
+    """The folder before the killed command, that command, its crash points, and what it ends with."""
+    folder = tmp_path_factory.mktemp("crash").resolve()
+    run, before = folder / "run", folder / "before"
+    *earlier, last = commands(request.param, chat_checkpoint, run)
+    run.mkdir()
+    for script, argv in earlier:
+        assert run_until(0, run, script, argv)[0] == 0
+    shutil.copytree(run, before)
+    status, points = run_until(0, run, *last)
+    assert status == 0 and points > 10
+    return run, before, last, points, results(run)
+
+
+def chosen(points: int) -> list[int]:
+    if os.environ.get("UNFORGET_CRASH_POINTS") == "all":
+        return list(range(1, points + 1))
+    return sorted(random.Random(points).sample(range(1, points + 1), SAMPLE))
+
+
+def test_killed_at_any_change_it_goes_on_to_the_same_results(case):
+    run, before, command, points, expected = case
+    failed = []
+    for target in chosen(points):
+        shutil.rmtree(run)
+        shutil.copytree(before, run)
+        status, _ = run_until(target, run, *command)
+        assert status == KILLED
+        script, argv = command
+        resumed, _ = run_until(0, run, script, [word for word in argv if word != "--no-resume"])
+        if resumed != 0 or results(run) != expected:
+            failed.append(target)
+    assert not failed, f"of {points} points, these do not recover: {failed}"
