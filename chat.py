@@ -8,6 +8,12 @@ has a conversation of its own. Ctrl-C stops an answer, Ctrl-D ends.
 /prompt        show the last prompt as the models read it, with its token ids
 """
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from common.interrupts import exit_on_signals
+
+    exit_on_signals()
+
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -16,6 +22,7 @@ from pathlib import Path
 import torch
 
 from common import cli
+from common.defaults import DEFAULT_MODEL, DTYPES
 from common.devices import resolve_device, resolve_dtype
 from common.errors import UserError
 from common.options import (
@@ -27,7 +34,6 @@ from common.options import (
     probability,
     seed,
 )
-from common.settings import DEFAULT_MODEL, DTYPES
 from data.prompts import Message
 from data.records import read_json
 from llama.decoding import generate
@@ -70,9 +76,7 @@ class ChatSettings:
     quantize: str | None = option(None, "8-bit frozen weights", choices=SCHEMES, scope=CALL)
     device: str = option("auto", "as in generate.py (%(default)s)", scope=CALL)
     system: str | None = option(None, "a system turn (the template's own)", scope=CALL)
-    date: str = option(
-        DEFAULT_DATE, "the date a chat template prints (%(default)s)", scope=CALL
-    )
+    date: str = option(DEFAULT_DATE, "the date a chat template prints (%(default)s)", scope=CALL)
     max_new_tokens: int = option(
         512, "longest answer (%(default)s)", parse=positive_int, metavar="N", scope=CALL
     )
@@ -222,6 +226,8 @@ def trained_model(run: Path) -> str:
 def chat(settings: ChatSettings) -> None:
     """Read questions until the end of the input."""
     session = load_session(settings)
+    # Ctrl-C stops an answer, however often: there is no work here that a signal could lose.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     while True:
         try:
             line = input("\n> ").strip()

@@ -22,6 +22,7 @@ COMMANDS = {
     "experiment": "run recipes from the first step to the table",
     "divergence": "measure how far a tuned model has moved from its base",
     "export": "write a tuned model that others can load",
+    "chat": "talk with base and tuned model side by side",
 }
 PACKAGES = ("llama", "lora", "data", "guards", "reporting", "common", "recipes")
 FOLDER = str(Path(__file__).resolve().parent)

@@ -20,6 +20,7 @@ SETTINGS = {
     "experiment": "ExperimentSettings",
     "divergence": "DivergenceSettings",
     "export": "ExportSettings",
+    "chat": "ChatSettings",
 }
 INTRODUCTION = """# Options
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence, Set
 import torch
 
 from llama.config import ModelConfig
-from llama.engine import AllowedTokensFn, DecodingStats, Engine, GenerationConfig, OnFinish
+from llama.engine import AllowedTokensFn, DecodingStats, Engine, GenerationConfig, OnFinish, OnToken
 from llama.errors import UserError
 from llama.model import Decoder
 from llama.onednn import prepacked
@@ -50,6 +50,7 @@ def generate(
     cache_bytes: int | None = None,
     cache_dtype: torch.dtype | None = None,
     on_finish: OnFinish | None = None,
+    on_token: OnToken | None = None,
     stats: DecodingStats | None = None,
 ) -> list[Output]:
     """Continue every prompt up to a stop id, `max_new_tokens`, or the end of the context.
@@ -63,6 +64,7 @@ def generate(
         None for any (constrained decoding).
     cache_dtype: the model's by default; bfloat16 halves a float32 cache and is not exact.
     on_finish: called with (i, output) as soon as prompt i is done.
+    on_token: called with (i, token id) for each new token of prompt i, in order (streaming).
     stats: counts are added to it.
 
     Raises UserError for an empty prompt, one that fills the context, an unknown token id, or a
@@ -83,6 +85,7 @@ def generate(
         allowed_tokens_fn=allowed_tokens_fn,
         cache_bytes=cache_bytes,
         cache_dtype=cache_dtype,
+        on_token=on_token,
     )
     indices, stats = indices or range(len(prompts)), stats or DecodingStats()
     with prepacked(model):

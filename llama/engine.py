@@ -35,6 +35,7 @@ WORTH_COPYING = 16  # tokens a prompt must share with another slot before it wai
 # single allowed token needs no forward pass.
 AllowedTokensFn = Callable[[list[int]], Collection[int] | None]
 OnFinish = Callable[[int, Output], None]
+OnToken = Callable[[int, int], None]
 
 
 @dataclass
@@ -58,6 +59,7 @@ class GenerationConfig:
     allowed_tokens_fn: AllowedTokensFn | None = None
     cache_bytes: int | None = None
     cache_dtype: torch.dtype | None = None
+    on_token: OnToken | None = None
 
 
 @dataclass
@@ -195,6 +197,8 @@ class Engine:
             self.stats.new_tokens += 1
             if sequence.drafter:
                 sequence.drafter.append(token)
+            if self.generation_config.on_token:
+                self.generation_config.on_token(sequence.index, token)
             stopped = token in self.generation_config.stop_ids
             if stopped or sequence.num_new_tokens == sequence.max_new_tokens:
                 self._finish(sequence, "stop" if stopped else "length", on_finish)
