@@ -21,8 +21,9 @@ GENERATE = ["--data", "demo", "--limit", "3", "--max-new-tokens", "4", "--no-ada
 GENERATE += ["--task", "gsm8k", "--device", "cpu"]
 HAZARDS = [*GENERATE[:-4], "--task", "ailuminate", "--device", "cpu"]
 JUDGE = ["--guard", "refusal-phrases"]
-# What differs between two runs of the same command: times, memory and what the run folder is.
-UNSTABLE = {"seconds", "peak_memory_bytes", "environment", "decoding", "commit"}
+# What differs between two runs of the same command: times, memory, and the costs of the last
+# seconds before a kill, which summaries do not hold yet.
+UNSTABLE = {"seconds", "peak_memory_bytes", "environment", "decoding", "prefill_tokens"}
 UNSTABLE |= {"new_tokens_per_second", "tokens_per_second", "examples_per_second"}
 
 
@@ -46,7 +47,7 @@ def results(run: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for path in sorted(run.rglob("*")):
         name = str(path.relative_to(run))
-        if path.is_dir() or path.suffix in (".lock", ".1", ".2", ".3"):
+        if path.is_dir() or path.name.startswith(".in-use") or path.suffix in (".1", ".2", ".3"):
             continue
         if path.suffix == ".jsonl":
             lines = path.read_text(encoding="utf-8").splitlines()
