@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llama.attention import attention_with_log_sum, causal_bias
 from llama.config import ModelConfig
+from llama.private_ops import flash_attention
 
 # At or below this many query rows plain matmuls beat CPU flash attention.
 FEW_QUERIES = 16
@@ -86,7 +88,7 @@ class PrefixAttention:
         prefix_keys, prefix_values = self.cache.prefix_keys[layer], self.cache.prefix_values[layer]
         prefix_keys[:, self.start : end] = keys[0].transpose(0, 1)
         prefix_values[:, self.start : end] = values[0].transpose(0, 1)
-        bias = _causal_bias(self.positions[:1], self.length, end, self.cache.groups, queries)
+        bias = causal_bias(self.positions[:1], self.length, end, self.cache.groups, queries)
         keys_so_far, values_so_far = prefix_keys[None, :, :end], prefix_values[None, :, :end]
         out, _ = _attend(queries[0], 1, keys_so_far, values_so_far, bias)
         return out[None]
@@ -147,7 +149,7 @@ class StepAttention:
     def _bias(self, part: list[Segment], like: Tensor) -> Tensor:
         starts, width = [segment.start for segment in part], part[0].length
         first = torch.tensor(starts, device=like.device)
-        return _causal_bias(first, width, max(starts) + width, self.cache.groups, like)
+        return causal_bias(first, width, max(starts) + width, self.cache.groups, like)
 
 
 class StaticStepAttention(StepAttention):
@@ -164,7 +166,7 @@ class StaticStepAttention(StepAttention):
         self.biases = []
 
     def _bias(self, part: list[Segment], like: Tensor) -> Tensor:
-        return _causal_bias(self.offsets, 1, self.longest, self.cache.groups, like)
+        return causal_bias(self.offsets, 1, self.longest, self.cache.groups, like)
 
 
 def _parts(segments: abc.Sequence[Segment]) -> list[list[Segment]]:
@@ -194,43 +196,12 @@ def _attend(
     split = queries.reshape(sequences, width, kv_heads, groups, head_dim)
     grouped = split.permute(0, 2, 3, 1, 4).reshape(sequences, kv_heads, groups * width, head_dim)
     keys, values = keys.to(queries.dtype), values.to(queries.dtype)
-    out, log_sum = _attention_with_log_sum(grouped, keys, values, bias)
+    few_queries = groups * width <= FEW_QUERIES
+    kernel = attention_with_log_sum if few_queries or not queries.is_cpu else flash_attention
+    out, log_sum = kernel(grouped, keys, values, bias)
     out = out.reshape(sequences, kv_heads, groups, width, head_dim).permute(0, 3, 1, 2, 4)
     log_sum = log_sum.reshape(sequences, kv_heads, groups, width).permute(0, 3, 1, 2)
     return out.reshape(tokens, heads, head_dim), log_sum.reshape(tokens, heads)
-
-
-def _attention_with_log_sum(
-    queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Softmax attention and the logarithms of its softmax sums, in float32.
-
-    [R, K, Q, D] over [R, K, M, D] -> [R, K, Q, D] and [R, K, Q].
-    """
-    if queries.device.type == "cpu" and queries.shape[-2] > FEW_QUERIES:
-        # What scaled_dot_product_attention runs, but that keeps the sums to itself.
-        flash_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        return flash_attention(queries, keys, values, attn_mask=bias)
-    scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
-    scores = scores.float() if bias is None else scores.add_(bias).float()
-    top = scores.amax(-1, keepdim=True)
-    scores = scores.sub_(top).exp_()
-    total = scores.sum(-1, keepdim=True)
-    out = (scores.to(values.dtype) @ values).div_(total.to(values.dtype))
-    return out, total.log_().add_(top).squeeze(-1)
-
-
-def _causal_bias(starts: Tensor, width: int, longest: int, groups: int, like: Tensor) -> Tensor:
-    """Scores to add, [R, 1, G * W, longest]: 0 where a query may look and -inf elsewhere.
-
-    Sequence r has its queries at places starts[r] .. starts[r] + W of its keys.
-    """
-    places = starts[:, None] + torch.arange(width, device=like.device)  # [R, W]
-    hidden = torch.arange(longest, device=like.device) > places[..., None]  # [R, W, longest]
-    zeros = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device)
-    bias = zeros.masked_fill(hidden, float("-inf"))
-    for_groups = bias[:, None, None].expand(-1, 1, groups, -1, -1)
-    return for_groups.reshape(len(starts), 1, groups * width, longest)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:

@@ -6,6 +6,7 @@ without renaming.
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -99,7 +100,11 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
+        with torch.enable_grad():
+            gate = gate.detach().requires_grad_()
+            activated = F.silu(gate)
+        (grad_gate,) = torch.autograd.grad(activated, gate, grad * up)
+        return grad_gate, activated.detach().mul_(grad)
 
 
 class SwiGLU(nn.Module):
@@ -163,15 +168,24 @@ class Decoder(nn.Module):
         )
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
-            self.lm_head.weight = self.model["embed_tokens"].weight
+            self.lm_head.weight = self.embedding
+
+    @property
+    def embedding(self) -> nn.Parameter:
+        """The matrix [V, E] of token embeddings, which may be the weight of `lm_head` too."""
+        return cast(nn.Embedding, self.model["embed_tokens"]).weight
+
+    @property
+    def blocks(self) -> list[Block]:
+        return cast("list[Block]", list(self.model["layers"].children()))
 
     @property
     def device(self) -> torch.device:
-        return self.lm_head.weight.device
+        return self.embedding.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.lm_head.weight.dtype
+        return self.embedding.dtype
 
     def forward(
         self, input_ids: Tensor, positions: Tensor | None = None, attend: Attend = causal_attention
@@ -185,7 +199,7 @@ class Decoder(nn.Module):
             positions = torch.arange(input_ids.shape[-1], device=input_ids.device)
         x = self.model["embed_tokens"](input_ids)
         cos, sin = rotary_tables(self.config, positions, x.dtype)
-        for block in self.model["layers"]:
+        for block in self.blocks:
             x = block(x, cos, sin, attend)
         return self.model["norm"](x)
 

@@ -5,120 +5,146 @@ oneDNN can keep the packed weight, and apply SwiGLU's elementwise steps to a pro
 leaves the processor's cache. TorchInductor's freezing does the same, through the same operators.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from llama.model import MLP, Attention, Decoder
+from llama.model import Attention, Block, Decoder
+from llama.private_ops import (
+    has_packed_linear,
+    pack_weight,
+    packed_linear,
+    packed_linear_silu,
+    packed_linear_times,
+)
 
-ROWS = 64  # the layout is chosen for about so many rows; any number is exact
 
-Packed = tuple[Tensor, Tensor | None]  # weight and bias
+class PackedLinear(nn.Module):
+    """y = W x + b of one linear, or of several side by side, with W in packed form only.
+
+    Meanwhile the linears have no `weight` (unless `keep`); `unpack` gives it back bit for bit.
+    """
+
+    def __init__(self, *linears: nn.Linear, keep: bool = False) -> None:
+        super().__init__()
+        self.linears = linears  # a tuple: no submodules
+        self.sizes = [linear.out_features for linear in linears]
+        weights = [linear.weight.detach() for linear in linears]
+        biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+        self.packed = pack_weight(torch.cat(weights) if len(weights) > 1 else weights[0])
+        self.bias = torch.cat(biases) if biases else None
+        self.keep = keep
+        if not keep:
+            for linear in linears:
+                linear.register_parameter("weight", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out], or the outs of all linears side by side."""
+        return packed_linear(x, self.packed, self.bias)
+
+    def unpack(self) -> None:
+        """Give every linear its weight again."""
+        if self.keep:
+            return
+        parts = self.packed.to_dense().split(self.sizes)
+        for linear, part in zip(self.linears, parts, strict=True):
+            weight = part.clone() if len(parts) > 1 else part
+            linear.weight = nn.Parameter(weight, requires_grad=False)
+
+
+class PackedAttention(Attention):
+    """Attention whose projections are packed, those to queries, keys and values as one."""
+
+    def __init__(self, attention: Attention, qkv_proj: PackedLinear, o_proj: PackedLinear) -> None:
+        nn.Module.__init__(self)  # not Attention's own: it would allocate weights
+        for name, value in vars(attention).items():
+            if not name.startswith("_"):  # what belongs to nn.Module
+                setattr(self, name, value)
+        self.q_norm, self.k_norm = attention.q_norm, attention.k_norm
+        self.qkv_proj = qkv_proj
+        self.add_module("o_proj", o_proj)
+
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.qkv_proj(x).split(self.qkv_proj.sizes, dim=-1)
+
+
+class PackedMLP(nn.Module):
+    """SwiGLU feed-forward whose activation is part of the products."""
+
+    def __init__(self, gate: PackedLinear, up: PackedLinear, down: PackedLinear) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = gate, up, down
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, E] -> [B, T, E]."""
+        gate = packed_linear_silu(x, self.gate_proj.packed, self.gate_proj.bias)
+        hidden = packed_linear_times(x, gate, self.up_proj.packed, self.up_proj.bias)
+        return self.down_proj(hidden)
 
 
 @contextmanager
 def prepacked(model: Decoder) -> Iterator[None]:
-    """Within the block, the model's plain linears hold their weights in packed form only, so no
-    memory is added.
+    """Within the block, packed modules stand in place of the model's plain frozen ones.
 
-    An output head tied to the embedding is the exception: it is needed in both forms. Linears of
-    another class (LoRA, quantised), another device or dtype stay as they are. Afterwards every
+    Weights are held in packed form only, so no memory is added; an output head tied to the
+    embedding is the exception, needed in both forms. Linears of another class (LoRA, quantised),
+    another device or dtype, and trainable ones stay as they are. Afterwards every module and every
     weight is back, bit for bit.
     """
     with ExitStack() as undo:
-        with torch.inference_mode(
-            False
-        ):  # a weight must not become an inference tensor: training goes on with it
-            for module in model.modules():
-                if isinstance(module, MLP) and _all_plain(
-                    module.gate_proj, module.up_proj, module.down_proj
-                ):
-                    gate, up = _pack(undo, module.gate_proj), _pack(undo, module.up_proj)
-                    _replace(undo, module, "activate", partial(_swiglu, gate, up))
-                    _replace(
-                        undo,
-                        module.down_proj,
-                        "forward",
-                        partial(_linear, _pack(undo, module.down_proj)),
-                    )
-                elif isinstance(module, Attention):
-                    linears = module.q_proj, module.k_proj, module.v_proj
-                    if not _all_plain(*linears, module.o_proj):
-                        continue
-                    sizes = [linear.out_features for linear in linears]
-                    _replace(
-                        undo, module, "project", partial(_projections, _pack(undo, *linears), sizes)
-                    )
-                    _replace(
-                        undo, module.o_proj, "forward", partial(_linear, _pack(undo, module.o_proj))
-                    )
-            if _all_plain(model.lm_head):
-                tied = model.lm_head.weight is model.model["embed_tokens"].weight
-                _replace(
-                    undo,
-                    model.lm_head,
-                    "forward",
-                    partial(_linear, _pack(undo, model.lm_head, keep=tied)),
-                )
+        # Weights must not become inference tensors: training may go on with them.
+        with torch.inference_mode(False):
+            for block in model.blocks:
+                _pack_attention(undo, block)
+                _pack_mlp(undo, block)
+            if can_be_packed(model.lm_head):
+                tied = model.lm_head.weight is model.embedding
+                packed = _pack(undo, model.lm_head, keep=tied)
+                _put_in_place(undo, model, "lm_head", packed)
         yield
 
 
-def pack(weight: Tensor) -> Tensor:
-    """[out, in] float32 on the CPU, in the layout that `packed_linear` takes."""
-    return torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+def can_be_packed(*linears: nn.Module) -> bool:
+    """True if all are plain frozen linears in float32 on a CPU, and packing works here."""
+    return all(type(linear) is nn.Linear and has_packable_weight(linear) for linear in linears)
 
 
-def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """[..., in] -> [..., out] with a weight that `pack` returned."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def has_packable_weight(linear: nn.Linear) -> bool:
+    """True for a whole (not sharded) frozen float32 weight on a CPU, if packing works here."""
+    weight = linear.weight
+    if type(weight) is not nn.Parameter or weight.requires_grad:
+        return False
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and has_packed_linear()
 
 
-def _all_plain(*linears: nn.Module) -> bool:
-    return torch.backends.mkldnn.is_available() and all(
-        type(linear) is nn.Linear
-        and linear.weight.device.type == "cpu"
-        and linear.weight.dtype == torch.float32
-        for linear in linears
-    )
+def _pack_attention(undo: ExitStack, block: Block) -> None:
+    attention = block.self_attn
+    projections = attention.q_proj, attention.k_proj, attention.v_proj
+    if can_be_packed(*projections, attention.o_proj):
+        qkv_proj, o_proj = _pack(undo, *projections), _pack(undo, attention.o_proj)
+        _put_in_place(undo, block, "self_attn", PackedAttention(attention, qkv_proj, o_proj))
 
 
-def _replace(undo: ExitStack, module: nn.Module, name: str, function: Callable) -> None:
-    setattr(module, name, function)
-    undo.callback(delattr, module, name)
+def _pack_mlp(undo: ExitStack, block: Block) -> None:
+    mlp = block.mlp
+    linears = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+    if can_be_packed(*linears):
+        _put_in_place(undo, block, "mlp", PackedMLP(*[_pack(undo, each) for each in linears]))
 
 
-def _pack(undo: ExitStack, *linears: nn.Linear, keep: bool = False) -> Packed:
-    """Weights of one linear, or of several side by side, packed; unless kept, the plain ones are
-    let go meanwhile.
-    """
-    weights = [linear.weight.detach() for linear in linears]
-    packed = pack(torch.cat(weights) if len(weights) > 1 else weights[0])
-    if not keep:
-        undo.callback(_unpack, packed, linears)
-        for linear in linears:
-            linear.weight.data = torch.empty(0)
-    biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
-    return packed, torch.cat(biases) if biases else None
+def _pack(undo: ExitStack, *linears: nn.Linear, keep: bool = False) -> PackedLinear:
+    packed = PackedLinear(*linears, keep=keep)
+    undo.callback(_unpack, packed)
+    return packed
 
 
-def _unpack(packed: Tensor, linears: tuple[nn.Linear, ...]) -> None:
+def _unpack(packed: PackedLinear) -> None:
     with torch.inference_mode(False):
-        parts = packed.to_dense().split([linear.out_features for linear in linears])
-        for linear, part in zip(linears, parts, strict=True):
-            linear.weight.data = part.clone() if len(parts) > 1 else part
+        packed.unpack()
 
 
-def _linear(packed: Packed, x: Tensor) -> Tensor:
-    return packed_linear(x, *packed)
-
-
-def _projections(packed: Packed, sizes: list[int], x: Tensor) -> tuple[Tensor, ...]:
-    return _linear(packed, x).split(sizes, dim=-1)
-
-
-def _swiglu(gate: Packed, up: Packed, x: Tensor) -> Tensor:
-    activated = torch.ops.mkldnn._linear_pointwise(x, *gate, "swish", [], "")
-    return torch.ops.mkldnn._linear_pointwise(x, activated, *up, "mul")
+def _put_in_place(undo: ExitStack, parent: nn.Module, name: str, module: nn.Module) -> None:
+    undo.callback(setattr, parent, name, getattr(parent, name))
+    setattr(parent, name, module.train(parent.training))

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llama.errors import UserError
-from llama.onednn import packed_linear
+from llama.onednn import has_packable_weight
+from llama.private_ops import packed_linear
 from llama.quantization import dense_weight
 
 ATTENTION_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -66,7 +67,7 @@ class LowRankLinear(torch.autograd.Function):
     of `x`.
 
     `weight_scale` is None unless the weight is quantised; `packed` is None or the weight and its
-    transpose, packed, and `weight` is empty then. With `recompute`, backward forms `x` again and
+    transpose, packed, and `weight` is None then. With `recompute`, backward forms `x` again and
     only what it is made from is saved. `dropout_mask` [..., in] bool is true where dropout leaves a
     value; `scaling` includes what makes up for the others. Products with A and B are written so
     that the short side is the number of rows: BLAS is up to five times slower the other way.
@@ -76,7 +77,7 @@ class LowRankLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        weight: Tensor,
+        weight: Tensor | None,
         weight_scale: Tensor | None,
         packed: tuple[Tensor, Tensor] | None,
         bias: Tensor | None,
@@ -195,14 +196,8 @@ class LoRALinear(nn.Linear):
         )
 
     def can_be_packed(self) -> bool:
-        """True for a float32 weight on the CPU that is neither quantised nor sharded."""
-        weight = self.weight
-        plain = (
-            self.weight_scale is None
-            and weight.device.type == "cpu"
-            and weight.dtype == torch.float32
-        )
-        return plain and type(weight) is nn.Parameter and torch.backends.mkldnn.is_available()
+        """True for a plain frozen float32 weight on a CPU, if packing works here."""
+        return self.weight_scale is None and has_packable_weight(self)
 
     def merged(self) -> nn.Linear:
         """A plain linear with the update added, rounded once from float32 to the weight's dtype.

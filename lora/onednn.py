@@ -1,36 +1,36 @@
-"""Frozen float32 weights in oneDNN's blocked layout while training on a CPU, as llama/onednn.py
-has them for decoding.
+"""Frozen float32 weights in oneDNN's blocked layout while training on a CPU.
 
-A frozen weight takes part in two products a token, forward and backward to the input, and each has
-its own layout.
+llama/onednn.py does the same for decoding. A frozen weight takes part in two products a token,
+forward and backward to the input, and each has its own layout.
 """
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-import torch
+from torch import nn
 
 from llama.model import Decoder
-from llama.onednn import pack
+from llama.private_ops import pack_weight
 from lora.layer import LoRALinear
 
 
 @contextmanager
 def packed_weights(model: Decoder) -> Iterator[None]:
-    """Within the block, LoRA layers hold their frozen weights packed, twice, and not in plain form.
+    """Within the block, LoRA layers hold their frozen weights in packed form only, twice.
 
-    Quantised weights, those of another device or dtype and those that FSDP shards stay as they are.
-    Afterwards every weight is back, bit for bit.
+    Their `weight` is None meanwhile. Quantised weights, those of another device or dtype and those
+    that FSDP shards stay as they are. Afterwards every weight is back, bit for bit.
     """
     with ExitStack() as undo:
         for module in model.modules():
             if isinstance(module, LoRALinear) and module.can_be_packed():
                 weight = module.weight.detach()
-                module.packed = pack(weight), pack(weight.T.contiguous())
-                module.weight.data = torch.empty(0)
+                module.packed = pack_weight(weight), pack_weight(weight.T.contiguous())
+                module.register_parameter("weight", None)
                 undo.callback(_unpack, module)
         yield
 
 
 def _unpack(module: LoRALinear) -> None:
-    module.weight.data, module.packed = module.packed[0].to_dense(), None
+    module.weight = nn.Parameter(module.packed[0].to_dense(), requires_grad=False)
+    module.packed = None

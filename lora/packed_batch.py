@@ -15,11 +15,7 @@ from torch import Tensor
 
 from data.examples import IGNORE_INDEX, Example
 from llama.model import causal_attention
-
-# What scaled_dot_product_attention calls on the CPU; it gives log-sums as well, and keys may have
-# fewer heads.
-FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+from llama.private_ops import flash_attention, flash_attention_gradients
 
 
 class ForwardInputs:
@@ -192,10 +188,13 @@ class PackedAttention(torch.autograd.Function):
         values: Tensor,
         *shared: Tensor,
     ):
-        parts = [_flash(queries, keys, values, begin, end) for begin, end in spans]
+        parts = []
+        for begin, end in spans:
+            own = (tensor[:, :, begin:end] for tensor in (queries, keys, values))
+            parts.append(flash_attention(*own, causal=True))
         out, log_sum = (torch.cat(tensors, dim=2) for tensors in zip(*parts, strict=True))
         if shared:
-            prefix_out, prefix_log_sum = FLASH(queries, *shared, 0.0, False)
+            prefix_out, prefix_log_sum = flash_attention(queries, *shared)
             total = torch.logaddexp(log_sum, prefix_log_sum)
             out *= (log_sum - total).exp_()[..., None]
             out += prefix_out.mul_((prefix_log_sum - total).exp_()[..., None])
@@ -212,19 +211,11 @@ class PackedAttention(torch.autograd.Function):
             own = (
                 tensor[:, :, begin:end] for tensor in (grad, queries, keys, values, out, log_sum)
             )
-            parts.append(FLASH_BACKWARD(*own, 0.0, True))
+            parts.append(flash_attention_gradients(*own, causal=True))
         grads = [torch.cat(tensors, dim=2) for tensors in zip(*parts, strict=True)]
         if shared:
-            grad_queries, *grad_shared = FLASH_BACKWARD(
-                grad, queries, *shared, out, log_sum, 0.0, False
+            grad_queries, *grad_shared = flash_attention_gradients(
+                grad, queries, *shared, out, log_sum
             )
             grads = [grads[0] + grad_queries, *grads[1:], *grad_shared]
         return None, *grads
-
-
-def _flash(
-    queries: Tensor, keys: Tensor, values: Tensor, begin: int, end: int
-) -> tuple[Tensor, Tensor]:
-    return FLASH(
-        queries[:, :, begin:end], keys[:, :, begin:end], values[:, :, begin:end], 0.0, True
-    )

@@ -12,7 +12,7 @@ def recompute_activations_in_backward(model: Decoder) -> None:
     The inputs are alive anyway (residual, gate, up), so activation memory drops by the modules'
     outputs, for one cheap recomputation in each layer's backward pass.
     """
-    for block in model.model["layers"]:
+    for block in model.blocks:
         attention, mlp = block.self_attn, block.mlp
         _hand_over(block.input_layernorm, attention, ("q_proj", "k_proj", "v_proj"))
         _hand_over(block.post_attention_layernorm, mlp, ("gate_proj", "up_proj"))

@@ -1,10 +1,13 @@
 """Packed weights give the same results, and every weight is back afterwards."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
-from llama import load_model
-from llama.onednn import prepacked
+from llama import load_model, onednn
+from llama.onednn import PackedAttention, PackedLinear, PackedMLP, prepacked
 from lora import LoRAConfig, inject_lora
 
 TOKENS = torch.tensor([[5, 6, 7, 8, 5, 100, 150, 3]])
@@ -15,24 +18,65 @@ def model(request, tiny_checkpoint):
     return load_model(tiny_checkpoint(request.param))
 
 
-def test_same_logits_and_every_weight_back(model):
+def test_same_logits_and_everything_back(model):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modules = dict(model.named_modules())
     plain = model.logits(model(TOKENS))
     with torch.inference_mode(), prepacked(model):
         packed = model.logits(model(TOKENS))
-        assert model.model["layers"][0].mlp.up_proj.weight.numel() == 0, "no second copy"
+        assert isinstance(model.model["layers"][0].self_attn, PackedAttention)
+        assert isinstance(model.model["layers"][0].mlp, PackedMLP)
+        assert isinstance(model.lm_head, PackedLinear)
+        assert (model.device, model.dtype) == (torch.device("cpu"), torch.float32)
     assert not torch.equal(plain, torch.zeros_like(plain))
     torch.testing.assert_close(packed, plain, atol=1e-5, rtol=1e-5)
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(module is modules[name] for name, module in model.named_modules())
     assert torch.equal(model.logits(model(TOKENS)), plain), "the plain way again"
 
 
-def test_weights_come_back_after_an_error(model):
+def test_no_weight_is_held_twice_but_a_tied_head(model):
+    """The plain weights are really gone: nothing keeps them alive, wherever it might be."""
+    embedding = model.model["embed_tokens"].weight
+    tied = model.lm_head.weight is embedding
+    linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    weights = [weakref.ref(linear.weight) for linear in linears]
+    with prepacked(model):
+        gc.collect()
+        alive = [weight() for weight in weights if weight() is not None]
+        assert len(alive) == (1 if tied else 0)
+        assert all(weight is embedding for weight in alive)
+
+
+def test_weights_come_back_after_an_error(model, monkeypatch):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(RuntimeError, match="stop"), prepacked(model):
         raise RuntimeError("stop")
-    assert model.model["layers"][0].mlp.up_proj.weight.numel() > 0
+    real, calls = onednn.pack_weight, []
+
+    def failing(weight):
+        calls.append(weight.shape)
+        if len(calls) == 4:  # in the middle of the first feed-forward layer
+            raise MemoryError
+        return real(weight)
+
+    monkeypatch.setattr(onednn, "pack_weight", failing)
+    with pytest.raises(MemoryError), prepacked(model):
+        pass
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_trainable_weights_stay_what_an_optimizer_knows(model):
+    model.model["layers"][0].mlp.up_proj.weight.requires_grad_()
+    before = dict(model.named_parameters())["model.layers.0.mlp.up_proj.weight"]
+    with prepacked(model):
+        assert not isinstance(model.model["layers"][0].mlp, PackedMLP)
+        assert isinstance(model.model["layers"][1].mlp, PackedMLP)
+    assert model.model["layers"][0].mlp.up_proj.weight is before
 
 
 def test_adapted_layers_keep_their_update_and_training_goes_on(model):

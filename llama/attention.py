@@ -1,0 +1,81 @@
+"""Softmax attention from public operators, with the logarithms of its softmax sums.
+
+Two results over different keys, each with its log sum, merge into that over all keys (online
+softmax, Milakov & Gimelshein 2018, https://arxiv.org/abs/1805.02867). Kernels that return log sums
+have no public name: llama/private_ops.py has them, with these functions as their fallback.
+
+Shapes: R sequences, K heads, Q queries, M keys, D head_dim. Log sums are float32 (float64 for
+float64 inputs).
+"""
+
+import torch
+from torch import Tensor
+
+
+def attention_with_log_sum(
+    queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention of [R, K, Q, D] over [R, K, M, D] -> [R, K, Q, D] and log sums [R, K, Q].
+
+    `bias` is added to the scores and broadcasts to [R, K, Q, M].
+    """
+    scores = _scores(queries, keys, bias)
+    top = scores.amax(-1, keepdim=True)
+    scores = scores.sub_(top).exp_()
+    total = scores.sum(-1, keepdim=True)
+    out = (scores.to(values.dtype) @ values).div_(total.to(values.dtype))
+    return out, total.log_().add_(top).squeeze(-1)
+
+
+def attention_gradients(
+    grad: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    out: Tensor,
+    log_sum: Tensor,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and values, given that of `out`; shapes as above.
+
+    `out` and `log_sum` may be those of a softmax over more keys: then these are the gradients of
+    its part over `keys` (Dao et al. 2022, appendix B, https://arxiv.org/abs/2205.14135).
+    """
+    probabilities = _scores(queries, keys, bias).sub_(log_sum[..., None]).exp_()
+    grad_values = probabilities.to(grad.dtype).transpose(-1, -2) @ grad
+    grad_probabilities = (grad @ values.transpose(-1, -2)).to(probabilities.dtype)
+    row_sums = (grad * out).sum(-1, keepdim=True, dtype=probabilities.dtype)
+    grad_scores = grad_probabilities.sub_(row_sums).mul_(probabilities)
+    grad_scores = grad_scores.mul_(queries.shape[-1] ** -0.5).to(queries.dtype)
+    return grad_scores @ keys, grad_scores.transpose(-1, -2) @ queries, grad_values
+
+
+def _scores(queries: Tensor, keys: Tensor, bias: Tensor | None) -> Tensor:
+    """[R, K, Q, M], in float32 at least."""
+    scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+    if bias is not None:
+        scores.add_(bias)
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+
+def fold_groups(tensor: Tensor, kv_heads: int) -> Tensor:
+    """Make the query heads that share a key/value head queries of it.
+
+    [R, H, Q, ...] -> [R, K, H / K * Q, ...].
+    """
+    batch, _, _, *rest = tensor.shape
+    return tensor.reshape(batch, kv_heads, -1, *rest)
+
+
+def causal_bias(starts: Tensor, width: int, longest: int, groups: int, like: Tensor) -> Tensor:
+    """Scores to add, [R, 1, groups * W, longest]: 0 where a query may look and -inf elsewhere.
+
+    Sequence r has its W queries at places starts[r] .. starts[r] + W of its keys, in each of the
+    `groups` query heads that share a key/value head. dtype and device are those of `like`.
+    """
+    places = starts[:, None] + torch.arange(width, device=like.device)  # [R, W]
+    hidden = torch.arange(longest, device=like.device) > places[..., None]  # [R, W, longest]
+    zeros = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device)
+    bias = zeros.masked_fill(hidden, float("-inf"))
+    for_groups = bias[:, None, None].expand(-1, 1, groups, -1, -1)
+    return for_groups.reshape(len(starts), 1, groups * width, longest)
