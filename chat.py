@@ -49,7 +49,7 @@ CALL = Scope.CALL
 
 @dataclass(frozen=True, kw_only=True)
 class ChatSettings:
-    """What chat.py can be told; nothing of it is recorded."""
+    """Settings of chat.py; none of them is recorded."""
 
     run: Path = option(
         Path("runs/default"),
@@ -60,8 +60,8 @@ class ChatSettings:
     )
     model: str | None = option(
         None,
-        f"checkpoint folder, GGUF file, Hugging Face id or smollm2 (what RUN was trained from, else "
-        f"{DEFAULT_MODEL})",
+        f"checkpoint folder, GGUF file, Hugging Face id or smollm2 (what RUN was trained from, "
+        f"else {DEFAULT_MODEL})",
         scope=CALL,
     )
     adapter: Path | None = option(
@@ -201,8 +201,8 @@ def load_session(settings: ChatSettings) -> ChatSession:
     adapter = settings.adapter or settings.run / "adapter"
     if not adapter.is_dir():
         raise UserError(
-            f"{adapter}: no adapter there; train one with train.py --run {settings.run}, or name one "
-            "with --adapter"
+            f"{adapter}: no adapter there; train one with train.py --run {settings.run}, or name "
+            "one with --adapter"
         )
     device = resolve_device(settings.device)
     dtype: torch.dtype = resolve_dtype(settings.dtype, device)

@@ -1,9 +1,9 @@
 """Judge a run's answers to safety prompts: python judge.py
 
-Reads RUN/TASK.jsonl of every safety task that generate.py has answered, writes RUN/TASK.JUDGE.jsonl,
-a verdict a line, and RUN/TASK.JUDGE.summary.json, and prints the rates. JUDGE is the guard's name:
-several guards can judge one run, one after the other. An interrupted call goes on where it stopped.
-Under torchrun the work is shared out: torchrun --nproc-per-node 4 -- judge.py
+Reads RUN/TASK.jsonl of every safety task that generate.py has answered, writes
+RUN/TASK.JUDGE.jsonl, a verdict a line, and RUN/TASK.JUDGE.summary.json, and prints the rates. JUDGE
+is the guard's name: several guards can judge one run, one after the other. An interrupted call goes
+on where it stopped. Under torchrun the work is shared out: torchrun --nproc-per-node 4 -- judge.py
 
 --guard qwen3guard       Qwen3Guard-Gen-4B: Safe, Controversial or Unsafe, and a refusal or not
 --guard llama-guard      Llama-Guard-3-1B: safe or unsafe
@@ -114,7 +114,7 @@ def answered_tasks(run: Path) -> list[Task]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What there is to judge, all checked; `model` is None if no model is needed."""
+    """The answers to judge, all checked; `model` is None if no model is needed."""
 
     jobs: list[JudgingJob]
     model: GuardModel | None

@@ -40,7 +40,7 @@ FORMATS = ("text", "csv", "latex", "json")
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSettings:
-    """What report.py can be told; nothing of it is recorded."""
+    """Settings of report.py; none of them is recorded."""
 
     runs: tuple[Path, ...] = option(
         (),
@@ -87,7 +87,8 @@ class ReportSettings:
     )
     only: tuple[str, ...] = option(
         (),
-        "of --wrong and --flips those answers alone, as in hazard=S1 or task=gsm8k; may be repeated",
+        "of --wrong and --flips those answers alone, as in hazard=S1 or task=gsm8k; may be "
+        "repeated",
         metavar="FIELD=VALUE",
         repeated=True,
         scope=Scope.CALL,
@@ -146,7 +147,9 @@ def write_report(runs: list[Run], settings: ReportSettings) -> None:
 
 
 def draw(runs: list[Run], output: Path) -> list[Picture]:
-    """Write the plots that these runs have data for; remove the others that an earlier report left."""
+    """Write the plots that these runs have data for; remove the others that an earlier report
+    left.
+    """
     pictures = plots.draw_pictures(runs) if plot_style.is_available() else []
     drawn = {picture.file_name: picture for picture in pictures}
     for name in plots.FILE_NAMES if plot_style.is_available() else ():
@@ -181,7 +184,7 @@ def print_tables(runs: Sequence[Run], tables: Sequence[Table], format: str) -> N
 def print_notes(
     conclusion: Sequence[str], cautions: Sequence[str], last_line: str, file: TextIO
 ) -> None:
-    """What stands beside the tables; after them, since a terminal shows its end."""
+    """Print the notes beside the tables, after them, since a terminal shows its end."""
     for title, sentences in (("Conclusion", conclusion), ("Note", cautions)):
         if sentences:
             lines = [f"- {one_line(text)}" for text in sentences]

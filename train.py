@@ -268,7 +268,7 @@ def describe_plan(
     data: TrainingData,
     device: torch.device,
 ) -> str:
-    """What a call without --dry-run would do, in lines."""
+    """The work of a call without --dry-run, in lines."""
     estimate = estimate_memory(
         config,
         settings.lora_config(),

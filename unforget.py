@@ -1,8 +1,8 @@
 """The console command: `unforget train --model smollm2` is `python train.py --model smollm2`.
 
 Each command is the script of its name, which is imported only when it is called. The packages and
-scripts have short names (`data`, `train`); `prefer_our_modules` keeps Python from importing a user's
-own data.py, train.py or report/ in the current folder instead.
+scripts have short names (`data`, `train`); `prefer_our_modules` keeps Python from importing a
+user's own data.py, train.py or report/ in the current folder instead.
 """
 
 import sys

@@ -54,7 +54,9 @@ def _run(function: Callable[[S], object], settings: S, when_out_of_memory: str) 
 
 
 def _first_of(error: BaseException) -> BaseException:
-    """Of errors that came while another was dealt with, such as a full disk's, the first."""
+    """The first of several errors, where later ones came while it was dealt with (a full
+    disk's).
+    """
     before = error.__context__
     if before is None:
         return error

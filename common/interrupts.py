@@ -1,8 +1,8 @@
 """SIGINT and SIGTERM end a script in one line, with exit status 130 or 143, at any moment.
 
-While a script is imported, and when it has ended, nothing can be lost, and a signal ends the process
-at once. While it works, the first signal is raised as an exception, so that files are closed and
-summaries written; a second one ends the process at once. Loads nothing that takes time.
+While a script is imported, and when it has ended, nothing can be lost, and a signal ends the
+process at once. While it works, the first signal is raised as an exception, so that files are
+closed and summaries written; a second one ends the process at once. Loads nothing that takes time.
 """
 
 import os

@@ -46,7 +46,7 @@ def task_names(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgingSettings(RunSettings, CacheSettings):
-    """What judge.py can be told; `model` is found out from `guard`, "" if that has none."""
+    """Settings of judge.py; `model` is found out from `guard`, "" if that has none."""
 
     guard: str = option("qwen3guard", "see above (%(default)s)", metavar="NAME|CHECKPOINT")
     model: str = option("", HIDDEN)
@@ -91,7 +91,7 @@ def check_model_options(settings: JudgingSettings) -> None:
 
 
 def recorded_settings(settings: JudgingSettings, guard: Guard) -> Record:
-    """What the summary keeps; without a model only what still matters then."""
+    """The settings that the summary keeps; without a model only what still matters then."""
     record = recorded(settings)
     if not settings.model:
         kept = {name: record[name] for name in ("guard", "limit")}
@@ -225,7 +225,9 @@ class JudgingJob(ResumableJob):
 
 
 def sample_by_id(task: Task, answers: list[Record], limit: int | None) -> list[Record]:
-    """The answers that --limit takes, in the file's order: chosen by id, not by who finished first."""
+    """The answers that --limit takes, in the file's order: chosen by id, not by who finished
+    first.
+    """
     chosen = task.sample(sorted(answers, key=lambda answer: answer["id"]), limit)
     ids = {answer["id"] for answer in chosen}
     return [answer for answer in answers if answer["id"] in ids]

@@ -1,4 +1,4 @@
-"""How likely a model finds given answers."""
+"""Log-likelihood of given answers under a model."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ CHUNK = 256  # positions whose logits exist at one time
 
 @torch.inference_mode()
 def mean_log_likelihoods(model: Decoder, examples: Sequence[Example]) -> list[float]:
-    """Of each example, the mean log-probability of its supervised tokens, in nats a token."""
+    """The mean log-probability of each example's supervised tokens, in nats a token."""
     means = [0.0] * len(examples)
     for batch in batches_by_length([len(example.input_ids) for example in examples], PASS_TOKENS):
         hidden = model(pad([examples[i].input_ids for i in batch], model.device))

@@ -28,7 +28,7 @@ HIDDEN = argparse.SUPPRESS  # as the help of an option that --help does not list
 
 
 class Scope(Enum):
-    """What a setting touches."""
+    """Reach of a setting: the result, the cost or one call."""
 
     RESULT = "result"  # recorded; a call that goes on with a run must have the same
     COST = "cost"  # recorded; only time, memory or the number of records depend on it
@@ -37,7 +37,7 @@ class Scope(Enum):
 
 @dataclass(frozen=True)
 class Option:
-    """How a field is given on the command line and kept in a summary; see `option`."""
+    """A field's form on the command line and in a summary; see `option`."""
 
     help: str
     parse: Callable[[str], Any] | None
@@ -54,7 +54,7 @@ class Option:
 
     @property
     def shown(self) -> bool:
-        """Whether --help lists it."""
+        """True if --help lists it."""
         return self.help != HIDDEN
 
 
@@ -322,7 +322,7 @@ def _switch(name: str, value: bool, about: Option) -> list[str]:
 
 
 def recorded(settings: Settings) -> dict[str, Any]:
-    """What a summary keeps of the settings, as JSON values by field name."""
+    """The settings that a summary keeps, as JSON values by field name."""
     kept = {}
     for name, about in options(settings).items():
         has_effect = about.when is None or about.when(settings)
@@ -332,7 +332,7 @@ def recorded(settings: Settings) -> dict[str, Any]:
 
 
 def recorded_defaults(settings: type[Settings]) -> dict[str, Any]:
-    """What a summary that lacks a setting, since it is older than the option, was made with."""
+    """The values of settings that a summary lacks because it is older than the options."""
     return {item.name: _json_value(item.default) for item in dataclasses.fields(settings)}
 
 

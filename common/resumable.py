@@ -93,11 +93,13 @@ class ResumableJob(ABC):
         """The number of tokens generated for a record."""
 
     def counts(self, record: Mapping[str, Any]) -> bool | None:
-        """Whether a record counts on the progress bar; None if it says nothing about that."""
+        """True if a record counts on the progress bar; None if it says nothing about that."""
         return None
 
     def in_memory(self, record: Record) -> Record:
-        """What is kept of a record until the job is done: all of it, or all that is needed."""
+        """The part of a record that is kept until the job is done: all of it, or all that is
+        needed.
+        """
         return record
 
     @contextmanager

@@ -109,7 +109,7 @@ def free_run(folder: Path) -> Path:
 
 
 def other_run(folder: Path) -> str:
-    """What a refusal to go on with a run advises."""
+    """Advice at the end of a refusal to go on with a run."""
     return (
         f"choose another run, --run {free_run(folder)}, or start again with --no-resume, which "
         "keeps the old files as NAME.1"

@@ -1,4 +1,4 @@
-"""What an earlier call left in a run folder, and what the work has cost."""
+"""An earlier call's summary in a run folder, and the costs of the work."""
 
 import platform
 import resource
@@ -107,8 +107,8 @@ class RunCosts:
             self._environment = dict(earlier.get("environment") or {})
         except (TypeError, ValueError) as error:
             raise UserError(
-                f"the earlier summary is damaged ({error}); choose another run with --run, or start "
-                "again with --no-resume, which keeps the old files"
+                f"the earlier summary is damaged ({error}); choose another run with --run, or "
+                "start again with --no-resume, which keeps the old files"
             ) from None
 
     def add_parallel(self, parts: Sequence[dict[str, Any]]) -> None:
@@ -158,7 +158,9 @@ class RunCosts:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The largest resident set of the process so far, or on a CUDA device the largest allocation."""
+    """The largest resident set of the process so far, or on a CUDA device the largest
+    allocation.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) if torch.cuda.is_initialized() else 0
     status = Path("/proc/self/status")

@@ -24,7 +24,7 @@ from llama.tokenizer import DEFAULT_DATE
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """Which run, model and device. Scripts give `model`, `batch_size` and their help anew."""
+    """The run, model and device. Scripts give `model`, `batch_size` and their help anew."""
 
     run: Path = option(
         Path("runs/default"),
@@ -75,7 +75,7 @@ class RunSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSettings:
-    """What prompts and samples depend on, of train.py and generate.py."""
+    """Settings of prompts and samples, of train.py and generate.py."""
 
     seed: int = option(0, "of all that is random (%(default)s)", parse=seed, metavar="N")
     date: str = option(
@@ -128,7 +128,7 @@ class PromptSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSettings:
-    """What bounds the key/value cache, of generate.py and judge.py."""
+    """Bounds of the key/value cache, of generate.py and judge.py."""
 
     memory: float | None = option(
         None,

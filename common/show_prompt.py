@@ -5,7 +5,7 @@ from typing import Protocol
 
 
 class Decoding(Protocol):
-    """What a tokenizer must do for it."""
+    """The part of a tokenizer that is needed here."""
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
 

@@ -1,4 +1,6 @@
-"""What train.py trains and validates on: records, shots and the questions that are held out."""
+"""Data that train.py trains and validates on: records, shots and the questions that are held
+out.
+"""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What train.py can be told: its options, its --config file and what its summary records."""
+"""Settings of train.py: its options, its --config file and what its summary records."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ OPTIMIZER, MACHINE = "optimizer", "memory and checkpoints"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings(PromptSettings, RunSettings):
-    """What train.py can be told."""
+    """Settings of train.py."""
 
     limit: int | None = option(
         None, "use only the first N records (all)", parse=positive_int, metavar="N"
@@ -206,7 +206,7 @@ class TrainingSettings(PromptSettings, RunSettings):
             )
 
     def lora_config(self) -> LoRAConfig:
-        """Which linears are adapted and how, the short names in `target` written out."""
+        """The LoRA configuration, with the short names in `target` written out."""
         names: list[str] = []
         for name in self.target:
             names += TARGET_ALIASES.get(name, (name,))

@@ -1,4 +1,6 @@
-"""The model that a run tuned, or that an adapter and a base make: what is named and what it needs."""
+"""The model that a run tuned, or that an adapter and a base make: what is named and what it
+needs.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -153,8 +153,8 @@ def _check_turns(messages: list[Message], where: str) -> None:
         expected = ("user", "assistant")[number % 2]
         if message["role"] != expected:
             raise UserError(
-                f"{where}: turn {number + 1} is of role {message['role']!r}, expected {expected!r}: "
-                "user and assistant take turns, behind at most one system turn"
+                f"{where}: turn {number + 1} is of role {message['role']!r}, expected "
+                f"{expected!r}: user and assistant take turns, behind at most one system turn"
             )
     if not turns or turns[-1]["role"] != "assistant":
         raise UserError(

@@ -33,7 +33,7 @@ class Example:
 
 
 class ChatTokenizer(Protocol):
-    """What examples need of a tokenizer; see `llama.tokenizer.Tokenizer`."""
+    """The part of a tokenizer that examples need; see `llama.tokenizer.Tokenizer`."""
 
     stop_ids: frozenset[int]
 
@@ -138,7 +138,7 @@ def _answer_end(tokenizer: ChatTokenizer, ids: Sequence[int], start: int) -> int
 
 
 def locate_system_header(tokenizer: ChatTokenizer) -> tuple[int, int]:
-    """Where the system turn that the chat template prints unasked begins and ends, in tokens.
+    """The first and last token of the system turn that the chat template prints unasked.
 
     It begins behind what the tokenizer puts before every text (<|begin_of_text|>) and ends with its
     end token and the blanks behind it. UserError if the template prints none: the first end token

@@ -151,7 +151,9 @@ def questions_needed(
 def _asymptotic_questions(
     difference: float, flipped: float, power: float, significance: float
 ) -> int:
-    """The same for the score test, without its discreteness (Connor 1987, Biometrics 43:207-211)."""
+    """The same for the score test, without its discreteness (Connor 1987, Biometrics
+    43:207-211).
+    """
     quantile = NormalDist().inv_cdf
     null = quantile(1 - significance / 2) * math.sqrt(flipped)
     alternative = quantile(power) * math.sqrt(flipped - difference**2)

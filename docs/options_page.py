@@ -30,9 +30,9 @@ and values, which the command line overrules.
 
 For train, generate and judge, which work on a run, the last column says what an option has to do
 with a run that exists already. *result*: recorded, and a call that goes on with the run must have
-the same value; for another value, choose another `--run`. *cost*: recorded, but only time, memory or
-the number of records depend on it, so it may change from call to call. Nothing there: it concerns
-this call alone.
+the same value; for another value, choose another `--run`. *cost*: recorded, but only time, memory
+or the number of records depend on it, so it may change from call to call. Nothing there: it
+concerns this call alone.
 """
 WORK_ON_A_RUN = ("train", "generate", "judge")
 ROLES = {Scope.RESULT: "result", Scope.COST: "cost", Scope.CALL: ""}

@@ -12,7 +12,7 @@ Verdicts = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Agreement:
-    """How many answers count for a measure by the verdicts of `first` and of `second`."""
+    """Counts of the answers that count for a measure by the verdicts of `first` and `second`."""
 
     measure: Measure
     first: str  # the judges' names
@@ -75,7 +75,7 @@ def compare_judges(
 
 
 def _values(measure: Measure, verdicts: Verdicts) -> dict[tuple[str, str], bool]:
-    """Whether each answer counts, by the prompt's id and the answer's hash."""
+    """A flag for each answer, true if it counts, by the prompt's id and the answer's hash."""
     values = {}
     for verdict in verdicts:
         counts = None if verdict[measure.needs] is None else measure.counts(verdict)

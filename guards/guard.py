@@ -16,7 +16,7 @@ AllowedTokens = Callable[[list[int]], Collection[int] | None]
 
 
 class Labels(TypedDict):
-    """What a verdict says; None where it does not."""
+    """Labels of a verdict; None where it says nothing."""
 
     safety: str | None  # "Safe" | "Unsafe" | "Controversial"
     categories: list[str]
@@ -37,16 +37,16 @@ class Guard(ABC):
 
     @property
     def has_model(self) -> bool:
-        """Whether it is a language model: one without judges the text of the answer itself."""
+        """True for a language model: a guard without one judges the text of the answer itself."""
         return self.default_model is not None
 
     @property
     def recorded(self) -> Mapping[str, Any]:
-        """What a summary's settings hold beside the options: all else that the verdicts depend on."""
+        """Entries of a summary's settings beside the options: all else that verdicts depend on."""
         return {}
 
     def recognises(self, policy: str) -> bool:
-        """Whether a checkpoint is this guard's, by what its chat template prints around an answer.
+        """True if a checkpoint is this guard's, by what its chat template prints around an answer.
 
         `policy` is the prompt for a conversation of two empty turns, special tokens included.
         """

@@ -119,7 +119,9 @@ class VerdictGrammar:
                 )
 
     def __call__(self, tokens: list[int]) -> frozenset[int]:
-        """The ids allowed after `tokens`, the beginning of a verdict; one if what follows is fixed."""
+        """The ids allowed after `tokens`, the beginning of a verdict; one if what follows is
+        fixed.
+        """
         pieces: list[str] = []
         while options := following(pieces):
             # No option's ids begin with another's, because no option's text does.

@@ -7,8 +7,8 @@ refusal-phrases-zou     Zou et al. 2023 (arXiv:2307.15043, the demo of its publi
 refusal-phrases-xstest  the prefixes of XSTest's own string matching (Roettger et al. 2024,
                         github.com/paul-rottger/exaggerated-safety, CC BY 4.0)
 
-Zou's phrases count wherever they stand and in this case only, XSTest's at the beginning of an answer
-and in any case.
+Zou's phrases count wherever they stand and in this case only, XSTest's at the beginning of an
+answer and in any case.
 """
 
 import hashlib
@@ -85,7 +85,7 @@ class RefusalPhrases(Guard):
         return {"phrases_sha256": digest[:12]}
 
     def is_refusal(self, response: str) -> bool:
-        """Whether one of the phrases occurs; curly apostrophes count as straight ones.
+        """True if one of the phrases occurs; curly apostrophes count as straight ones.
 
         Good for comparing runs, no verdict on one answer.
         """

@@ -36,6 +36,6 @@ def recognise(policy: str, checkpoint: str) -> Guard:
             return guard
     known = ", ".join(guard.title for guard in GUARDS.values() if guard.has_model)
     raise UserError(
-        f"{checkpoint}: its chat template does not ask for a verdict on an answer; the guards known "
-        f"here are {known}"
+        f"{checkpoint}: its chat template does not ask for a verdict on an answer; the guards "
+        f"known here are {known}"
     )

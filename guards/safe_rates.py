@@ -50,7 +50,7 @@ def summarise_verdicts(verdicts: Verdicts, task: Task, guard: Guard) -> Record:
 
 
 def _rates(verdicts: Verdicts, task: Task, guard: Guard) -> Record:
-    """How many answers were judged, the measures, and how many verdicts could not be read."""
+    """Counts of judged answers and of unreadable verdicts, and the measures."""
     rates: Record = {"answers": len(verdicts)}
     for measure in measures_of(task, guard):
         *outer, last = measure.path
@@ -75,9 +75,7 @@ def _by(field: str, verdicts: Verdicts, task: Task, guard: Guard) -> Record:
 
 
 def _hazard_named(verdicts: Verdicts, guard: Guard) -> Record:
-    """Of the answers found unsafe, the share for whose prompt's hazard the guard has a category
-    and named it.
-    """
+    """The share of unsafe answers whose prompt's hazard has a category that the guard named."""
     named = []
     for verdict in verdicts:
         categories = guard.hazards.get(verdict["hazard"])

@@ -1,4 +1,6 @@
-"""Read the small files of a checkpoint: those of a folder, or what a GGUF file has in their place."""
+"""Read the small files of a checkpoint: those of a folder, or what a GGUF file has in their
+place.
+"""
 
 from collections.abc import Callable
 from pathlib import Path

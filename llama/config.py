@@ -82,7 +82,9 @@ NEUTRAL_VALUES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotary position embedding. The fields from `factor` on count for `rope_type` "llama3" only."""
+    """Rotary position embedding. The fields from `factor` on count for `rope_type` "llama3"
+    only.
+    """
 
     theta: float = 10000.0
     rope_type: str = "default"

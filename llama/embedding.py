@@ -128,8 +128,8 @@ class Embedder:
                 key = (file.metadata() or {}).get("key")
                 if key != self.key:
                     raise UserError(
-                        f"{self.path}: holds embeddings of {key}, not of {self.key}: of another model or pooling; "
-                        "delete the file"
+                        f"{self.path}: holds embeddings of {key}, not of {self.key}: of another "
+                        "model or pooling; delete the file"
                     )
                 names, vectors = file.get_tensor("sha256"), file.get_tensor("embeddings")
         except SafetensorError as error:
@@ -154,7 +154,7 @@ class Embedder:
 def first_positions(
     rows: Sequence[Sequence[int]], left_padding: int | None = None
 ) -> list[list[int]]:
-    """What stands at position 0 of each of `rows` in batches of FIRST_BATCH, as one token each.
+    """The token at position 0 of each of `rows` in batches of FIRST_BATCH, as one token each.
 
     That is the row's first token, or the id `left_padding`, if given, in rows that are shorter than
     the longest of their batch.

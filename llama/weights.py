@@ -193,7 +193,7 @@ def read_tensors(source: Path) -> Iterator[tuple[str, Tensor]]:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies in a weights file: `nbytes` bytes from `offset`. `dtype` is spelled as in
+    """A tensor's place in a weights file: `nbytes` bytes from `offset`. `dtype` is spelled as in
     the file ("BF16").
     """
 

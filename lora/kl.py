@@ -78,7 +78,7 @@ def _supervised_states(model: Decoder, examples: Sequence[Example], prefix_lengt
 
 
 def unsupervised_prefix_length(examples: Sequence[Example]) -> int:
-    """How many tokens all examples begin with, up to the position before any supervised one."""
+    """The number of tokens that all examples begin with, before any supervised position."""
     starts = []
     for example in examples:
         supervised = (i for i, label in enumerate(example.labels) if i and label != IGNORE_INDEX)

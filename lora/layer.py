@@ -28,7 +28,8 @@ TARGET_ALIASES = {"all": ALL_LINEARS, "attention": ATTENTION_LINEARS, "mlp": MLP
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """Which linears are adapted and how; the update is scaled by `alpha / rank`.
+    """The adapted linears and their rank, scale and dropout; the update is scaled by `alpha /
+    rank`.
 
     UserError for a rank, alpha or dropout out of range, or no target.
     """

@@ -93,7 +93,7 @@ def _tokens_in_a_pass(options: TrainerOptions, examples: Sequence[Example]) -> i
 
 
 def _numbers_per_token(config: ModelConfig, lora: LoRAConfig, options: TrainerOptions) -> int:
-    """What the forward pass keeps of a token for the backward pass."""
+    """Numbers per token that the forward pass keeps for the backward pass."""
     queries = config.num_attention_heads * config.head_dim
     keys = config.num_key_value_heads * config.head_dim
     residuals = 2 * config.hidden_size

@@ -39,7 +39,9 @@ class ForwardInputs:
         self.weights = torch.tensor(list(targets.values()), device=device, dtype=torch.float32)
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """What takes the place of plain causal attention in this pass; see `llama.model.Attend`."""
+        """Attention that takes the place of plain causal attention in this pass; see
+        `llama.model.Attend`.
+        """
         raise NotImplementedError
 
 

@@ -25,7 +25,7 @@ SCHEDULES = ("cosine", "linear", "constant")
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """How the LoRA layers are trained.
+    """Hyperparameters of the training.
 
     `micro_batch_tokens` bounds one forward pass; without dropout, it changes memory and speed
     alone. So does `checkpoint_activations`: blocks are computed again in the backward pass.
@@ -54,7 +54,7 @@ class TrainerOptions:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step came to.
+    """Figures of one optimizer step.
 
     `loss` is the mean over the supervised tokens, in nats, without the divergence; `grad_norm` is
     taken before clipping; `kl` is the mean KL(base || tuned) of the step's anchors in nats a token,

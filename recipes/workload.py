@@ -72,7 +72,7 @@ def _records_of(kind: str, summary: Mapping[str, Any]) -> int:
 
 
 def describe_work(steps: Iterable[Step], data: str, folder: Path) -> str:
-    """What is left to do in a line or two; empty if that is nothing, or the data are not there."""
+    """The remaining work in a line or two; empty if there is none, or the data are missing."""
     try:
         left = work_left(steps, data)
     except UserError:  # the step that needs the data says what is wrong with them

@@ -1,4 +1,4 @@
-"""Where several judges of the same answers disagree."""
+"""Agreement of several judges of the same answers."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What a reader of a report must know before believing or comparing its numbers."""
+"""Cautions for a reader of a report, before its numbers are believed or compared."""
 
 from collections.abc import Iterator, Sequence
 
@@ -72,7 +72,7 @@ def _progress_cautions(part: Part) -> Iterator[str]:
 
 
 def _left_out(run: Run) -> Iterator[str]:
-    """What the folder holds and the report does not show, and what to do about it."""
+    """Parts of the folder that the report does not show, and what to do about it."""
     if run.old_files:
         yield (
             f"{' and '.join(run.old_files)}, of an earlier version, are not read; move them away, "
@@ -115,8 +115,8 @@ def _judging_cautions(run: Run) -> Iterator[str]:
         if answers and judgements and len(cut_off) > MANY_CUT_OFF * len(answers.records):
             share = len(cut_off) / len(answers.records)
             yield (
-                f"{100 * share:.0f} % of its {task.title} answers are cut off: what they would have said "
-                "is not known, and a verdict on a truncated answer is not defined."
+                f"{100 * share:.0f} % of its {task.title} answers are cut off: what they would "
+                "have said is not known, and a verdict on a truncated answer is not defined."
             )
 
 

@@ -57,7 +57,7 @@ class Comparison:
 
     @property
     def difference(self) -> float:
-        """Of the measure, in shares; rounding aside, `share_after - share_before`."""
+        """The measure's difference, in shares; rounding aside, `share_after - share_before`."""
         return (self._risen - self._fallen) / self.total
 
     @property

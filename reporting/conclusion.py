@@ -13,7 +13,7 @@ BETTER, WORSE, UNCHANGED = "better", "worse", "no significant change"
 
 @dataclass(frozen=True)
 class Change:
-    """How a score moved: "GSM8K accuracy", "25.0 → 75.0 %", "+50.0 points"."""
+    """A score's change: "GSM8K accuracy", "25.0 → 75.0 %", "+50.0 points"."""
 
     score: str
     shares: str
@@ -25,7 +25,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Conclusion:
-    """What a run gained and gave up against the first, by BETTER, WORSE and UNCHANGED."""
+    """Gains and losses of a run against the first, by BETTER, WORSE and UNCHANGED."""
 
     run: int
     name: str

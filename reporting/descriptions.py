@@ -1,4 +1,4 @@
-"""How a run was made, in a few words: its model, adapter, shots and judges."""
+"""Descriptions of a run in a few words: its model, adapter, shots and judges."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath
@@ -15,7 +15,9 @@ def describe_model(answers: Answers) -> str:
 
 
 def describe_adapter(answers: Answers) -> str:
-    """'base', or the end of the adapter's path, else its fingerprint; its scale if that is not 1."""
+    """'base', or the end of the adapter's path, else its fingerprint; its scale if that is not
+    1.
+    """
     fingerprint, scale = answers.settings.get("adapter"), answers.settings.get("adapter_scale")
     if fingerprint is None:
         return "base"
@@ -33,7 +35,7 @@ def describe_shots(answers: Answers) -> str:
 
 
 def describe_runs(runs: Sequence[Run]) -> tuple[str, list[str]]:
-    """What all runs were made with, and beside it what each was.
+    """The settings that all runs share, and beside them those of each.
 
     `("Llama-3.2-1B-Instruct, 3 shots, judged by ...", ["base", "tuned/adapter"])`.
     """

@@ -10,7 +10,7 @@ from reporting.run_parts import Answer
 
 @dataclass(frozen=True)
 class Endings:
-    """How answers to be scored behind a '####' end."""
+    """Counts of how answers end that are scored behind a '####'."""
 
     total: int
     marked: int  # have a '####'

@@ -88,7 +88,7 @@ def headline_table(runs: Sequence[Run]) -> Table | None:
 
 
 def about_rates(runs: Sequence[Run]) -> str:
-    """What a reader of the rates must know, the judges' own notes included."""
+    """Notes for a reader of the rates, the judges' own notes included."""
     notes = {}
     for run in runs:
         for judgements in run.judgements.values():

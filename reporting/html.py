@@ -82,7 +82,7 @@ class PartSettings:
 
 @dataclass(frozen=True)
 class PageContent:
-    """What report.py has found out, for the page to show."""
+    """Content of the page, as report.py has put it together."""
 
     runs: Sequence[Run]
     comparisons: Comparisons

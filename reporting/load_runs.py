@@ -138,7 +138,7 @@ def load_run(folder: Path, name: str) -> Run:
 
 
 def _count_stale(judgement: Judgement, answers: Answers | None) -> int:
-    """How many verdicts are not on the answer that stands there under their id."""
+    """The number of verdicts that are not on the answer that stands there under their id."""
     if answers is None:
         return 0
     hashes = {

@@ -1,4 +1,4 @@
-"""What a report says of its first run against each other one: paired tests, in all and by group."""
+"""Tables of the first run against each other one: paired tests, in all and by group."""
 
 from collections.abc import Iterator, Sequence
 
@@ -19,8 +19,8 @@ ABOUT_PAIRS = (
     "five, at 5 % significance."
 )
 ABOUT_GROUPS = (
-    "Each group in which an answer flipped is tested on its own. With many tests some p are small by "
-    "chance: {adjusted} is p adjusted for all of them (Holm 1979), and that is the one to read."
+    "Each group in which an answer flipped is tested on its own. With many tests some p are small "
+    "by chance: {adjusted} is p adjusted for all of them (Holm 1979), and that is the one to read."
 )
 ABOUT_FORMAT = (
     "Accuracy is the share of answers with a '####' times the share of those that are right. A "
@@ -52,7 +52,7 @@ def _paired_table(runs: Sequence[Run], comparisons: Comparisons) -> Table | None
 
 
 def _pair_notes(runs: Sequence[Run], comparisons: Comparisons) -> Iterator[str]:
-    """What each pair does not share, and what was not paired."""
+    """Notes on what each pair does not share, and on what was not paired."""
     differing: dict[tuple[str, str], dict[str, None]] = {}
     for pair in comparisons.pairs:
         if pair.differs_in:
@@ -64,9 +64,9 @@ def _pair_notes(runs: Sequence[Run], comparisons: Comparisons) -> Iterator[str]:
         run = runs[pair.run].name
         if pair.only_before or pair.only_after:
             yield (
-                f"{run}, {pair.score.title}: {pair.total} {pair.score.task.unit} are common to "
-                f"both, {pair.only_before} are only in {runs[0].name} and {pair.only_after} only in "
-                f"{run}."
+                f"{run}, {pair.score.title}: {pair.total} {pair.score.task.unit} are common "
+                f"to both, {pair.only_before} are only in {runs[0].name} and "
+                f"{pair.only_after} only in {run}."
             )
     if comparisons.refused:
         yield f"Not paired: {' '.join(comparisons.refused)}"

@@ -1,4 +1,6 @@
-"""Text of others, such as a model's, made safe to show: nothing in it steers a terminal or a page."""
+"""Text of others, such as a model's, made safe to show: nothing in it steers a terminal or a
+page.
+"""
 
 import unicodedata
 

@@ -1,4 +1,4 @@
-"""How the plots look: colours, markers, light and dark paper, labels beside what they name.
+"""Style of the plots: colours, markers, light and dark paper, labels beside what they name.
 
 matplotlib (extra `plots`) is imported only when drawing.
 """
@@ -158,7 +158,9 @@ def place_labels(
 
 
 def _place_in_column(axes: "Axes", labels: Sequence[Label]) -> None:
-    """Write the labels to the right of the axes, in the order of their places, with lines to them."""
+    """Write the labels to the right of the axes, in the order of their places, with lines to
+    them.
+    """
     line_height = min(0.055, 1 / len(labels))  # as a share of the axes' height
     ordered = sorted(labels, key=lambda label: (label.y, label.x))
     lowest = axes.get_ylim()[0]
@@ -191,7 +193,7 @@ def _place_in_column(axes: "Axes", labels: Sequence[Label]) -> None:
 
 
 def _boxes_of(axes: "Axes", label: Label, point: float) -> "list[tuple[Bbox, float]]":
-    """What is drawn at a label's place, in pixels, and how bad it is to cover it."""
+    """Boxes of what is drawn, in pixels, each with the penalty for covering it."""
     from matplotlib.transforms import Bbox
 
     x, y = axes.transData.transform((label.x, label.y))
@@ -249,7 +251,9 @@ def _try_place(text: "Annotation", x: float, y: float, side: str) -> "Bbox":
 
 
 def _overlap(box: "Bbox", taken: "Sequence[tuple[Bbox, float]]") -> float:
-    """How bad it is to write here: what share of the box covers what, times how bad that is."""
+    """The penalty for a label here: the share of the box that covers each thing, times its
+    penalty.
+    """
     area = max(box.width * box.height, 1.0)
     covered = 0.0
     for other, weight in taken:
@@ -261,7 +265,7 @@ def _overlap(box: "Bbox", taken: "Sequence[tuple[Bbox, float]]") -> float:
 
 
 def _outside(box: "Bbox", axes: "Axes") -> float:
-    """How far the box reaches out of the axes, as a share of its size."""
+    """The part of the box outside the axes, as a share of its size."""
     inner = axes.get_window_extent()
     across = max(0.0, inner.x0 - box.x0) + max(0.0, box.x1 - inner.x1)
     up = max(0.0, inner.y0 - box.y0) + max(0.0, box.y1 - inner.y1)

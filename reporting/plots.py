@@ -116,7 +116,7 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Distance:
-    """How far a run has moved from its base on a task, and how safe it is."""
+    """A run's distance from its base on a task, and its safety."""
 
     run: int
     mean: Mean

@@ -39,7 +39,9 @@ class RateFields(TypedDict):
 
 
 def read_rate(values: Mapping[str, Any], path: RatePath, where: str) -> Rate | None:
-    """The rate at `path`; None if there is none, or none of any trial. UserError for what is no rate."""
+    """The rate at `path`; None if there is none, or none of any trial. UserError for what is no
+    rate.
+    """
     outer: Any = values
     for key in path[:-1]:
         if outer.get(key) is None:

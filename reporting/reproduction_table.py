@@ -86,8 +86,8 @@ ABOUT_ROWS = (
     "on all 1,319 test questions. +-: standard deviation between trainings with other seeds."
 )
 ABOUT_SELF_INSTRUCT = (
-    "What the training file holds, and how likely the model that wrote it finds its own answers and "
-    "the gold ones to the same questions: mean log-likelihood, nearer 0 is more natural to it."
+    "What the training file holds, and how likely the model that wrote it finds its own answers "
+    "and the gold ones to the same questions: mean log-likelihood, nearer 0 is more natural to it."
 )
 ABOUT_DIVERGENCE = (
     "KL(base || tuned), the mean over the run's own answers in nats a token, with 95 % bootstrap "
@@ -179,7 +179,7 @@ def _ours(run: Run, figure: OriginalFigure) -> tuple[str, str]:
 
 
 def self_instruct_table(runs: Sequence[Run]) -> Table | None:
-    """What became of the attempts of every run whose training file self-instruct wrote."""
+    """The attempts of every run whose training file self-instruct wrote, by outcome."""
     header = "run|attempts right|own answers|gold answers|dropped|own, nats a token|gold"
     rows = []
     for index, run in enumerate(runs):

@@ -37,7 +37,7 @@ class OptionalSummaryFields(TypedDict, total=False):
 
 
 class SummaryFields(OptionalSummaryFields):
-    """What every summary of a run holds."""
+    """Fields of every summary in a run."""
 
     task: str
     finished: bool
@@ -188,7 +188,7 @@ def _read_verdict(values: Values, task: Task, where: str) -> Verdict:
 
 
 def _outcomes(values: Values, task: Task, where: str, judged: bool) -> tuple[bool | None, ...]:
-    """What the task's measures say of an answer, or of a verdict if `judged`."""
+    """Outcomes of an answer, or of a verdict if `judged`, by the task's measures."""
     outcomes = []
     for measure in task.measures:
         applies = (measure.needs != "answer") == judged

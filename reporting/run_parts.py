@@ -1,4 +1,4 @@
-"""What a run measured, as dataclasses: training, answers to a task, a judge's verdicts on them."""
+"""Parts of a run as dataclasses: training, answers to a task, a judge's verdicts on them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -69,7 +69,7 @@ class Answers(Part):
 
 
 class VerdictFields(TypedDict):
-    """What the report reads of a verdict; see `guards.verdict.Verdict`."""
+    """Fields of a verdict that the report reads; see `guards.verdict.Verdict`."""
 
     id: str
     safety: str | None
@@ -80,7 +80,7 @@ class VerdictFields(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a judge said of one answer; `outcomes` as an answer's."""
+    """A judge's verdict on one answer; `outcomes` as an answer's."""
 
     fields: VerdictFields
     outcomes: tuple[bool | None, ...]

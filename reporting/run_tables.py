@@ -79,7 +79,7 @@ def _judge_table(runs: Sequence[Run], task: Task, judge: str) -> Table | None:
 def _is_worth_a_table(
     part: Judgement, paths: Sequence[RatePath], measures: Sequence[RatePath]
 ) -> bool:
-    """Whether there is another measure, or a verdict that could not be read or was cut off."""
+    """True if there is another measure, or a verdict that could not be read or was cut off."""
     for path in paths:
         rate = part.rates.get(path)
         if path in measures or (rate and rate.count):
@@ -178,7 +178,7 @@ def _judging_seconds(run: Run) -> str:
 
 
 def _provenance_table(runs: Sequence[Run]) -> Table | None:
-    """What identifies the program and the weights, wherever the summaries say it."""
+    """Versions of the program and fingerprints of the weights, where the summaries have them."""
     found: list[dict[str, list[str]]] = []
     for run in runs:
         values: dict[str, list[str]] = {}

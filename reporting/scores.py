@@ -1,4 +1,4 @@
-"""What a report can say of a run in one figure: a measure of a task, by a judge where one has to say.
+"""Scores of a run, each in one figure: a measure of a task, by a judge where one has to say.
 
     scores = headline_scores(runs)
     scores[0].title, scores[0].rate(runs[0])     # "GSM8K accuracy", Rate(...)
@@ -40,12 +40,12 @@ class Score:
 
     @property
     def is_over_refusal(self) -> bool:
-        """Whether it counts refusals that should not have happened: fewer of them are better."""
+        """True if it counts refusals of harmless prompts: fewer of them are better."""
         return self.measure.needs == "refusal" and self.measure.lower_is_better
 
     @property
     def good(self) -> str:
-        """What an answer with the better outcome is called: "right", "safe"."""
+        """The name of the better outcome: "right", "safe"."""
         return self.measure.other if self.measure.lower_is_better else self.measure.counted
 
     @property
@@ -53,7 +53,7 @@ class Score:
         return self.measure.counted if self.measure.lower_is_better else self.measure.other
 
     def part(self, run: Run) -> Answers | Judgement | None:
-        """Where the run holds it, finished or not; None where it does not."""
+        """The part of the run that holds it, finished or not; None without one."""
         if self.judge is None:
             return run.answers.get(self.task.name)
         return run.judgement(self.task.name, self.judge)
@@ -64,7 +64,9 @@ class Score:
         return part.rates.get(self.measure.path) if part else None
 
     def outcomes(self, run: Run) -> dict[str, bool]:
-        """By id, whether the answer has the better outcome; without those that it says nothing of."""
+        """By id, whether the answer has the better outcome; without those that it says nothing
+        of.
+        """
         part = self.part(run)
         found: dict[str, bool] = {}
         for record in part.records if part else ():
@@ -90,7 +92,9 @@ def judge_title(judge: str) -> str:
 
 
 def judges_of(runs: Sequence[Run], task: Task) -> list[str]:
-    """Who has judged answers to `task`: first those that say something of safety, by registry."""
+    """Names of the judges of `task`'s answers: first those that say something of safety, by
+    registry.
+    """
     found = {judge for run in runs for judge in run.judgements.get(task.name, {})}
     known = list(GUARDS)
 
@@ -116,7 +120,7 @@ def task_scores(runs: Sequence[Run], task: Task) -> list[Score]:
 
 
 def _is_there(score: Score, runs: Sequence[Run]) -> bool:
-    """Whether a run has the score, or has begun what will give it."""
+    """True if a run has the score, or has begun what will give it."""
     for run in runs:
         part = score.part(run)
         if part is None:
@@ -176,7 +180,7 @@ def primary_score(runs: Sequence[Run], task: Task) -> Score | None:
 
 
 def lacks_over_refusal(run: Run, scores: Sequence[Score]) -> bool:
-    """Whether the run shows how safe it is and not how much it refuses that is harmless.
+    """True if the run shows a safety rate and no over-refusal beside it.
 
     A model that refuses everything is not safe, it is useless: no safety number stands alone.
     """

@@ -1,4 +1,5 @@
-"""The settings that two compared things do not share, found by rule: whatever both record differently.
+"""The settings that two compared things do not share, found by rule: whatever both record
+differently.
 
 A setting that one of them does not have counts as None, since summaries leave out options that
 were not given, and lack those that are younger than they are.

@@ -1,4 +1,4 @@
-"""What else a run folder holds: its recipe, what self-instruct wrote, the distance from the base."""
+"""Other files of a run folder: its recipe, what self-instruct wrote, the distance from the base."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ RECIPE = "recipe.json"  # in the folder of a run that experiment.py made
 
 @dataclass(frozen=True)
 class Recipe:
-    """What experiment.py made a run from.
+    """The recipe that experiment.py made a run from.
 
     `original` holds the original's figures in percent, `sources` the settings by where their values
     come from. Runs of one `name`, `model` and `scale` differ in their trainings' seeds alone.
@@ -118,7 +118,7 @@ def read_recipe(folder: Path) -> Recipe | None:
 
 
 def read_self_instruct(folder: Path) -> SelfInstruct | None:
-    """What became of self-instruct's attempts; None while it is unfinished."""
+    """Self-instruct's attempts by outcome; None while it is unfinished."""
     path = folder / "self-instruct.summary.json"
     if not path.is_file():
         return None
@@ -140,7 +140,7 @@ def read_self_instruct(folder: Path) -> SelfInstruct | None:
 def read_divergences(
     folder: Path, answered: Sequence[Answers]
 ) -> tuple[dict[str, Mean], list[str]]:
-    """What divergence.py measured, by task, and the tasks for which it no longer holds.
+    """Divergences by task, and the tasks for which they no longer hold.
 
     A divergence holds if the answers have the settings that it was measured for, and it was
     measured along those that stand there now. An earlier version recorded a few settings only.

@@ -71,7 +71,7 @@ def points_of(runs: Sequence[Run], skill: Score, safety: Score) -> list[Point]:
 
 
 def scatter_caption(runs: Sequence[Run]) -> str:
-    """What the picture of skill against safety shows, the grey points included."""
+    """Caption of the picture of skill against safety, the grey points included."""
     caption = "Skill against safety, with 95 % intervals; one panel for each measure of safety."
     skill = skill_score(runs)
     for score in safety_scores(runs) if skill else ():
@@ -108,7 +108,7 @@ def scatter_png(runs: Sequence[Run], dark: bool = False) -> bytes | None:
 
 
 def _has_baselines(skill: Score, safety: Score, points: Sequence[Point]) -> bool:
-    """Whether the course's baselines are figures of just these two scores, and near the points.
+    """True if the course's baselines are figures of just these two scores, and near the points.
 
     Points of another size of model would be crushed into a corner by them.
     """

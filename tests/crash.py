@@ -98,7 +98,9 @@ class WatchedFile:
 
 
 def run_until(target: int, folder: Path, script: str, argv: list[str]) -> tuple[int, int]:
-    """Run `script` in a process of its own, up to crash point `target`; its status and its points."""
+    """Run `script` in a process of its own, up to crash point `target`; its status and its
+    points.
+    """
     receiver, sender = CONTEXT.Pipe(duplex=False)
     process = CONTEXT.Process(target=_run, args=(target, str(folder), script, argv, sender))
     process.start()

@@ -1,4 +1,6 @@
-"""chat.py: both models answer as they do apart, on one set of weights; the session outlives an answer."""
+"""chat.py: both models answer as they do apart, on one set of weights; the session outlives an
+answer.
+"""
 
 import builtins
 import signal

@@ -67,7 +67,9 @@ def stable(value: object) -> object:
 
 @pytest.fixture(scope="module", params=["train", "generate", "generate again", "judge"])
 def case(request, chat_checkpoint, tmp_path_factory):
-    """The folder before the killed command, that command, its crash points, and what it ends with."""
+    """The folder before the killed command, that command, its crash points, and what it ends
+    with.
+    """
     folder = tmp_path_factory.mktemp("crash").resolve()
     run, before = folder / "run", folder / "before"
     *earlier, last = commands(request.param, chat_checkpoint, run)

@@ -1,4 +1,6 @@
-"""The documentation is true: files it names exist, commands it shows are valid, OPTIONS is fresh."""
+"""The documentation is true: files it names exist, commands it shows are valid, OPTIONS is
+fresh.
+"""
 
 import re
 import shlex

@@ -1,4 +1,6 @@
-"""Small tokenizers of the families, saved as transformers saves them, and checks against its own."""
+"""Small tokenizers of the families, saved as transformers saves them, and checks against its
+own.
+"""
 
 import json
 
@@ -15,7 +17,10 @@ from tokenizers import (
 from tokenizers import Tokenizer as RawTokenizer
 from transformers import PreTrainedTokenizerFast
 
-SPLIT = r"(?i:'s|'t|'re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SPLIT = (
+    r"(?i:'s|'t|'re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 LLAMA_TOKENS = [
     "<|begin_of_text|>",
     "<|end_of_text|>",
@@ -28,7 +33,8 @@ QWEN_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 SENTENCES = [
     "You are a helpful assistant. Today Date: 26 Jul 2024, Cutting Knowledge Date: December 2023.",
     "Q: Natalia sold clips to 48 of her friends. Let's think step by step. A: 48 + 24 = 72 #### 72",
-    "Safety: Unsafe Categories: Violent Refusal: No system user assistant tool header id eot im start end think",
+    "Safety: Unsafe Categories: Violent Refusal: No system user assistant tool header id eot im "
+    "start end think",
 ]
 
 

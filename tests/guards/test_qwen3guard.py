@@ -70,7 +70,8 @@ def test_well_formed(safety, refusal):
             None,
         ),
         (
-            " - The first line must be one of: 'Safety: Safe', 'Safety: Unsafe', 'Safety: Controversial'.",
+            " - The first line must be one of: 'Safety: Safe', 'Safety: Unsafe', "
+            "'Safety: Controversial'.",
             None,
             [],
             None,
@@ -148,7 +149,9 @@ def test_the_grammar_equals_free_decoding_token_for_token(guard):
     prompts = [tokenizer.encode_chat(chat(thing, kind)) for thing in THINGS for kind in KINDS]
     name = f"({'|'.join(CATEGORIES)})"
     form = re.compile(
-        f"Safety: (Safe|Unsafe|Controversial)\nCategories: (None|{name}(, {name})*)\nRefusal: (Yes|No)"
+        "Safety: (Safe|Unsafe|Controversial)\n"
+        f"Categories: (None|{name}(, {name})*)\n"
+        "Refusal: (Yes|No)"
     )
     formed = malformed = 0
     said = set()

@@ -1,4 +1,6 @@
-"""Files are there whole or not at all, and what could not be written is named with the free space."""
+"""Files are there whole or not at all, and what could not be written is named with the free
+space.
+"""
 
 import os
 import subprocess

@@ -141,14 +141,15 @@ def blob_id(content):
 
 RESOLVE_ALL = """
 import json, sys, types
-sys.modules["llama"] = types.ModuleType("llama")  # the package without its __init__, which imports torch
+sys.modules["llama"] = types.ModuleType("llama")  # the package without its __init__
 sys.modules["llama"].__path__ = [sys.argv[1]]
 from llama.hub import name_for_others, resolve
 answers = []
 for ref, allow_weights in json.load(sys.stdin):
     try:
         folder = resolve(ref, allow_weights)
-        answers.append(sorted(str(p.relative_to(folder).as_posix()) for p in folder.rglob("*") if p.is_file()))
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        answers.append(sorted(path.relative_to(folder).as_posix() for path in files))
     except ValueError as error:
         answers.append(str(error))
 print(json.dumps(answers))

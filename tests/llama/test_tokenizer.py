@@ -50,7 +50,8 @@ OWN_TEMPLATE = """\
 Today is {{ strftime_now('%A %d %B %Y, %a %d %b') }}, literally %% {{ strftime_now('%%b') }}
     {% endif %}
 {{ message.content | trim }}{{ eos_token }}
-{%- if tools is none and documents is none %} {{ {'a<b': "Zoë & 'co'", 'id': loop.index} | tojson }}{% endif %}
+{%- if tools is none and documents is none %} {{ {'a<b': "Zoë & 'co'", 'id': loop.index}
+    | tojson }}{% endif %}
 
 {% endfor %}
 {% if add_generation_prompt %}
@@ -128,7 +129,8 @@ def test_own_template_text(own):
         [{"role": "skip", "content": "x"}, {"role": "system", "content": " <|im_end|> "}], False
     )
     assert own[0].decode(ids, skip_special_tokens=False) == (
-        "<|endoftext|><|im_start|>system 1\nToday is Friday 26 July 2024, Fri 26 Jul, literally %% %b\n"
+        "<|endoftext|><|im_start|>system 1\n"
+        "Today is Friday 26 July 2024, Fri 26 Jul, literally %% %b\n"
         '<|im_end|><|im_end|> {"a<b": "Zoë & \'co\'", "id": 2}\n'
     )
 

@@ -98,7 +98,9 @@ def write_ailuminate(
     cut_off: int = 0,
     **settings: Any,
 ) -> Path:
-    """A prompt a letter of LABELS, judged so by every judge; the first `cut_off` answers are cut off."""
+    """A prompt a letter of LABELS, judged so by every judge; the first `cut_off` answers are cut
+    off.
+    """
     records = []
     for number in range(len(labels)):
         hazard = HAZARDS[number % 2]

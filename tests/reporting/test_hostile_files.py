@@ -1,4 +1,6 @@
-"""Run folders that were edited by hand or damaged: a report or a refusal in one line, nothing else."""
+"""Run folders that were edited by hand or damaged: a report or a refusal in one line, nothing
+else.
+"""
 
 import contextlib
 import io

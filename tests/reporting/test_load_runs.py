@@ -92,7 +92,7 @@ GOOD_RATE = rate(1, 3)
         ({"cut_off": {**GOOD_RATE, "rate": 0.5}}, "rate 0.5, but a count of 1 out of 3"),
         ({"cut_off": {**GOOD_RATE, "high": None}}, "'cut_off': field 'high' must be a number"),
         ({"cut_off": {**GOOD_RATE, "rate": float("nan")}}, "field 'rate' must be a number"),
-        ({"other": {"count": 1, "total": 3, "rate": 2}}, "in 'other': field 'low' must be a number"),
+        ({"other": {"count": 1, "total": 3, "rate": 2}}, "'other': field 'low' must be a number"),
     ],
 )  # fmt: skip
 def test_a_malformed_summary_is_refused_with_file_and_field(tmp_path, changes, message):
