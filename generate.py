@@ -64,6 +64,33 @@ def find_adapter(settings: AnsweringSettings) -> Path | None:
     return chosen
 
 
+def check_base(settings: AnsweringSettings, adapter: Path, fingerprint: str) -> None:
+    """See to it that the adapter is what its training wrote, and its base the model at hand.
+
+    What the training was is known from the train.summary.json beside the adapter, if there is one.
+    UserError for RUN's own adapter; one that --adapter names is answered with all the same, and the
+    difference printed.
+    """
+    path = adapter.parent / "train.summary.json"
+    training = read_json(path) if path.is_file() else {}
+    found = adapter_fingerprint(adapter)
+    wrote = training.get("adapter_fingerprint", found)
+    recorded = training.get("settings") or {}
+    trained_on = recorded.get("model_fingerprint", fingerprint)
+    problem = ""
+    if found != wrote:
+        problem = f"{adapter} has the fingerprint {found}, its training wrote {wrote}"
+    elif trained_on != fingerprint:
+        problem = (
+            f"{adapter} was trained on {recorded.get('model')} with the fingerprint {trained_on}, "
+            f"but {settings.model} has {fingerprint}"
+        )
+    if problem and settings.adapter is None:
+        raise UserError(f"{problem}; --adapter {adapter} answers with it all the same")
+    if problem and rank() == 0:
+        print(f"Note: {problem}", flush=True)
+
+
 def plan(settings: AnsweringSettings) -> list[AnsweringJob]:
     """Make the jobs and check all that can be checked before the model is loaded."""
     tasks, source = choose_tasks(settings)
@@ -78,8 +105,11 @@ def plan(settings: AnsweringSettings) -> list[AnsweringJob]:
     tokenizer = load_tokenizer(settings.model, date=settings.date)
     config = ModelConfig.load(resolve(settings.model))
     answerer = Answerer(settings, adapter, device, dtype, tokenizer, config)
+    fingerprint = model_fingerprint(settings.model)
+    if adapter:
+        check_base(settings, adapter, fingerprint)
     identity = {
-        "model_fingerprint": model_fingerprint(settings.model),
+        "model_fingerprint": fingerprint,
         "adapter": adapter_fingerprint(adapter) if adapter else None,
         "adapter_scale": settings.adapter_scale if adapter else None,
         "dtype": str(dtype).removeprefix("torch."),

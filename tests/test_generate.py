@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import generate
 import train
@@ -147,6 +148,29 @@ def test_the_runs_own_adapter_is_used_and_can_be_scaled_away(call, adapter, tmp_
     shutil.copytree(adapter, tmp_path / "plain" / "adapter")
     assert run("plain", "--no-adapter") == base
     assert read_json(tmp_path / "tuned" / "gsm8k.summary.json")["settings"]["adapter"] is not None
+
+
+def test_an_adapter_of_another_base_is_not_answered_with_in_silence(
+    call, adapter, chat_checkpoint, tmp_path, capsys
+):
+    """Of the same shape, it would load, and the answers would be of no model that was trained."""
+    run = tmp_path / "run"
+    shutil.copytree(adapter.parent, run)
+    other = shutil.copytree(chat_checkpoint, tmp_path / "other")
+    tensors = load_file(other / "model.safetensors")
+    save_file(
+        {name: tensor * 1.01 for name, tensor in tensors.items()}, other / "model.safetensors"
+    )
+    options = ["--task", "gsm8k", "--limit", "1", "--model", str(other)]
+    assert call(*options) == 2
+    assert re.search("was trained on .* but .*other has", capsys.readouterr().err)
+    assert call(*options, "--adapter", str(run / "adapter"), folder="named") == 0
+    assert "Note: " in capsys.readouterr().out
+    weights = run / "adapter" / "adapter_model.safetensors"
+    damaged = {name: tensor * 2 for name, tensor in load_file(weights).items()}
+    save_file(damaged, weights, metadata={"format": "pt"})
+    assert call(*options[:4]) == 2
+    assert "its training wrote" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
