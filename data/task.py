@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from common.errors import UserError
+from data.checked import checked_field
 from data.intervals import rate
 from data.prompts import DEFAULT_WORDING, Message, Wording
 from data.records import Record, numbered_jsonl
@@ -19,14 +20,14 @@ from data.sources import OfficialFile, dataset_file
 DEMO_FOLDER = Path(__file__).with_name("demo")
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
-ANSWER_FIELDS: dict[str, type] = {  # of every answer, whatever the task
+ANSWER_FIELDS: dict[str, Any] = {  # of every answer, whatever the task
     "id": str,
     "response": str,
-    "token_ids": list,
+    "token_ids": list[int],
     "finish_reason": str,
     "prompt_tokens": int,
 }
-TYPE_NAMES = {str: "text", list: "a list", int: "a whole number", bool: "true or false"}
+AGAIN = "start again with --no-resume"
 
 
 @dataclass(frozen=True)
@@ -167,25 +168,20 @@ class Task(ABC):
             if not self.same_prompt(answer, records.get(answer["id"], answer)):
                 raise UserError(
                     f"{where}: {answer['id']} was another question then; choose another --run, or "
-                    "start again with --no-resume"
+                    f"{AGAIN}"
                 )
             answers[answer["id"]] = answer
         return answers
 
     def _check_answer(self, answer: Mapping[str, Any], where: str) -> None:
         fields = ANSWER_FIELDS | dict.fromkeys(self.fields, str) | dict(self.score_fields)
-        for name, kind in fields.items():
-            if name not in answer:
-                raise UserError(f"{where}: no {name!r}; start again with --no-resume")
-            if type(answer[name]) is not kind:
-                raise UserError(
-                    f"{where}: {name!r} should be {TYPE_NAMES[kind]}, found "
-                    f"{type(answer[name]).__name__}; start again with --no-resume"
-                )
-        if not all(type(token) is int and 0 <= token < 2**32 for token in answer["token_ids"]):
-            raise UserError(
-                f"{where}: 'token_ids' should be token ids; start again with --no-resume"
-            )
+        try:
+            for name, kind in fields.items():
+                checked_field(answer, name, kind, where)
+        except UserError as error:
+            raise UserError(f"{error}; {AGAIN}") from None
+        if not all(0 <= token < 2**32 for token in answer["token_ids"]):
+            raise UserError(f"{where}: a number in 'token_ids' is no token id; {AGAIN}")
 
     def summarise(self, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The result part of the summary: how many answers, the measures, how many were cut off."""

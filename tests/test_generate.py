@@ -276,7 +276,7 @@ def test_answers_to_other_questions_are_not_mixed_in(call, tmp_path, capsys):
     records = tmp_path / "run" / "gsm8k.jsonl"
     records.write_text('{"id": "mine-0"}\n')
     assert call("--task", "gsm8k", "--data", str(path)) == 2
-    assert "line 1: no 'response'" in capsys.readouterr().err
+    assert "line 1: field 'response' must be text, which is missing" in capsys.readouterr().err
 
 
 def test_a_repeated_call_changes_nothing(call, tmp_path):

@@ -50,13 +50,13 @@ def test_another_question_under_the_same_id_is_refused(change, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"response": None}, "'response' should be text, found NoneType"),
-        ({"token_ids": "5"}, "'token_ids' should be a list, found str"),
-        ({"token_ids": [5, "6"]}, "'token_ids' should be token ids"),
-        ({"token_ids": [5, -1]}, "'token_ids' should be token ids"),
-        ({"prompt_tokens": True}, "'prompt_tokens' should be a whole number, found bool"),
-        ({"correct": 1}, "'correct' should be true or false, found int"),
-        ({"question": 3}, "'question' should be text, found int"),
+        ({"response": None}, "field 'response' must be text, found None"),
+        ({"token_ids": "5"}, "field 'token_ids' must be a list, found '5'"),
+        ({"token_ids": [5, "6"]}, "in 'token_ids': field '1' must be a whole number, found '6'"),
+        ({"token_ids": [5, -1]}, "a number in 'token_ids' is no token id"),
+        ({"prompt_tokens": True}, "field 'prompt_tokens' must be a whole number, found True"),
+        ({"correct": 1}, "field 'correct' must be true or false, found 1"),
+        ({"question": 3}, "field 'question' must be text, found 3"),
     ],
 )
 def test_an_answer_edited_by_hand_is_refused(change, message, tmp_path):
@@ -69,7 +69,9 @@ def test_an_answer_edited_by_hand_is_refused(change, message, tmp_path):
 def test_an_answer_that_lacks_a_field_is_refused(tmp_path):
     path = tmp_path / "ailuminate.jsonl"
     rewrite_records(path, [{"id": "p", **OUTPUT}])
-    with pytest.raises(UserError, match="line 1: no 'prompt'"):
+    with pytest.raises(
+        UserError, match="line 1: field 'prompt' must be text, which is missing; start again"
+    ):
         AILuminate().read_answers(path, [PROMPT])
 
 
