@@ -4,9 +4,10 @@ out.
 
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -15,7 +16,14 @@ from common.errors import UserError
 from common.ranks import rank
 from common.shots import make_selector, report_near_duplicates
 from common.training_settings import TrainingSettings
-from data.examples import Example, build_example, choose_held_out, question_key
+from data.chats import is_chat_file, load_chats, opening_question
+from data.examples import (
+    Example,
+    build_chat_examples,
+    build_example,
+    choose_held_out,
+    question_key,
+)
 from data.few_shot import FewShotSampler
 from data.gsm8k import GSM8K
 from data.prompts import Message, with_system
@@ -29,6 +37,8 @@ from lora.adapter import adapter_fingerprint
 DEFAULT_VALIDATION = 64
 # of more prompts, so many are taken: answering and measuring them all would rival the training
 MAX_ANCHORS = 128
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -71,16 +81,27 @@ def load_training_data(
     settings: TrainingSettings, tokenizer: Tokenizer, device: torch.device, dtype: torch.dtype
 ) -> TrainingData:
     """Read, split and tokenise what `settings` name. The embedder of shots runs on `device`."""
+    if is_chat_file(settings.data):
+        data = _load_chats(settings, tokenizer)
+    else:
+        data = _load_questions(settings, tokenizer, device, dtype)
+    return data if settings.max_length is None else _leave_out_long(data, settings.max_length)
+
+
+def _load_questions(
+    settings: TrainingSettings, tokenizer: Tokenizer, device: torch.device, dtype: torch.dtype
+) -> TrainingData:
+    """Questions with worked answers, in GSM8K's format."""
     task = GSM8K()
     records = task.load(settings.data, "train")
     pool = task.load(settings.shots_data, "train") if settings.shots_data else records
     records = records[: settings.limit]
-    held_out = choose_validation(settings, records)
+    held_out = choose_validation(settings, [record["question"] for record in records])
     # With --loss all, the answers of shots are trained on.
     pool = [record for record in pool if question_key(record["question"]) not in held_out]
     selector = _make_selector(settings, pool, records, device, dtype)
     examples = []
-    for record in tqdm(records, desc="tokenising", leave=False, disable=rank() > 0 or None):
+    for record in _with_progress(records):
         messages = task.training_messages(record, selector.select(record), settings.wording())
         messages = with_system(messages, settings.system)
         examples.append(build_example(tokenizer, messages, settings.loss, settings.system_header))
@@ -90,6 +111,59 @@ def load_training_data(
         examples=examples,
         held_out=held_out,
     )
+
+
+def _load_chats(settings: TrainingSettings, tokenizer: Tokenizer) -> TrainingData:
+    """Conversations, trained on in every assistant turn; held out by their first user turn.
+
+    UserError for shots, and for another loss than that of the answers.
+    """
+    if settings.shots:
+        raise UserError(
+            f"--shots {settings.shots} with the chats in {settings.data}: shots are for questions "
+            "with worked answers; leave --shots out"
+        )
+    if settings.loss != "answer" or not settings.system_header:
+        raise UserError(
+            f"{settings.data}: chats are trained on with --loss answer and the template's own "
+            "system header alone"
+        )
+    chats = load_chats(settings.data)[: settings.limit]
+    questions = [opening_question(chat) for chat in chats]
+    held_out = choose_validation(settings, questions)
+    data = TrainingData(ids=[], keys=[], examples=[], held_out=held_out)
+    for chat, question in zip(_with_progress(chats), questions, strict=True):
+        messages = chat["messages"]
+        if messages[0]["role"] != "system":
+            messages = with_system(messages, settings.system)
+        for example in build_chat_examples(tokenizer, messages):
+            data.ids.append(chat["id"])
+            data.keys.append(question_key(question))
+            data.examples.append(example)
+    return data
+
+
+def _leave_out_long(data: TrainingData, max_length: int) -> TrainingData:
+    """The examples of at most `max_length` tokens. UserError if none is as short as that."""
+    kept = TrainingData(ids=[], keys=[], examples=[], held_out=data.held_out)
+    for name, key, example in zip(data.ids, data.keys, data.examples, strict=True):
+        if len(example.input_ids) <= max_length:
+            kept.ids.append(name)
+            kept.keys.append(key)
+            kept.examples.append(example)
+    if not kept.training:
+        shortest = min(len(example.input_ids) for example in data.examples)
+        raise UserError(
+            f"--max-length {max_length} leaves nothing to train on: the shortest example has "
+            f"{shortest} tokens"
+        )
+    left_out = len(data.examples) - len(kept.examples)
+    print(f"--max-length {max_length}: {left_out} of {len(data.examples)} examples left out")
+    return kept
+
+
+def _with_progress(records: Sequence[T]) -> Iterable[T]:
+    return tqdm(records, desc="tokenising", leave=False, disable=rank() > 0 or None)
 
 
 def _make_selector(
@@ -108,15 +182,14 @@ def _make_selector(
     return selector
 
 
-def choose_validation(settings: TrainingSettings, records: list[Record]) -> set[str]:
+def choose_validation(settings: TrainingSettings, questions: list[str]) -> set[str]:
     """The keys of the questions to hold out: --validation of them, by default 64 or a tenth.
 
     With --init-adapter, only questions that its training held out as well.
     """
     count = settings.validation
     if count is None:
-        count = min(DEFAULT_VALIDATION, len(records) // 10)
-    questions = [record["question"] for record in records]
+        count = min(DEFAULT_VALIDATION, len(questions) // 10)
     earlier: set[str] = set()
     if settings.init_adapter and count:
         earlier = held_out_by(settings.init_adapter)

@@ -43,7 +43,7 @@ class TrainingSettings(PromptSettings, RunSettings):
     )
     data: str = option(
         "gsm8k",
-        "FILE: JSONL in GSM8K's format (%(default)s)",
+        "FILE: JSONL in GSM8K's format, or of chats (see data/chats.py) (%(default)s)",
         metavar="gsm8k|demo|FILE",
         group=DATA,
     )
@@ -60,6 +60,13 @@ class TrainingSettings(PromptSettings, RunSettings):
         True,
         "--no-system-header trains without the system turn that the chat template prints on its "
         "own",
+        group=DATA,
+    )
+    max_length: int | None = option(
+        None,
+        "leave out examples of more than N tokens (none are)",
+        parse=positive_int,
+        metavar="N",
         group=DATA,
     )
     validation: int | None = option(

@@ -55,9 +55,18 @@ def load_chats(path: str | Path) -> list[Chat]:
     return chats
 
 
-def is_chat_record(record: Mapping[str, Any]) -> bool:
-    """Tell whether a record is in one of the four formats."""
-    return any(key in record for key in _FORMATS)
+def is_chat_file(path: str | Path) -> bool:
+    """True for a file whose first record is in one of the four formats."""
+    if not Path(path).is_file():
+        return False
+    for _, record in numbered_jsonl(path):
+        return any(key in record for key in _FORMATS)
+    return False
+
+
+def opening_question(chat: Chat) -> str:
+    """The first user turn, by which a conversation is told from others."""
+    return next(turn["content"] for turn in chat["messages"] if turn["role"] == "user")
 
 
 def _format_of(record: Mapping[str, Any], where: str) -> str:
