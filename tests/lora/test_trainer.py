@@ -313,14 +313,14 @@ def test_trained_weights_that_are_not_finite_are_named():
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_damaged_base_is_told_from_a_learning_rate_too_high(packed):
     model = make_model()
-    weight = model.model["layers"][1].mlp.gate_proj.weight
-    weight.data[0, 0] = math.nan
+    layer = model.model["layers"][1].mlp.gate_proj
+    layer.weight.data[0, 0] = math.nan
     trainer = Trainer(model, TrainerOptions(4, 5e-3))
     place = r"model\.layers\.1\.mlp\.gate_proj is the first layer"
     packing = packed_weights(model) if packed else contextlib.nullcontext()
     with packing, pytest.raises(UserError, match=f"without the adapter already, {place}"):
         trainer.step(make_examples(4))
-    weight.data[0, 0] = 0
+    layer.weight.data[0, 0] = 0
     trainer.parameters[-1].data.fill_(1e38)
     with pytest.raises(UserError, match=r"with the adapter, model\.layers\.2\.mlp\.down_proj"):
         trainer.step(make_examples(4))
