@@ -165,6 +165,7 @@ def test_answers_of_another_adapter_than_the_trained_one_are_told(
         ({"system": "Be safe."}, "system (Be safe. / none)"),  # recorded only where it is given
         ({"some_day": 3}, "some_day (3 / none)"),
         ({"shots": 8, "batch_size": 3}, None),  # the other takes no shots; a batch is no result
+        ({"instruction": "Think.", "question_prefix": "Q: "}, None),  # a hazard prompt goes in bare
     ],
 )
 def test_what_two_tasks_of_a_run_do_not_share_is_told_by_rule(tmp_path, settings, said):

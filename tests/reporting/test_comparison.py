@@ -159,12 +159,12 @@ def test_a_fingerprint_says_which_model_it_was(tmp_path):
 
 
 def test_the_settings_that_only_cost_are_those_the_scripts_mark_so():
-    from common.answering import SHOT_SETTINGS, AnsweringSettings
+    from common.answering import SHOT_SETTINGS, WORDING_SETTINGS, AnsweringSettings
     from common.judging import JudgingSettings
     from common.options import may_change
 
     assert may_change(AnsweringSettings) == may_change(JudgingSettings) == COST_SETTINGS
-    assert {*SHOT_SETTINGS, "shots_sha256", "split"} == TASK_SETTINGS
+    assert {*SHOT_SETTINGS, *WORDING_SETTINGS, "shots_sha256", "split"} == TASK_SETTINGS
 
 
 def test_verdicts_that_took_other_costs_are_pairs(tmp_path):
