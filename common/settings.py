@@ -97,10 +97,10 @@ class PromptSettings:
         metavar="FILE",
     )
     question_prefix: str = option(
-        DEFAULT_WORDING.question_prefix, "before a question (%(default)r)", metavar="TEXT"
+        DEFAULT_WORDING.question_prefix, "before a question ('%(default)s')", metavar="TEXT"
     )
     answer_prefix: str = option(
-        DEFAULT_WORDING.answer_prefix, "before a worked answer (%(default)r)", metavar="TEXT"
+        DEFAULT_WORDING.answer_prefix, "before a worked answer ('%(default)s')", metavar="TEXT"
     )
     instruction: str = option(
         DEFAULT_WORDING.instruction,

@@ -20,10 +20,10 @@ from data.sources import OfficialFile, dataset_file
 DEMO_FOLDER = Path(__file__).with_name("demo")
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
-ANSWER_FIELDS: dict[str, Any] = {  # of every answer, whatever the task
+ANSWER_FIELDS: dict[str, type] = {  # of every answer, whatever the task
     "id": str,
     "response": str,
-    "token_ids": list[int],
+    "token_ids": list,
     "finish_reason": str,
     "prompt_tokens": int,
 }
@@ -180,8 +180,8 @@ class Task(ABC):
                 checked_field(answer, name, kind, where)
         except UserError as error:
             raise UserError(f"{error}; {AGAIN}") from None
-        if not all(0 <= token < 2**32 for token in answer["token_ids"]):
-            raise UserError(f"{where}: a number in 'token_ids' is no token id; {AGAIN}")
+        if not all(type(token) is int and 0 <= token < 2**32 for token in answer["token_ids"]):
+            raise UserError(f"{where}: 'token_ids' holds what is no token id; {AGAIN}")
 
     def summarise(self, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The result part of the summary: how many answers, the measures, how many were cut off."""
