@@ -16,6 +16,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
     exit_on_signals()
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,12 +24,12 @@ from pathlib import Path
 from common import cli, runs
 from common.answering import AnsweringSettings, choose_tasks
 from common.answering_job import Answerer, AnsweringJob, make_job
-from common.decoding_estimate import estimate_memory
+from common.decoding_estimate import estimate_memory, measure_speed
 from common.devices import resolve_device, resolve_dtype
 from common.distributed import device_of_rank, inference_group, rank_zero_first
 from common.errors import UserError
 from common.options import parse_settings
-from common.ranks import rank
+from common.ranks import rank, world_size
 from data.records import read_json
 from llama.config import ModelConfig
 from llama.fingerprint import model_fingerprint
@@ -129,23 +130,35 @@ def describe_plan(jobs: Sequence[AnsweringJob]) -> str:
         return "\n".join(job.show_prompts(count) for job in jobs)
     lines = [job.describe_plan() for job in jobs]
     if any(job.needs_model() for job in jobs):
-        lines.append(describe_memory(jobs))
+        lines += describe_costs(jobs)
     lines.append(f"--dry-run: nothing was written to {answerer.settings.run}")
     return "\n".join(lines)
 
 
-def describe_memory(jobs: Sequence[AnsweringJob]) -> str:
+def describe_costs(jobs: Sequence[AnsweringJob]) -> list[str]:
+    """Say what memory and, at most, what time the jobs take."""
     answerer = jobs[0].answerer
-    settings = answerer.settings
+    settings, device, dtype = answerer.settings, answerer.device, answerer.dtype
+    in_progress = max(1, min(settings.batch_size, max(len(job.to_do) for job in jobs)))
     memory = estimate_memory(
         answerer.config,
-        answerer.dtype,
-        min(settings.batch_size, max(len(job.to_do) for job in jobs)),
+        dtype,
+        in_progress,
         max(job.longest_sequence() for job in jobs),
         settings.quantize,
         **settings.cache_arguments(),
     )
-    return memory.describe(answerer.device, runs.peak_memory_bytes(answerer.device))
+    speed = measure_speed(answerer.config, device, dtype, in_progress)
+    seconds = 0.0
+    for job in jobs:
+        share = math.ceil(len(job.to_do) / world_size())
+        prompt_tokens = job.prompt_tokens_to_compute() // world_size()
+        seconds += speed.seconds(prompt_tokens, share, in_progress, settings.max_new_tokens)
+    return [
+        memory.describe(device, runs.peak_memory_bytes(device)),
+        f"time about {seconds / 60:.1f} min if every answer is as long as it may be, measured on a "
+        "few layers; less where answers end sooner or repeat themselves",
+    ]
 
 
 def answer_tasks(settings: AnsweringSettings) -> None:

@@ -28,6 +28,7 @@ from data.task import Task
 from llama.config import ModelConfig
 from llama.decoding import Output, generate
 from llama.model import Decoder
+from llama.sequence import common_prefix_length
 from llama.tokenizer import Tokenizer
 from llama.weights import load_model
 from lora import load_adapter, merge_lora, set_lora_scale
@@ -211,6 +212,14 @@ class AnsweringJob(ResumableJob):
         longest = max((len(prompt) for prompt in self.first_prompts), default=0)
         context = self.answerer.config.max_position_embeddings
         return min(longest + self.asking.max_new_tokens, context)
+
+    def prompt_tokens_to_compute(self) -> int:
+        """The tokens of all prompts, what they have in common counted once; from the first ones."""
+        if not self.first_prompts:
+            return 0
+        shared = common_prefix_length(self.first_prompts)
+        own = sum(len(prompt) - shared for prompt in self.first_prompts)
+        return shared + own * len(self.to_do) // len(self.first_prompts)
 
     def describe_plan(self) -> str:
         """Say in a line what a call without --dry-run would do."""

@@ -217,6 +217,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(call, tmp_path, ca
     printed = capsys.readouterr().out
     assert "gsm8k: 7 questions, 7 of them to answer, prompts of" in printed
     assert "ailuminate: 7 prompts, 7 of them to answer" in printed and "peak memory" in printed
+    assert "min if every answer is as long as it may be" in printed
     assert not (tmp_path / "run").exists()
     assert call("--task", "gsm8k", "--limit", "3") == 0
     with open(tmp_path / "run" / "gsm8k.jsonl", "a") as file:
