@@ -211,6 +211,18 @@ class ModelConfig:
         return raw
 
 
+def check_model_type(source: Path) -> None:
+    """Refuse a checkpoint of another family by its `model_type`. One without config.json, a
+    tokenizer alone, passes.
+    """
+    raw = read_json(source, "config.json") or {}
+    if "model_type" in raw:
+        try:
+            _find_family(raw["model_type"])
+        except UserError as error:
+            raise UserError(f"{locate(source, 'config.json')}: {error}") from None
+
+
 def _find_family(model_type: Any) -> Family:
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(

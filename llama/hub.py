@@ -2,6 +2,7 @@
 
 import os
 import re
+from difflib import get_close_matches
 from pathlib import Path
 
 from llama.errors import UserError
@@ -10,6 +11,20 @@ from llama.smollm2 import make_checkpoint
 
 ALIAS = "smollm2"
 ALIAS_PUBLISHED_AS = "HuggingFaceTB/SmolLM2-135M-Instruct"
+KNOWN_MODELS = (
+    ALIAS,
+    ALIAS_PUBLISHED_AS,
+    "meta-llama/Llama-3.2-1B-Instruct",
+    "meta-llama/Llama-3.2-3B-Instruct",
+    "meta-llama/Llama-3.1-8B-Instruct",
+    "meta-llama/Llama-Guard-3-1B",
+    "Qwen/Qwen2.5-0.5B-Instruct",
+    "Qwen/Qwen2.5-1.5B-Instruct",
+    "Qwen/Qwen3-0.6B",
+    "Qwen/Qwen3Guard-Gen-0.6B",
+    "Qwen/Qwen3-Embedding-0.6B",
+)
+OLLAMA_NAME = re.compile(r"([\w.-]+/)*[\w.-]+:[\w.-]+")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 TOKENIZER_FILES = [
     "config.json",
@@ -48,11 +63,42 @@ def resolve(ref: str | Path, allow_weights: bool = True) -> Path:
         )
     if name == ALIAS:
         return smollm2_folder()
+    _refuse_other_names(name)
     if isinstance(ref, str) and HUB_ID.fullmatch(name):
         return download(name, TOKENIZER_FILES + WEIGHT_FILES if allow_weights else TOKENIZER_FILES)
     raise UserError(
         f"{name!r}: no such folder, and neither a Hub id (owner/name) nor the alias {ALIAS}"
+        + _did_you_mean(name)
     )
+
+
+def _refuse_other_names(name: str) -> None:
+    """Say what to give instead of a missing GGUF file, a Hub repository of GGUF files, or a name
+    of Ollama's.
+    """
+    if name.lower().endswith(".gguf"):
+        raise UserError(
+            f"{name}: no such GGUF file; one from the Hub is downloaded with "
+            "`hf download owner/name file.gguf --local-dir .`"
+        )
+    if HUB_ID.fullmatch(name) and name.lower().endswith("-gguf"):
+        raise UserError(
+            f"{name}: a Hub repository of GGUF files; download one with "
+            f"`hf download {name} FILE.gguf --local-dir .` and give its path"
+        )
+    if OLLAMA_NAME.fullmatch(name):
+        raise UserError(
+            f"{name!r}: no such folder; if this is a name of Ollama's, "
+            f"`ollama show --modelfile {name}` prints after FROM the path of its GGUF file: give "
+            f"that, or a Hub id (owner/name){_did_you_mean(name.split(':')[0])}"
+        )
+
+
+def _did_you_mean(name: str) -> str:
+    """Return a hint at the known model whose name, without its owner, is the nearest."""
+    known = {model_id.split("/")[-1].lower(): model_id for model_id in KNOWN_MODELS}
+    close = get_close_matches(name.lower(), known, n=1, cutoff=0.6)
+    return f"; did you mean {known[close[0]]}?" if close else ""
 
 
 def name_for_others(ref: str | Path) -> str:

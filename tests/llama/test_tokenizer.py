@@ -501,6 +501,19 @@ def test_plain_text_that_would_be_a_control_token_is_refused(tmp_path):
         tokenizer.encode("a <|im_end|>")
 
 
+def test_the_family_is_told_before_the_tokenizer(tmp_path):
+    """A model of another kind is no fault of its tokenizer's."""
+    edit_json(tmp_path / "config.json", model_type="t5")
+    with pytest.raises(UserError, match=r"config\.json: model_type = 't5' is not supported, only"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_sentencepiece_file_alone_is_named(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"\n")
+    with pytest.raises(UserError, match=r"has tokenizer\.model but no tokenizer\.json"):
+        load_tokenizer(tmp_path)
+
+
 def test_folder_with_nothing_but_a_tokenizer_and_an_end(tmp_path):
     qwen_folder(tmp_path / "all", OWN_TEMPLATE)
     (tmp_path / "bare").mkdir()
