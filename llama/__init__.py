@@ -1,4 +1,4 @@
-"""A hand-written decoder for Llama and Qwen3 checkpoints, and what it needs to run.
+"""A hand-written decoder for Llama, Mistral, Qwen2, Qwen3 and SmolLM3, and what it needs to run.
 
 Names are imported when they are first used: `import llama.errors` does not load torch.
 """

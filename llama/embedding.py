@@ -196,10 +196,11 @@ def left_padding_id(source: Path) -> int | None:
     return padding["pad_id"]
 
 
-def model_sha256(folder: Path) -> str:
+def model_sha256(source: Path) -> str:
     """The first 16 hexadecimal digits of the hash of a checkpoint's configuration and weights."""
     digest = hashlib.sha256()
-    for path in [folder / "config.json", *weight_files(folder)]:
+    paths = [source] if source.is_file() else [source / "config.json", *weight_files(source)]
+    for path in paths:
         with open(path, "rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)

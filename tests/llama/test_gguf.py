@@ -13,6 +13,7 @@ import transformers
 
 from data.gsm8k import GSM8K
 from llama import ModelConfig, UserError, load_model, load_tokenizer
+from llama.embedding import Embedder
 from llama.fingerprint import model_fingerprint
 from llama.gguf import MAX_ITEMS, read_header, read_tensor
 from llama.gguf_model import split_halves
@@ -132,6 +133,12 @@ def test_weights_can_be_changed(llama_file):
     """They are no view of the file: merging an adapter writes to them."""
     model = load_model(llama_file)
     model.model["norm"].weight.data.add_(1)
+
+
+def test_an_embedder_may_be_a_gguf_file(llama_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNFORGET_CACHE", str(tmp_path))
+    vectors = Embedder(llama_file).embed(["ab 12", "another"])
+    assert vectors.shape == (2, 48) and not torch.equal(vectors[0], vectors[1])
 
 
 def test_resolved_by_name_or_by_content(llama_file, tmp_path):
