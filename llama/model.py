@@ -6,11 +6,12 @@ without renaming.
 """
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from llama.config import ModelConfig
 from llama.rope import rotary_tables, rotate
@@ -93,12 +94,12 @@ class _SwiGLU(torch.autograd.Function):
     """silu(gate) * up, saving nothing but its two inputs for backward."""
 
     @staticmethod
-    def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
         return F.silu(gate).mul_(up)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         with torch.enable_grad():
             gate = gate.detach().requires_grad_()
@@ -144,8 +145,15 @@ class Block(nn.Module):
         self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
+        self.checkpoint_activations = False  # compute them again in the backward pass
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """[B, T, E] -> [B, T, E]."""
+        if self.checkpoint_activations:
+            return checkpoint(self.residual_stream, x, cos, sin, attend, use_reentrant=False)
+        return self.residual_stream(x, cos, sin, attend)
+
+    def residual_stream(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         """[B, T, E] -> [B, T, E]."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
         return x + self.mlp(self.post_attention_layernorm(x))
@@ -173,7 +181,7 @@ class Decoder(nn.Module):
     @property
     def embedding(self) -> nn.Parameter:
         """The matrix [V, E] of token embeddings, which may be the weight of `lm_head` too."""
-        return cast(nn.Embedding, self.model["embed_tokens"]).weight
+        return cast(nn.Parameter, self.model["embed_tokens"].weight)
 
     @property
     def blocks(self) -> list[Block]:

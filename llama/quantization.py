@@ -3,6 +3,8 @@
 Source: absmax quantisation, Dettmers et al. 2022, section 2, https://arxiv.org/abs/2208.07339.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,7 +43,7 @@ class QuantizedLinear(nn.Linear):
         self.out_features, self.in_features = weight.shape
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.weight_scale = nn.Parameter(weight_scale, requires_grad=False)
-        self.bias = bias
+        self.register_parameter("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out], in the dtype of `x`."""
@@ -55,13 +57,13 @@ class _Product(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight, scale)
         bias = None if bias is None else bias.to(x.dtype)
         return F.linear(x, dense_weight(weight, scale, x.dtype), bias)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         weight, scale = ctx.saved_tensors
         return grad @ dense_weight(weight, scale, grad.dtype), None, None, None
 

@@ -95,6 +95,7 @@ class LowRankLinear(torch.autograd.Function):
         if packed:
             out = packed_linear(x, packed[0], bias)
         else:
+            assert weight is not None
             out = F.linear(x, dense_weight(weight, weight_scale, x.dtype), bias)
         low_rank = _rows(_drop(x, dropout_mask)) @ A.to(x.dtype).T
         _rows(out).addmm_(low_rank, B.to(x.dtype).T, alpha=scaling)

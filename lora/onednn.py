@@ -32,5 +32,6 @@ def packed_weights(model: Decoder) -> Iterator[None]:
 
 
 def _unpack(module: LoRALinear) -> None:
+    assert module.packed is not None
     module.weight = nn.Parameter(module.packed[0].to_dense(), requires_grad=False)
     module.packed = None

@@ -8,6 +8,7 @@ gradients are those of the plain way. Only dropout differs: one mask serves the 
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -136,14 +137,17 @@ class PackedBatch(ForwardInputs):
             return PackedAttention.apply(self.spans, *tensors).transpose(1, 2)
         outs = []
         for index, (begin, end) in enumerate(self.spans):
-            own = [keys[:, :, begin:end], values[:, :, begin:end]]
+            own_keys, own_values = keys[:, :, begin:end], values[:, :, begin:end]
+            mask = None
             if shared:
-                own = [torch.cat(pair, dim=2) for pair in zip(shared, own, strict=True)]
-            mask = self.masks[index] if shared else None
+                own_keys = torch.cat([shared[0], own_keys], dim=2)
+                own_values = torch.cat([shared[1], own_values], dim=2)
+                mask = self.masks[index]
             outs.append(
                 F.scaled_dot_product_attention(
                     queries[:, :, begin:end],
-                    *own,
+                    own_keys,
+                    own_values,
                     attn_mask=mask,
                     is_causal=mask is None,
                     enable_gqa=True,
@@ -183,20 +187,27 @@ class PackedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx,
+        ctx: Any,
         spans: list[tuple[int, int]],
         queries: Tensor,
         keys: Tensor,
         values: Tensor,
         *shared: Tensor,
-    ):
-        parts = []
+    ) -> Tensor:
+        outs, log_sums = [], []
         for begin, end in spans:
-            own = (tensor[:, :, begin:end] for tensor in (queries, keys, values))
-            parts.append(flash_attention(*own, causal=True))
-        out, log_sum = (torch.cat(tensors, dim=2) for tensors in zip(*parts, strict=True))
+            own_out, own_log_sum = flash_attention(
+                queries[:, :, begin:end],
+                keys[:, :, begin:end],
+                values[:, :, begin:end],
+                causal=True,
+            )
+            outs.append(own_out)
+            log_sums.append(own_log_sum)
+        out, log_sum = torch.cat(outs, dim=2), torch.cat(log_sums, dim=2)
         if shared:
-            prefix_out, prefix_log_sum = flash_attention(queries, *shared)
+            prefix_keys, prefix_values = shared
+            prefix_out, prefix_log_sum = flash_attention(queries, prefix_keys, prefix_values)
             total = torch.logaddexp(log_sum, prefix_log_sum)
             out *= (log_sum - total).exp_()[..., None]
             out += prefix_out.mul_((prefix_log_sum - total).exp_()[..., None])
@@ -206,18 +217,26 @@ class PackedAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         out, log_sum, queries, keys, values, *shared = ctx.saved_tensors
         parts = []
         for begin, end in ctx.spans:
-            own = (
-                tensor[:, :, begin:end] for tensor in (grad, queries, keys, values, out, log_sum)
+            parts.append(
+                flash_attention_gradients(
+                    grad[:, :, begin:end],
+                    queries[:, :, begin:end],
+                    keys[:, :, begin:end],
+                    values[:, :, begin:end],
+                    out[:, :, begin:end],
+                    log_sum[:, :, begin:end],
+                    causal=True,
+                )
             )
-            parts.append(flash_attention_gradients(*own, causal=True))
         grads = [torch.cat(tensors, dim=2) for tensors in zip(*parts, strict=True)]
         if shared:
+            prefix_keys, prefix_values = shared
             grad_queries, *grad_shared = flash_attention_gradients(
-                grad, queries, *shared, out, log_sum
+                grad, queries, prefix_keys, prefix_values, out, log_sum
             )
             grads = [grads[0] + grad_queries, *grads[1:], *grad_shared]
         return None, *grads

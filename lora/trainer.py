@@ -3,12 +3,10 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
 from common.ranks import world_size
 from data.examples import Example, epoch_batches
@@ -117,11 +115,8 @@ class Trainer:
         if not self.parameters:
             raise UserError("the model has no LoRA layers: call inject_lora first")
         recompute_activations_in_backward(model)
-        if options.checkpoint_activations:
-            layers = model.model["layers"]
-            assert isinstance(layers, nn.ModuleList)
-            for block in layers:
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        for block in model.blocks:
+            block.checkpoint_activations = options.checkpoint_activations
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=options.learning_rate, weight_decay=options.weight_decay
         )

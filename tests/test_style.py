@@ -47,3 +47,15 @@ def test_no_branch_asks_for_a_tasks_or_a_guards_name():
             if any(constant.value in names for constant in constants):
                 wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_no_instance_has_its_forward_replaced():
+    """A fast path is a module or a switch: who reads the class reads what runs."""
+    wrong = []
+    for path, tree in source_files():
+        for node in ast.walk(tree):
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            for target in targets:
+                if isinstance(target, ast.Attribute) and target.attr == "forward":
+                    wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not wrong, "\n".join(wrong)
