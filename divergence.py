@@ -180,7 +180,8 @@ def measure_task(answered: Answered, device: torch.device) -> list[Record]:
         load_adapter(model, adapter)
         set_lora_scale(model, settings["adapter_scale"])
         with packed_weights(model):
-            means = mean_divergences(model, examples)
+            names = [answer["id"] for answer in answered.answers]
+            means = mean_divergences(model, examples, names)
     records = []
     for answer, mean in zip(answered.answers, means, strict=True):
         about = {"id": answer["id"], "task": answered.task.name}

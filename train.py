@@ -274,6 +274,7 @@ def describe_plan(
         settings.lora_config(),
         options,
         data.examples,
+        settings.batch_size,
         device,
         settings.quantize,
         world_size() if settings.fsdp else 1,

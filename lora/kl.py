@@ -18,6 +18,7 @@ from llama.engine import common_prefix_length
 from llama.model import Decoder
 from lora.inject import lora_disabled
 from lora.loss import count_supervised
+from lora.non_finite import require_finite
 from lora.packed_batch import PackedBatch, SharedPrefix, micro_batches
 
 CHUNK = 128  # positions whose logits, of both models, exist at one time
@@ -88,17 +89,23 @@ def unsupervised_prefix_length(examples: Sequence[Example]) -> int:
 
 
 @torch.no_grad()
-def mean_divergences(model: Decoder, examples: Sequence[Example]) -> list[float]:
+def mean_divergences(
+    model: Decoder, examples: Sequence[Example], names: Sequence[str] | None = None
+) -> list[float]:
     """The mean KL(base || tuned) over the supervised tokens of each example, in nats a token.
 
-    Computed without dropout. UserError if one is not finite.
+    Computed without dropout. UserError, with the example's name, if one is not finite.
     """
     was_training = model.training
     model.eval()
-    means = []
+    means: list[float] = []
     prefix_length = unsupervised_prefix_length(examples)
     for batch in micro_batches(examples, prefix_length, PASS_TOKENS):
         divergences, counts = position_divergences(model, batch, prefix_length)
-        means += [own.mean().item() for own in divergences.split(counts)]
+        for example, own in zip(batch, divergences.split(counts), strict=True):
+            name = names[len(means)] if names else f"example {len(means) + 1}"
+            mean = own.mean().item()
+            require_finite(f"{name}: the divergence from the base", mean, model, [example])
+            means.append(mean)
     model.train(was_training)
     return means

@@ -1,5 +1,6 @@
 """Find out where a loss that is not finite comes from."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,8 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from data.examples import Example
+from llama.errors import UserError
 from llama.model import Decoder
 from lora.inject import lora_disabled, lora_layers
+
+
+def require_finite(what: str, value: float, model: Decoder, examples: Sequence[Example]) -> None:
+    """UserError, saying what one more pass over `examples` finds out, if `value` is not finite."""
+    if not math.isfinite(value):
+        raise UserError(f"{what} is {value}: {explain_non_finite(model, examples)}")
 
 
 @torch.no_grad()
@@ -17,7 +25,8 @@ def explain_non_finite(model: Decoder, examples: Sequence[Example]) -> str:
 
     `examples` are those of the step; each is tried on its own until one shows it.
     """
-    for name, layer in lora_layers(model):
+    layers = list(lora_layers(model))
+    for name, layer in layers:
         if not (layer.lora_A.isfinite().all() and layer.lora_B.isfinite().all()):
             return f"the trained weights of {name} are not finite any more; lower --lr"
     for example in examples:
@@ -25,10 +34,10 @@ def explain_non_finite(model: Decoder, examples: Sequence[Example]) -> str:
             place = first_non_finite_module(model, example)
         if place is not None:
             dtype = str(model.dtype).removeprefix("torch.")
+            condition = "without the adapter already, " if layers else ""
             return (
-                f"without the adapter already, {place} is the first layer whose output is not "
-                f"finite: check the files of the model, or whether its activations overflow "
-                f"{dtype} (--dtype)"
+                f"{condition}{place} is the first layer whose output is not finite: check the "
+                f"files of the model, or whether its activations overflow {dtype} (--dtype)"
             )
         place = first_non_finite_module(model, example)
         if place is not None:

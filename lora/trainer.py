@@ -15,7 +15,7 @@ from llama.model import Decoder
 from lora.inject import lora_parameters
 from lora.kl_anchor import Anchor
 from lora.loss import count_supervised, step_loss
-from lora.non_finite import explain_non_finite
+from lora.non_finite import require_finite
 from lora.recompute import recompute_activations_in_backward
 
 SCHEDULES = ("cosine", "linear", "constant")
@@ -170,10 +170,9 @@ class Trainer:
 
     def _require_finite(self, name: str, value: float, examples: Sequence[Example]) -> None:
         """UserError, with what one more pass finds out, if `value` is not finite."""
-        if not math.isfinite(value):
-            with self.autocast:
-                reason = explain_non_finite(self.model, examples)
-            raise UserError(f"step {self.completed_steps + 1}: the {name} is {value}: {reason}")
+        with self.autocast:
+            what = f"step {self.completed_steps + 1}: the {name}"
+            require_finite(what, value, self.model, examples)
 
     def _sum_over_processes(self, loss: float, gradients: bool) -> float:
         """Sum the loss and, in place, the gradients over the ranks, each of which has its share."""

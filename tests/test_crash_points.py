@@ -33,6 +33,10 @@ def commands(script: str, model: Path, run: Path) -> list[tuple[str, list[str]]]
     with_model = ["--model", str(model), *place]
     return {
         "train": [("train", [*with_model, *TRAIN])],
+        "train again": [
+            ("train", [*with_model, *TRAIN]),
+            ("train", [*with_model, *TRAIN, "--no-resume"]),
+        ],
         "generate": [("generate", [*with_model, *GENERATE])],
         "generate again": [
             ("generate", [*with_model, *GENERATE]),
@@ -65,7 +69,9 @@ def stable(value: object) -> object:
     return value
 
 
-@pytest.fixture(scope="module", params=["train", "generate", "generate again", "judge"])
+@pytest.fixture(
+    scope="module", params=["train", "train again", "generate", "generate again", "judge"]
+)
 def case(request, chat_checkpoint, tmp_path_factory):
     """The folder before the killed command, that command, its crash points, and what it ends
     with.

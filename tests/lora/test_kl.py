@@ -9,6 +9,7 @@ from torch.nn.functional import kl_div
 
 from data.examples import IGNORE_INDEX, Example
 from llama import load_model
+from llama.errors import UserError
 from lora import (
     LoRAConfig,
     kl_anchor,
@@ -78,6 +79,12 @@ def test_means_are_of_each_example_and_in_passes(model, monkeypatch):
     model.train()
     assert mean_divergences(model, examples) == pytest.approx(expected, rel=1e-4)
     assert model.training
+
+
+def test_a_divergence_that_is_not_finite_is_an_error(model):
+    model.model["layers"][1].mlp.up_proj.weight.data[0, 0] = torch.nan
+    with pytest.raises(UserError, match=r"b: the divergence from the base is nan: without .*up_pr"):
+        mean_divergences(model, make_examples()[1:2], names=["b"])
 
 
 def test_what_all_begin_with_is_computed_once_and_changes_nothing(model, monkeypatch):

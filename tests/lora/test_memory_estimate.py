@@ -25,11 +25,12 @@ LLAMA_1B = ModelConfig(
     tie_word_embeddings=True,
 )
 OPTIONS = TrainerOptions(total_steps=1, dtype=torch.bfloat16)
-EXAMPLES = [Example([1] * 300, [1] * 300)]
+# Each begins otherwise, so that nothing is shared.
+EXAMPLES = [Example([i] * 300, [i] * 300) for i in range(8)]
 
 
 def estimate(options=OPTIONS, device=CUDA, lora=None, **more):
-    return estimate_memory(LLAMA_1B, lora or LoRAConfig(), options, EXAMPLES, device, **more)
+    return estimate_memory(LLAMA_1B, lora or LoRAConfig(), options, EXAMPLES, 8, device, **more)
 
 
 def test_weights_are_counted_once_and_exactly():
@@ -61,10 +62,19 @@ def test_what_saves_memory_is_estimated_to_do_so():
     assert estimate(replace(OPTIONS, checkpoint_activations=True)).activations < (
         plain.activations / 5
     )
-    doubled = estimate(replace(OPTIONS, micro_batch_tokens=2048))
-    assert doubled.activations == pytest.approx(2 * plain.activations)
+    doubled = estimate(replace(OPTIONS, micro_batch_tokens=2048))  # 6 examples and not 3
+    assert doubled.activations == 2 * plain.activations
 
 
 def test_a_pass_holds_at_least_the_longest_example():
     short = replace(OPTIONS, micro_batch_tokens=10)
-    assert estimate(short).activations == pytest.approx(estimate().activations * 300 / 1024)
+    assert estimate(short).activations == estimate().activations / 3
+    long = replace(OPTIONS, micro_batch_tokens=10**6)
+    assert estimate(long).activations == estimate().activations * 8 / 3, "no more than the step has"
+
+
+def test_a_prefix_that_all_share_is_held_once():
+    shared = [Example([1] * 290 + [i] * 10, [1] * 300) for i in range(8)]
+    one = estimate_memory(LLAMA_1B, LoRAConfig(), OPTIONS, EXAMPLES[:1], 8, CUDA).activations
+    activations = estimate_memory(LLAMA_1B, LoRAConfig(), OPTIONS, shared, 8, CUDA).activations
+    assert activations == pytest.approx(one * (290 + 80) / 300, rel=0.01)
