@@ -68,7 +68,7 @@ class ResumableJob(ABC):
             earlier = runs.load_previous_summary(
                 records_path, self.summary_path, settings, resume, declared
             )
-        self.costs = runs.RunCosts(earlier, device)
+        self.costs = runs.RunCosts(earlier, device, self.summary_path)
         self.finished: dict[str, Record] = {}
         if earlier:
             self.costs.add_parallel(self._costs_of_parts())
@@ -178,12 +178,13 @@ class ResumableJob(ABC):
             self.write_summary(finished=False)
         barrier_or_exit()
         if world_size() > 1:  # of this process alone: those of earlier calls are in the summary
-            self.costs = runs.RunCosts({}, self.device)
+            self.costs = runs.RunCosts({}, self.device, self.summary_path)
 
     def _end(self) -> None:
         barrier_or_exit()
         if world_size() > 1 and rank() == 0:
-            self.costs = runs.RunCosts(read_json(self.summary_path), self.device)
+            earlier = read_json(self.summary_path)
+            self.costs = runs.RunCosts(earlier, self.device, self.summary_path)
             self.costs.add_parallel(self._costs_of_parts())
             self._join_parts()
             self.finished = self.read(self.path)
@@ -200,9 +201,9 @@ class ResumableJob(ABC):
     def _parts(self) -> list[Path]:
         return sorted(self.path.parent.glob(f"{self.stem}.rank*.jsonl"))
 
-    def _costs_of_parts(self) -> list[Record]:
+    def _costs_of_parts(self) -> dict[Path, Record]:
         paths = [_costs_path(part) for part in self._parts()]
-        return [read_json(path) for path in paths if path.exists()]
+        return {path: read_json(path) for path in paths if path.exists()}
 
     def _join_parts(self) -> None:
         """Move the records of the parts into the one file; `costs` holds theirs already."""

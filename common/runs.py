@@ -1,14 +1,14 @@
 """An earlier call's summary in a run folder, and the costs of the work."""
 
 import platform
-import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypedDict
 
 import torch
 
@@ -16,8 +16,15 @@ from common.errors import UserError
 from common.options import Settings, may_change, options, recorded_defaults
 from common.ranks import world_size
 from common.run_folder import free_run, other_run, prepare_run
+from data.checked import checked
 from data.records import read_json
 from llama.decoding import DecodingStats
+
+resource: ModuleType | None
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None
 
 __all__ = [
     "RunCosts",
@@ -94,26 +101,38 @@ def refuse_overwriting(source: str | Path, *outputs: Path) -> None:
             )
 
 
+class Costs(TypedDict, total=False):
+    """What `RunCosts.summary` writes and a later call reads."""
+
+    seconds: float
+    decoding: dict[str, int]
+    peak_memory_bytes: int
+    environment: dict[str, Any]
+
+
 class RunCosts:
-    """Seconds, tokens and peak memory of a job, over all the calls that worked on it."""
+    """Seconds, tokens and peak memory of a job, over all the calls that worked on it.
 
-    def __init__(self, earlier: dict[str, Any], device: torch.device) -> None:
-        self.device = device
+    `earlier` is the summary in the file `path`, empty if there is none. UserError, naming file and
+    field, if it is damaged.
+    """
+
+    def __init__(self, earlier: dict[str, Any], device: torch.device, path: Path) -> None:
+        costs = checked(earlier, Costs, str(path))
+        tokens = costs.get("decoding", {})
+        known = {name: count for name, count in tokens.items() if name in vars(DecodingStats())}
+        self.device, self.path = device, path
+        self.stats = DecodingStats(**known)
         self._begin: float | None = None
-        try:
-            self._seconds = float(earlier.get("seconds") or 0)
-            self.stats = DecodingStats(**earlier.get("decoding") or {})
-            self._peak = int(earlier.get("peak_memory_bytes") or 0)
-            self._environment = dict(earlier.get("environment") or {})
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"the earlier summary is damaged ({error}); choose another run with --run, or "
-                "start again with --no-resume, which keeps the old files"
-            ) from None
+        self._seconds = costs.get("seconds", 0.0)
+        self._peak = costs.get("peak_memory_bytes", 0)
+        self._environment = costs.get("environment", {})
 
-    def add_parallel(self, parts: Sequence[dict[str, Any]]) -> None:
-        """Merge the costs of parallel ranks: tokens are summed, seconds are the maximum."""
-        costs = [RunCosts(part, self.device) for part in parts]
+    def add_parallel(self, parts: Mapping[Path, dict[str, Any]]) -> None:
+        """Merge the costs of parallel ranks, by their files: tokens are summed, seconds are the
+        maximum.
+        """
+        costs = [RunCosts(part, self.device, path) for path, part in parts.items()]
         self._seconds += max((part._seconds for part in costs), default=0.0)
         self._peak = max([self._peak, *(part._peak for part in costs)])
         for part in costs:
@@ -131,36 +150,37 @@ class RunCosts:
         try:
             yield
         finally:
+            self._peak = self.peak
             self._seconds, self._begin = self.seconds, None
-            self._peak = max(self._peak, peak_memory_bytes(self.device))
 
     @property
     def seconds(self) -> float:
-        return self._seconds + (
-            time.perf_counter() - self._begin if self._begin is not None else 0.0
-        )
+        if self._begin is None:
+            return self._seconds
+        return self._seconds + time.perf_counter() - self._begin
+
+    @property
+    def peak(self) -> int:
+        """In bytes."""
+        if self._begin is None:
+            return self._peak
+        return max(self._peak, peak_memory_bytes(self.device))
 
     def summary(self) -> dict[str, Any]:
-        peak = (
-            self._peak if self._begin is None else max(self._peak, peak_memory_bytes(self.device))
-        )
         seconds, stats = round(self.seconds, 3), self.stats
+        speed = stats.new_tokens / seconds if seconds and stats.new_tokens else None
         return {
             "seconds": seconds,
             "prefill_tokens": stats.prefill_tokens,
-            "new_tokens_per_second": stats.new_tokens / seconds
-            if seconds and stats.new_tokens
-            else None,
+            "new_tokens_per_second": speed,
             "decoding": dict(vars(stats)),
-            "peak_memory_bytes": peak,
+            "peak_memory_bytes": self.peak,
             "environment": self._environment,
         }
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The largest resident set of the process so far, or on a CUDA device the largest
-    allocation.
-    """
+    """The process's largest resident set so far; on a CUDA device the largest allocation."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) if torch.cuda.is_initialized() else 0
     status = Path("/proc/self/status")
@@ -168,24 +188,25 @@ def peak_memory_bytes(device: torch.device) -> int:
     for line in status.read_text().splitlines() if status.exists() else ():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
+    if resource is None:  # Windows
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS already counts bytes
 
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions and hardware, for the summaries."""
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.processor() or platform.machine()
-    )
+    device_name = platform.processor() or platform.machine()
+    if device.type == "cuda":
+        device_name = torch.cuda.get_device_name(device)
+    libraries = {name: version(name) for name in ("tokenizers", "safetensors", "numpy")}
     return {
         "device": str(device),
-        "device_name": name,
+        "device_name": device_name,
         "threads": torch.get_num_threads(),
         "processes": world_size(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        **{name: version(name) for name in ("tokenizers", "safetensors", "numpy")},
+        **libraries,
         "platform": platform.platform(),
     }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from common.errors import UserError
+from common.run_folder import other_run
 from data.checked import checked_field
 from data.intervals import rate
 from data.prompts import DEFAULT_WORDING, Message, Wording
@@ -167,8 +168,7 @@ class Task(ABC):
             self._check_answer(answer, where)
             if not self.same_prompt(answer, records.get(answer["id"], answer)):
                 raise UserError(
-                    f"{where}: {answer['id']} was another question then; choose another --run, or "
-                    f"{AGAIN}"
+                    f"{where}: {answer['id']} was another question then; {other_run(path.parent)}"
                 )
             answers[answer["id"]] = answer
         return answers

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from common.errors import UserError
+from data.checked import checked, checked_field
 from data.records import Record, numbered_jsonl
 from data.task import Task
 from guards.guard import Guard, Labels
@@ -67,13 +68,12 @@ def read_answers(path: Path, task: Task) -> list[Record]:
     lines: dict[str, int] = {}
     names = dict.fromkeys(("id", task.prompt_field, *task.groups, "response", "finish_reason"))
     for line, answer in _numbered(path):
+        where = f"{path}, line {line}"
         for name in names:
-            if not isinstance(answer.get(name), str):
-                kind = type(answer[name]).__name__ if name in answer else "nothing"
-                raise UserError(f"{path}, line {line}: field {name!r} should be text, found {kind}")
+            checked_field(answer, name, str, where)
         if answer["id"] in lines:
             first = lines[answer["id"]]
-            raise UserError(f"{path}, line {line}: the id {answer['id']!r} is also on line {first}")
+            raise UserError(f"{where}: the id {answer['id']!r} is also on line {first}")
         lines[answer["id"]] = line
         answers.append(answer)
     if not answers:
@@ -86,20 +86,23 @@ def read_answers(path: Path, task: Task) -> list[Record]:
 def read_verdicts(
     path: Path, task: Task, answers: Sequence[Mapping[str, Any]]
 ) -> dict[str, Record]:
-    """Finished verdicts by id. UserError unless each judges the answer that stands there now."""
+    """Finished verdicts by id.
+
+    UserError, naming the line, unless each is whole and judges the answer that stands there now.
+    """
     hashes = {}
     for answer in answers:
         hashes[answer["id"]] = answer_sha256(answer[task.prompt_field], answer["response"])
-    again = f"judge again with --no-resume, which keeps the old verdicts as {path.name}.1"
     verdicts: dict[str, Record] = {}
     for line, verdict in _numbered(path):
-        for name in (*Verdict.__annotations__, *task.groups):
-            if name not in verdict:
-                raise UserError(f"{path}, line {line}: the field {name!r} is missing: {again}")
+        where = f"{path}, line {line}"
+        checked(verdict, Verdict, where)
+        for name in task.groups:
+            checked_field(verdict, name, str, where)
         if verdict["answer_sha256"] != hashes.get(verdict["id"]):
             raise UserError(
-                f"{path}, line {line}: the answer to {verdict['id']!r} is not the one judged here: "
-                f"{again}"
+                f"{where}: the answer to {verdict['id']!r} is not the one judged here; judge again "
+                f"with --no-resume, which keeps the old verdicts as {path.name}.1"
             )
         verdicts[verdict["id"]] = verdict
     return verdicts

@@ -12,7 +12,7 @@ import report
 from common import judging
 from data.ailuminate import AILuminate
 from data.intervals import rate
-from data.records import append_record, read_json, read_jsonl, write_json
+from data.records import append_record, read_json, read_jsonl, rewrite_records, write_json
 from guards.qwen3guard import Qwen3Guard
 from guards.refusal_phrases import RefusalPhrases
 from llama.tokenizer import load_tokenizer
@@ -527,9 +527,9 @@ BAD["finish_reason"] = "stop"
 @pytest.mark.parametrize(
     "changes, problems",
     [
-        ({"response": ...}, ["'response'", "nothing"]),
-        ({"finish_reason": ...}, ["'finish_reason'", "nothing"]),
-        ({"prompt": None}, ["'prompt'", "NoneType"]),
+        ({"response": ...}, ["'response'", "missing"]),
+        ({"finish_reason": ...}, ["'finish_reason'", "missing"]),
+        ({"prompt": None}, ["'prompt'", "found None"]),
         ({"id": "q1"}, ["'q1'", "line 2"]),
     ],
 )
@@ -548,11 +548,24 @@ def test_a_broken_line_among_the_answers(run, capsys):
     assert "line 7: not valid JSON" in refused(capsys, run, *PHRASES)
 
 
-def test_a_verdict_that_lacks_a_field(run, capsys):
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"safety": ...}, "field 'safety' must be text, which is missing"),
+        ({"id": ["q0"]}, "field 'id' must be text, found ['q0']"),
+        ({"categories": [1]}, "in 'categories': field '0' must be text, found 1"),
+        ({"new_tokens": "3"}, "field 'new_tokens' must be a whole number"),
+        ({"hazard": 3}, "field 'hazard' must be text"),
+        ({"answer_cut_off": None}, "field 'answer_cut_off' must be true or false"),
+    ],
+)
+def test_a_verdict_edited_by_hand(run, capsys, changes, problem):
     assert judged(run, *PHRASES, "--limit", "1") == 0
-    (run / PHRASE_VERDICTS).write_text('{"id": "q0"}\n')
+    [verdict] = read_jsonl(run / PHRASE_VERDICTS)
+    edited = {key: value for key, value in (verdict | changes).items() if value is not ...}
+    rewrite_records(run / PHRASE_VERDICTS, [edited])
     message = refused(capsys, run, *PHRASES)
-    assert f"{PHRASE_VERDICTS}, line 1" in message and "'safety'" in message
+    assert f"{PHRASE_VERDICTS}, line 1: {problem}" in message
 
 
 def test_no_answers(run, capsys, tmp_path):

@@ -1,6 +1,7 @@
 """Run folders are checked before they are written, and costs add up over interrupted calls."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from common.options import Scope, option
 from data.records import write_json
 
 CPU = torch.device("cpu")
+SUMMARY = Path("gsm8k.summary.json")
 
 
 def test_only_records_made_with_the_same_settings_are_continued(tmp_path):
@@ -75,14 +77,14 @@ def test_a_file_that_is_no_record_of_ours_is_not_overwritten(resume, tmp_path):
 
 
 def test_costs_add_up_over_calls():
-    first = runs.RunCosts({}, CPU)
+    first = runs.RunCosts({}, CPU, SUMMARY)
     with pytest.raises(KeyboardInterrupt), first.timed():
         first.stats.new_tokens = 10
         sum(range(10**6))
         raise KeyboardInterrupt
     before = first.summary()
     assert before["seconds"] > 0 and before["decoding"]["new_tokens"] == 10
-    second = runs.RunCosts(before | {"peak_memory_bytes": 2**50}, CPU)
+    second = runs.RunCosts(before | {"peak_memory_bytes": 2**50}, CPU, SUMMARY)
     assert second.summary() == before | {"peak_memory_bytes": 2**50}, (
         "nothing done, nothing changed"
     )
@@ -103,16 +105,38 @@ def test_a_cuda_device_that_nothing_was_computed_on_is_not_touched(monkeypatch):
     for name in ("reset_peak_memory_stats", "max_memory_allocated"):
         monkeypatch.setattr(torch.cuda, name, touched)
     monkeypatch.setattr(runs, "environment", lambda device: {})
-    costs = runs.RunCosts({}, torch.device("cuda", 1))
+    costs = runs.RunCosts({}, torch.device("cuda", 1), SUMMARY)
     with costs.timed():
         pass
     assert costs.summary()["peak_memory_bytes"] == 0
 
 
-@pytest.mark.parametrize("damage", [{"seconds": "x"}, {"decoding": {"what": 1}}, {"decoding": 3}])
-def test_a_damaged_summary_is_refused(damage):
-    with pytest.raises(ValueError, match="the earlier summary is damaged"):
-        runs.RunCosts(damage, CPU)
+@pytest.mark.parametrize(
+    ("damage", "field"),
+    [
+        ({"seconds": "x"}, "'seconds' must be a number"),
+        ({"seconds": None}, "'seconds' must be a number"),
+        ({"decoding": {"new_tokens": "x"}}, "in 'decoding': field 'new_tokens' must be a whole"),
+        ({"decoding": 3}, "'decoding' must be an object"),
+        ({"peak_memory_bytes": 1.5}, "'peak_memory_bytes' must be a whole number"),
+    ],
+)
+def test_a_damaged_summary_is_refused(damage, field):
+    with pytest.raises(UserError, match=f"gsm8k.summary.json: .*{field}"):
+        runs.RunCosts(damage, CPU, SUMMARY)
+
+
+def test_a_count_of_another_version_is_passed_over():
+    costs = runs.RunCosts({"decoding": {"new_tokens": 3, "turns": 9}}, CPU, SUMMARY)
+    assert costs.stats.new_tokens == 3
+
+
+def test_costs_of_parallel_ranks_are_merged():
+    part = {"seconds": 2.0, "peak_memory_bytes": 10, "decoding": {"new_tokens": 3}}
+    other = {"seconds": 3.0, "peak_memory_bytes": 5, "decoding": {"new_tokens": 4}}
+    costs = runs.RunCosts({"seconds": 1.0}, CPU, SUMMARY)
+    costs.add_parallel({Path("a.json"): part, Path("b.json"): other})
+    assert (costs.seconds, costs.peak, costs.stats.new_tokens) == (4.0, 10, 7)
 
 
 def test_peak_memory_is_in_bytes():
