@@ -102,7 +102,7 @@ def refuse_overwriting(source: str | Path, *outputs: Path) -> None:
 
 
 class Costs(TypedDict, total=False):
-    """What `RunCosts.summary` writes and a later call reads."""
+    """The part of a summary that `RunCosts.summary` writes and a later call reads."""
 
     seconds: float
     decoding: dict[str, int]
