@@ -8,7 +8,8 @@ Under torchrun the work is shared out: torchrun --nproc-per-node 4 -- generate.p
 --task self-instruct answers training questions instead and writes RUN/self-instruct.train.jsonl,
 for train.py --data:
 --mode rewrite   the gold answers in the model's own words
---mode sample    its own solutions; the first of --samples that has the right number
+--mode sample    its own solutions; of --samples the first that has the right number, or with
+                 --keep distinct every one of those that reasons in another way
 """
 
 if __name__ == "__main__":  # before the imports, which take seconds
@@ -23,14 +24,17 @@ from pathlib import Path
 
 from common import cli, runs
 from common.answering import AnsweringSettings, choose_tasks
-from common.answering_job import Answerer, AnsweringJob, make_job
+from common.answering_job import Answerer, AnsweringJob
 from common.decoding_estimate import estimate_memory, measure_speed
 from common.devices import resolve_device, resolve_dtype
 from common.distributed import device_of_rank, inference_group, rank_zero_first
 from common.errors import UserError
 from common.options import parse_settings
 from common.ranks import rank, world_size
-from data.records import read_json
+from common.self_instruct_job import SelfInstructJob
+from data.records import Record, read_json
+from data.self_instruct import SelfInstruct
+from data.task import Task
 from llama.config import ModelConfig
 from llama.fingerprint import model_fingerprint
 from llama.hub import resolve
@@ -123,6 +127,13 @@ def plan(settings: AnsweringSettings) -> list[AnsweringJob]:
     return jobs
 
 
+def make_job(task: Task, source: str, answerer: Answerer, identity: Record) -> AnsweringJob:
+    """Make the job of a task; `source` is `choose_tasks`'s, `identity` the model's settings."""
+    if isinstance(task, SelfInstruct):
+        return SelfInstructJob(task, source, answerer, identity)
+    return AnsweringJob(task, source, answerer, identity)
+
+
 def describe_plan(jobs: Sequence[AnsweringJob]) -> str:
     """Say in lines what a call without --dry-run would do; with --show-prompt, the prompts."""
     answerer = jobs[0].answerer
@@ -174,6 +185,8 @@ def answer_tasks(settings: AnsweringSettings) -> None:
             if job.to_do:
                 assert model is not None
                 job.answer(model)
+            if model is not None:
+                job.follow_up(model)
             if rank() == 0:
                 job.finish(model)
                 print(job.describe(job.write_summary(finished=True)), flush=True)

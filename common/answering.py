@@ -24,20 +24,21 @@ from common.options import (
     probability,
     recorded,
 )
+from common.self_instruct_settings import SelfInstructSettings
 from common.settings import CacheSettings, PromptSettings, RunSettings
 from common.shots import make_selector
 from data.few_shot import FewShotSampler, normalise_question
 from data.prompts import Message, with_system
 from data.records import Record
 from data.registry import TASKS, get_task
-from data.self_instruct import FALLBACKS, MODES, SelfInstruct
+from data.self_instruct import SelfInstruct
 from data.task import SPLITS, Split, Task
 from llama.config import ModelConfig
 from llama.decoding import check_prompts
 from llama.tokenizer import Tokenizer
 
 DEFAULT_TASKS = ("gsm8k", "ailuminate")
-DATA, ADAPTER, DECODING, SELF_INSTRUCT = "data", "adapter", "decoding", "self-instruct"
+DATA, ADAPTER, DECODING = "data", "adapter", "decoding"
 # Settings that matter only where a task takes shots, is self-instruct, or has questions to word.
 SHOT_SETTINGS = ("shots", "shot_selection", "shots_data", "embedder", "pooling")
 SELF_INSTRUCT_SETTINGS = ("mode", "samples")
@@ -51,8 +52,8 @@ def task_names(text: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnsweringSettings(CacheSettings, PromptSettings, RunSettings):  # --help: last base first
-    """The options of generate.py."""
+class AnsweringSettings(CacheSettings, SelfInstructSettings, PromptSettings, RunSettings):
+    """The options of generate.py; --help lists those of the last base first."""
 
     batch_size: int = option(
         32,
@@ -77,22 +78,6 @@ class AnsweringSettings(CacheSettings, PromptSettings, RunSettings):  # --help: 
     )
     split: Split = option(
         "test", "of tasks that have two (%(default)s)", choices=SPLITS, group=DATA
-    )
-    mode: str = option("rewrite", "see above (%(default)s)", choices=MODES, group=SELF_INSTRUCT)
-    samples: int = option(
-        1,
-        "attempts at each question (%(default)s)",
-        parse=positive_int,
-        metavar="K",
-        group=SELF_INSTRUCT,
-    )
-    fallback: str = option(
-        "gold",
-        "where no attempt has the right number: train on the gold answer, or drop the question "
-        "(%(default)s)",
-        choices=FALLBACKS,
-        group=SELF_INSTRUCT,
-        scope=Scope.CALL,  # the attempts do not depend on it
     )
     adapter: Path | None = option(
         None,
@@ -147,13 +132,8 @@ class AnsweringSettings(CacheSettings, PromptSettings, RunSettings):  # --help: 
     def __post_init__(self) -> None:
         for name in self.task:
             make_task(name, self)
-        same = self.temperature == 0 or self.mode == "rewrite"
-        if SelfInstruct.name in self.task and self.samples > 1 and same:
-            raise UserError(
-                f"--samples {self.samples} with --mode {self.mode} and --temperature "
-                f"{self.temperature:g}: several attempts are for --mode sample with a temperature "
-                "above 0"
-            )
+        if SelfInstruct.name in self.task:
+            self.check_attempts(self.temperature)
 
     def writes_nothing(self) -> bool:
         """Tell if this call only says what another would do."""

@@ -19,11 +19,10 @@ from common.answering import (
 from common.distributed import shard_by_work
 from common.ranks import rank, world_size
 from common.resumable import ResumableJob
-from common.self_instruct_file import write_training_file
 from common.shots import report_near_duplicates
 from data.reasoning import OPEN, opens_reasoning
-from data.records import Record, read_json
-from data.self_instruct import SelfInstruct, training_file
+from data.records import Record
+from data.self_instruct import SelfInstruct
 from data.task import Task
 from llama.config import ModelConfig
 from llama.decoding import Output, generate
@@ -186,6 +185,9 @@ class AnsweringJob(ResumableJob):
             **settings.cache_arguments(),
         )
 
+    def follow_up(self, model: Decoder) -> None:
+        """Have the model do what the answers ask for, in every process."""
+
     def finish(self, model: Decoder | None) -> None:
         """Do what is left when all is answered, in the first process."""
 
@@ -238,55 +240,3 @@ class AnsweringJob(ResumableJob):
         speed = summary["new_tokens_per_second"] or 0
         line = self.task.describe(summary)
         return f"{self.task.name}: {line}, {summary['seconds']:.0f} s, {speed:.0f} new tokens/s"
-
-
-class SelfInstructJob(AnsweringJob):
-    """Attempts at the training questions, and the training file made of them."""
-
-    task: SelfInstruct
-
-    def __init__(
-        self, task: SelfInstruct, source: str, answerer: Answerer, identity: Record
-    ) -> None:
-        self.training: Record = {}  # what the summary says of the training file
-        super().__init__(task, source, answerer, identity)
-        if self.finished:
-            self.training = read_json(self.summary_path).get("training") or {}
-
-    def outputs(self) -> list[Path]:
-        return [*super().outputs(), training_file(self.asking.run)]
-
-    def needs_model(self) -> bool:
-        return bool(self.to_do) or not self._has_training_file()
-
-    def _has_training_file(self) -> bool:
-        """Tell if the file holds what is asked for now, of as many questions."""
-        questions = self.training.get("records", 0) + self.training.get("dropped", 0)
-        same_size = questions * self.task.samples == len(self.planned)
-        same_fallback = self.training.get("fallback") == self.asking.fallback
-        return same_size and same_fallback and training_file(self.asking.run).is_file()
-
-    def finish(self, model: Decoder | None) -> None:
-        if model is None or self._has_training_file():
-            return
-        self.training = write_training_file(
-            training_file(self.asking.run),
-            self.task.questions(self.planned),
-            {record["id"]: record for record in self.done()},
-            self.task.mode,
-            self.asking.fallback,
-            self.asking.wording(),
-            model,
-            self.answerer.tokenizer,
-        )
-
-    def result(self, done: list[Record]) -> Record:
-        training = {"training": self.training} if self.training else {}
-        return {**super().result(done), **training}
-
-
-def make_job(task: Task, source: str, answerer: Answerer, identity: Record) -> AnsweringJob:
-    """Make the job of a task; `source` is `choose_tasks`'s, `identity` the model's settings."""
-    if isinstance(task, SelfInstruct):
-        return SelfInstructJob(task, source, answerer, identity)
-    return AnsweringJob(task, source, answerer, identity)

@@ -2,7 +2,8 @@
 its answers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from common.likelihood import mean_log_likelihoods
@@ -10,7 +11,7 @@ from data.examples import build_example
 from data.gsm8k import GSM8K
 from data.prompts import Wording
 from data.records import Record, rewrite_records
-from data.self_instruct import assemble, count_sources
+from data.self_instruct import Selection, count_sources
 from llama.model import Decoder
 from llama.tokenizer import Tokenizer
 
@@ -20,24 +21,24 @@ SCORED = 256  # answers whose likelihood is measured, evenly spread over the fil
 def write_training_file(
     path: Path,
     records: Sequence[Record],
-    attempts: Mapping[str, Record],
-    mode: str,
-    fallback: str,
+    chosen: Sequence[Record],
+    selection: Selection,
     wording: Wording,
     model: Decoder,
     tokenizer: Tokenizer,
 ) -> Record:
-    """Write the file and return what the summary says of it. UserError if no answer is left for it.
+    """Write the file and return what the summary says of it.
 
-    `attempts` are those at `records`, by id; see `data.self_instruct.assemble`.
+    `records` are the questions, `chosen` what `data.self_instruct.assemble` made of their attempts.
     """
-    chosen = assemble(records, attempts, mode, fallback, wording.answer_prefix)
     rewrite_records(path, chosen)
+    answered = len({record["id"] for record in chosen})
     return {
         "training_file": str(path),
-        "fallback": fallback,
+        **asdict(selection),
         "records": len(chosen),
-        "dropped": len(records) - len(chosen),
+        "questions": answered,
+        "dropped": len(records) - answered,
         "sources": count_sources(chosen),
         "log_likelihood": compare_likelihoods(records, chosen, wording, model, tokenizer),
     }

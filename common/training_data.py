@@ -95,7 +95,7 @@ def _load_questions(
     task = GSM8K()
     records = task.load(settings.data, "train")
     pool = task.load(settings.shots_data, "train") if settings.shots_data else records
-    records = records[: settings.limit]
+    records = of_first_questions(records, settings.limit)
     held_out = choose_validation(settings, [record["question"] for record in records])
     # With --loss all, the answers of shots are trained on.
     pool = [record for record in pool if question_key(record["question"]) not in held_out]
@@ -111,6 +111,20 @@ def _load_questions(
         examples=examples,
         held_out=held_out,
     )
+
+
+def of_first_questions(records: Sequence[Record], limit: int | None) -> list[Record]:
+    """The records of the first `limit` questions: self-instruct writes several a question, one
+    behind the other.
+    """
+    kept: list[Record] = []
+    questions = 0
+    for record in records:
+        questions += not kept or record["question"] != kept[-1]["question"]
+        if limit is not None and questions > limit:
+            break
+        kept.append(record)
+    return kept
 
 
 def _load_chats(settings: TrainingSettings, tokenizer: Tokenizer) -> TrainingData:

@@ -28,7 +28,7 @@ class TrainingSettings(PromptSettings, RunSettings):
     """Settings of train.py."""
 
     limit: int | None = option(
-        None, "use only the first N records (all)", parse=positive_int, metavar="N"
+        None, "use only the first N questions or chats (all)", parse=positive_int, metavar="N"
     )
     batch_size: int = option(
         16,

@@ -107,12 +107,12 @@ def extract_number(text: str, method: str) -> str | None:
         match = _STRICT.search(text)
         return match[1].replace(",", "") if match else None
     if method == "flexible":
-        return _last_number(_one_spelling(text))
+        return _last_number(one_spelling(text))
     if method != "number":
         raise ValueError(f"unknown scoring method {method!r}: one of {', '.join(METHODS)}")
     if MARKER not in text:
         return None
-    tail = _one_spelling(tail)
+    tail = one_spelling(tail)
     match = _NUMBER.search(tail)
     return _whole_number(tail, match) if match else None
 
@@ -124,7 +124,7 @@ def extract_gold(answer: str) -> str:
     LaTeX's frame aside: a model would learn the wrong number.
     """
     _, marker, tail = answer.rpartition(MARKER)
-    spelled = _one_spelling(tail.strip())
+    spelled = one_spelling(tail.strip())
     match = _NUMBER.search(spelled) if marker else None
     number = _whole_number(spelled, match) if match else None
     if match is None or number is None or _beside_number(spelled, match):
@@ -136,7 +136,8 @@ def _beside_number(gold: str, match: "re.Match[str]") -> str:
     return _GOLD_FRAME.sub("", gold[: match.start()] + gold[match.end() :])
 
 
-def _one_spelling(text: str) -> str:
+def one_spelling(text: str) -> str:
+    """Write dashes, spaces, signs of multiplication and division and LaTeX's numbers in one way."""
     text = text.translate(_CHARACTERS)
     for pattern, replacement in _LATEX:
         text = pattern.sub(replacement, text)
@@ -157,11 +158,14 @@ def _whole_number(text: str, match: "re.Match[str]") -> str | None:
         return None
     negative = "-" in match[0]
     digits = re.sub(r"[,'_ ]", "", match["digits"])
-    return _canonical(("-" if negative else "") + digits)
+    return canonical_number(("-" if negative else "") + digits)
 
 
-def _canonical(number: str) -> str | None:
-    """Write -007.50 as -7.5; None for what is no decimal number, such as a lone fraction sign."""
+def canonical_number(number: str) -> str | None:
+    """Write -007.50 as -7.5.
+
+    None for what is no decimal number, such as a lone fraction sign.
+    """
     match = re.fullmatch(r"(-?)([0-9]*)\.?([0-9]*)", number)
     if match is None or not (match[2] or match[3]):
         return None

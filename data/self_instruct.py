@@ -5,14 +5,22 @@ close to its own distribution change it less (SDFT, Yang et al. 2024,
 https://arxiv.org/abs/2402.13669). `rewrite` shows the model the gold answer and asks for its own
 version, `sample` lets it solve the problem several times. Either is kept only if it comes to an end
 by itself and has the right number.
+
+Of several right samples one is kept, or every one that reasons in another way, which is told by the
+list of its equations (RFT, Yuan et al. 2023, https://arxiv.org/abs/2308.01825). A second round,
+with samples of the model that was trained on those of the first, is up to recipes (TPT,
+https://arxiv.org/abs/2504.18116). Questions that no sample solves can be rewritten, as STaR has the
+answer explained that it shows (Zelikman et al. 2022, https://arxiv.org/abs/2203.14465).
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from data.equations import equations
 from data.gsm8k import GSM8K
 from data.prompts import DEFAULT_WORDING, Message, Wording
 from data.reasoning import strip_reasoning
@@ -21,8 +29,17 @@ from data.scoring import MARKER, extract_number
 from data.task import Measure, Split, Task
 
 MODES = ("rewrite", "sample")
-FALLBACKS = ("gold", "drop")
-SOURCES = (*MODES, "gold")
+KEEPS = ("first", "distinct")
+FALLBACKS = ("gold", "drop", "rewrite")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The right attempts to keep of a question, and what stands in where there is none."""
+
+    keep: str = "first"  # of KEEPS
+    per_question: int | None = None  # the most to keep of distinct ones; None: all
+    fallback: str = "gold"  # of FALLBACKS
 
 
 def training_file(run: Path) -> Path:
@@ -97,6 +114,8 @@ class SelfInstruct(GSM8K):
         sources = ", ".join(f"{count} {source}" for source, count in training["sources"].items())
         text = f"{right['count']} of {right['total']} attempts right; "
         text += f"{training['training_file']}: {sources}"
+        if training["records"] > training["questions"]:
+            text += f", to {training['questions']} questions"
         if training["dropped"]:
             text += f", {training['dropped']} dropped"
         if likelihood := training["log_likelihood"]:
@@ -105,6 +124,21 @@ class SelfInstruct(GSM8K):
                 f"{likelihood['own']:.3f} nats a token, of the gold ones {likelihood['gold']:.3f}"
             )
         return text
+
+
+class RewriteUnsolved(SelfInstruct):
+    """The gold answers of some questions, to be rewritten: those that no sample has solved."""
+
+    name = "self-instruct-rewrite"
+    title = "Self-instruct, rewriting"
+
+    def __init__(self, unsolved: Collection[str]) -> None:
+        super().__init__("rewrite")
+        self.unsolved = unsolved  # ids of questions
+
+    def sample(self, records: Sequence[Record], limit: int | None) -> list[Record]:
+        """One attempt at each unsolved question."""
+        return [record for record in records if record["id"].rpartition("#")[0] in self.unsolved]
 
 
 def rewrite_messages(
@@ -149,25 +183,30 @@ def assemble(
     records: Sequence[Record],
     attempts: Mapping[str, Record],
     mode: str,
-    fallback: str,
+    selection: Selection,
     answer_prefix: str = "A:",
+    rewrites: Mapping[str, Record] | None = None,
 ) -> list[Record]:
     """The training file's records, {"id", "question", "answer", "source"}, in the order of
-    `records`.
+    `records`; a question has several if `selection` keeps distinct attempts.
 
-    The first attempt that passes counts; where none does, the gold answer stands in, or nothing if
-    `fallback` is "drop". UserError if nothing is left at all.
+    Where no attempt passes, the selection's fallback stands in: the gold answer, nothing, or what
+    passes of `rewrites`, attempts by the mode "rewrite". UserError if nothing is left at all.
     """
     chosen: list[Record] = []
-    tried = _attempts_by_question(attempts)
+    tried, rewritten = _attempts_by_question(attempts), _attempts_by_question(rewrites or {})
     for record in records:
-        answer, source = _first_own_answer(tried.get(record["id"], []), answer_prefix), mode
-        if answer is None:
-            if fallback == "drop":
-                continue
-            answer, source = record["answer"], "gold"
+        answers, source = (
+            select_answers(tried.get(record["id"], []), selection, answer_prefix),
+            mode,
+        )
+        if not answers and selection.fallback == "gold":
+            answers, source = [record["answer"]], "gold"
+        elif not answers and selection.fallback == "rewrite":
+            answers = select_answers(rewritten.get(record["id"], []), Selection(), answer_prefix)
+            source = "rewrite"
         about = {"id": record["id"], "question": record["question"]}
-        chosen.append({**about, "answer": answer, "source": source})
+        chosen += [{**about, "answer": answer, "source": source} for answer in answers]
     if not chosen:
         raise UserError(
             f"none of the {len(records)} answers has the right number, so nothing is left to train "
@@ -175,6 +214,29 @@ def assemble(
             "--samples"
         )
     return chosen
+
+
+def select_answers(
+    attempts: Sequence[Record], selection: Selection, answer_prefix: str = "A:"
+) -> list[str]:
+    """The answers to train on among the attempts at one question, in the attempts' order."""
+    kept: dict[tuple[str, ...], str] = {}  # by the equations
+    for attempt in attempts:
+        answer = own_answer(attempt, answer_prefix)
+        if answer is not None:
+            kept.setdefault(equations(answer), answer)
+    most = 1 if selection.keep == "first" else selection.per_question
+    return list(kept.values())[:most]
+
+
+def unsolved(records: Sequence[Record], attempts: Mapping[str, Record], prefix: str) -> set[str]:
+    """The ids of the questions that no attempt solves, as `own_answer` sees it."""
+    tried = _attempts_by_question(attempts)
+    names = set()
+    for record in records:
+        if not select_answers(tried.get(record["id"], []), Selection(), prefix):
+            names.add(record["id"])
+    return names
 
 
 def _attempts_by_question(attempts: Mapping[str, Record]) -> dict[str, list[Record]]:
@@ -187,14 +249,6 @@ def _attempts_by_question(attempts: Mapping[str, Record]) -> dict[str, list[Reco
     for question, numbered in tried.items():
         in_order[question] = [a for _, a in sorted(numbered, key=lambda pair: pair[0])]
     return in_order
-
-
-def _first_own_answer(attempts: Sequence[Record], answer_prefix: str) -> str | None:
-    for attempt in attempts:
-        answer = own_answer(attempt, answer_prefix)
-        if answer is not None:
-            return answer
-    return None
 
 
 def count_sources(records: Sequence[Record]) -> dict[str, int]:

@@ -144,29 +144,37 @@ def plan(training: Training) -> list[Step]:
     """The steps of a training in the order they run."""
     recipe, settings, run = training.recipe, training.settings, training.run
     steps: list[Step] = []
-    data = ["--data", settings.data]
     if isinstance(recipe.self_instruct, dict) and training.number == 0:
-        steps.append(self_instruct_step(training, recipe.self_instruct))
+        steps += self_instruct_steps(training, recipe.self_instruct)
     own_words = training.own_words()
-    if own_words:
-        data = ["--data", str(own_words)]
+    data = str(own_words) if own_words else settings.data
     source_run = training.adapter_source()
     adapter = source_run / "adapter" if source_run else None
-    for number, stage in enumerate(training.stages(), start=1):
-        last = number == len(recipe.train)
-        stage_run = run if last else run / f"stage-{number}"
-        argv = ["--run", str(stage_run), *_machine(settings), *_amount(settings), *data]
-        argv += [*to_argv(stage), *_embedder(settings)]
-        if adapter:
-            argv += ["--init-adapter", str(adapter)]
-        name = "training" if last else f"training, stage {number}"
-        work = training_work(stage, settings)
-        steps.append(Step(name, "train", argv, stage_run / "train.summary.json", work))
-        adapter = stage_run / "adapter"
+    if recipe.train:
+        steps += training_steps(training, run, data, adapter)
+        adapter = run / "adapter"
     steps += answering_steps(training, run, adapter, 1.0)
     for scale in recipe.sweep:
         steps += answering_steps(training, training.sweep_run(scale), adapter, scale)
     return steps
+
+
+def training_steps(
+    training: Training, run: Path, data: str, adapter: Path | None, of_round: str = ""
+) -> Iterator[Step]:
+    """Train the recipe's stages, one after the other, the first from `adapter` if there is one."""
+    settings = training.settings
+    for number, stage in enumerate(training.stages(), start=1):
+        last = number == len(training.recipe.train)
+        stage_run = run if last else run / f"stage-{number}"
+        argv = ["--run", str(stage_run), *_machine(settings), *_amount(settings)]
+        argv += ["--data", data, *to_argv(stage), *_embedder(settings)]
+        if adapter:
+            argv += ["--init-adapter", str(adapter)]
+        name = f"training{of_round}" if last else f"training{of_round}, stage {number}"
+        work = training_work(stage, settings)
+        yield Step(name, "train", argv, stage_run / "train.summary.json", work)
+        adapter = stage_run / "adapter"
 
 
 def training_work(stage: Options, settings: ExperimentSettings) -> Work:
@@ -176,13 +184,32 @@ def training_work(stage: Options, settings: ExperimentSettings) -> Work:
     return Work(TRAIN, settings.train_limit, float(stage.get("epochs", 1)))
 
 
-def self_instruct_step(training: Training, options: Options) -> Step:
-    """Have the untouched model write the training data."""
-    settings, run = training.settings, training.run
-    argv = ["--task", "self-instruct", "--run", str(run), "--no-adapter", *_machine(settings)]
+def self_instruct_steps(training: Training, options: Options) -> Iterator[Step]:
+    """Have the training data written: by the untouched model, and in each later round by the model
+    that the data of the round before have made of it.
+    """
+    adapter, rounds = None, training.recipe.rounds
+    for number in range(1, rounds + 1):
+        last = number == rounds
+        run = training.run if last else training.run / f"round-{number}"
+        of_round = f", round {number}" if rounds > 1 else ""
+        yield self_instruct_step(training, options, run, adapter, f"{SELF_INSTRUCT}{of_round}")
+        if not last:
+            data = str(training_file(run))
+            yield from training_steps(training, run, data, None, of_round)
+            adapter = run / "adapter"
+
+
+def self_instruct_step(
+    training: Training, options: Options, run: Path, adapter: Path | None, name: str
+) -> Step:
+    """Have the untouched model, or the one with `adapter`, write training data into `run`."""
+    settings = training.settings
+    which = ["--adapter", str(adapter)] if adapter else ["--no-adapter"]
+    argv = ["--task", "self-instruct", "--run", str(run), *which, *_machine(settings)]
     argv += [*_amount(settings), "--data", settings.data, *to_argv(options), *_embedder(settings)]
     work = Work(SELF_INSTRUCT, settings.train_limit, float(options.get("samples", 1)))
-    return Step(SELF_INSTRUCT, "generate", argv, run / "self-instruct.summary.json", work)
+    return Step(name, "generate", argv, run / "self-instruct.summary.json", work)
 
 
 def answering_steps(

@@ -508,6 +508,76 @@ def test_self_instruct_without_a_right_answer_says_so(chat_checkpoint, tmp_path,
     assert training["sources"] == {"gold": 7} and training["log_likelihood"] is None
 
 
+SAMPLED = ("--mode", "sample", "--samples", "3", "--temperature", "1", "--limit", "4")
+
+
+def test_distinct_solutions_are_kept_and_unsolved_questions_rewritten(
+    chat_checkpoint, tmp_path, monkeypatch
+):
+    """Question 1 is solved in two ways, the others only when their gold answer is shown."""
+    golds = [record["gold"] for record in GSM8K().load("demo", "train")[:4]]
+    asked: list[int] = []
+    texts = {
+        12: ["#### ?"] * 3 + [f"{way} = 1\n#### {golds[1]}" for way in ("3-2", "2-1", "3 - 2")],
+        3: [f"So.\n#### {golds[0]}", f"So.\n#### {golds[2]}", "#### ?"],
+    }
+
+    def answer_all(model, prompts, *arguments, on_finish, **options):
+        asked.append(len(prompts))
+        for i in range(len(prompts)):
+            on_finish(i, Output([len(prompts), i], "stop"))
+
+    def decode(self, ids, skip_special_tokens=True):
+        said = texts.get(ids[0], []) if len(ids) == 2 else []
+        return said[ids[1]] if len(ids) == 2 and ids[1] < len(said) else "#### ?"
+
+    monkeypatch.setattr(answering_job, "generate", answer_all)
+    monkeypatch.setattr("llama.tokenizer.Tokenizer.decode", decode)
+    distinct = (*SAMPLED, "--keep", "distinct", "--fallback", "rewrite")
+    assert self_instruct(chat_checkpoint, tmp_path, *distinct) == 0
+    assert asked == [12, 3]
+    path = tmp_path / "self-instruct.train.jsonl"
+    loaded = GSM8K().load(path, "train")
+    assert [(r["source"], r["gold"]) for r in loaded] == [
+        ("rewrite", golds[0]), ("sample", golds[1]), ("sample", golds[1]), ("rewrite", golds[2])
+    ]  # fmt: skip
+    training = read_json(tmp_path / "self-instruct.summary.json")["training"]
+    assert (training["records"], training["questions"], training["dropped"]) == (4, 3, 1)
+    assert len(read_jsonl(tmp_path / "self-instruct-rewrite.jsonl")) == 3
+
+    # The same call does nothing, and another selection asks for no new attempts.
+    assert self_instruct(chat_checkpoint, tmp_path, *distinct) == 0
+    one = (*SAMPLED, "--keep", "distinct", "--per-question", "1", "--fallback", "drop")
+    assert self_instruct(chat_checkpoint, tmp_path, *one) == 0 and asked == [12, 3]
+    assert [r["gold"] for r in GSM8K().load(path, "train")] == [golds[1]]
+    assert self_instruct(chat_checkpoint, tmp_path, *distinct) == 0 and asked == [12, 3]
+    assert len(GSM8K().load(path, "train")) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--keep", "distinct"), "--keep distinct with --samples 1: there is one attempt"),
+        ((*SAMPLED, "--per-question", "2"), "--per-question 2 with --keep first"),
+        (
+            (*SAMPLED, "--keep", "distinct", "--per-question", "4"),
+            "--per-question 4 with --samples 3: no question has more attempts",
+        ),
+        (("--fallback", "rewrite"), "--fallback rewrite with --mode rewrite"),
+        (
+            (*SAMPLED, "--temperature", "0", "--keep", "distinct"),
+            "--samples 3 with --mode sample and --temperature 0",
+        ),
+    ],
+)
+def test_selections_of_attempts_that_contradict_each_other_are_refused(
+    chat_checkpoint, tmp_path, capsys, options, message
+):
+    with pytest.raises(SystemExit):
+        self_instruct(chat_checkpoint, tmp_path, *options)
+    assert message in capsys.readouterr().err
+
+
 def test_attempts_that_would_be_the_same_are_refused(chat_checkpoint, tmp_path, capsys):
     with pytest.raises(SystemExit):
         self_instruct(chat_checkpoint, tmp_path, "--samples", "2")

@@ -1,15 +1,20 @@
+"""Self-instruct: which attempts are trained on, and what stands in for the unsolved questions."""
+
 import pytest
 
 from data.gsm8k import GSM8K
 from data.records import rewrite_records
 from data.registry import TASKS
 from data.self_instruct import (
+    RewriteUnsolved,
+    Selection,
     SelfInstruct,
     assemble,
     count_sources,
     own_answer,
     plan_attempts,
     rewrite_messages,
+    unsolved,
 )
 
 RECORDS = [
@@ -102,26 +107,73 @@ def test_the_first_right_attempt_counts_whatever_order_they_finished_in():
             attempt(2, "wrong #### 5"),
         ]
     )
-    by_gold = assemble(RECORDS[1:3], attempts, "sample", "gold")
+    by_gold = assemble(RECORDS[1:3], attempts, "sample", Selection())
     assert [(r["id"], r["answer"], r["source"]) for r in by_gold] == [
         ("t1", "second\n#### 2", "sample"),
         ("t2", "2+2=4\n#### 4", "gold"),
     ]
-    assert [r["id"] for r in assemble(RECORDS[1:3], attempts, "sample", "drop")] == ["t1"]
+    dropping = assemble(RECORDS[1:3], attempts, "sample", Selection(fallback="drop"))
+    assert [record["id"] for record in dropping] == ["t1"]
     assert count_sources(by_gold) == {"sample": 1, "gold": 1}
+
+
+SOLUTIONS = (
+    "A: 1+1 = 2\n#### 2",
+    "One and one: 1 + 1 = <<1+1=2>>2.\n#### 2",  # the same equation in other words
+    "4-2 = 2, so\n#### 2",
+    "4-2 = 2 and wrong\n#### 3",
+    "They make two.\n#### 2",  # no equation at all
+    "It is two.\n#### 2",
+    "1*2 = 2\n#### 2",
+)
+
+
+@pytest.mark.parametrize(
+    ("selection", "kept"),
+    [
+        (Selection(), [0]),
+        (Selection("distinct"), [0, 2, 4, 6]),
+        (Selection("distinct", per_question=2), [0, 2]),
+        (Selection("distinct", per_question=1), [0]),
+        (Selection("distinct", per_question=9), [0, 2, 4, 6]),
+    ],
+)
+def test_distinct_solutions_are_those_with_other_equations(selection, kept):
+    attempts = dict(attempt(1, text, number=i) for i, text in enumerate(SOLUTIONS))
+    chosen = assemble(RECORDS[1:2], attempts, "sample", selection)
+    assert [record["answer"] for record in chosen] == [
+        SOLUTIONS[i].removeprefix("A: ") for i in kept
+    ]
+    assert {(record["id"], record["question"]) for record in chosen} == {("t1", "What is 1+1?")}
+
+
+def test_unsolved_questions_are_rewritten_and_dropped_if_that_fails():
+    attempts = dict([attempt(0, "#### 9"), attempt(1, "Two.\n#### 2"), attempt(3, "#### 9")])
+    assert unsolved(RECORDS, attempts, "A:") == {"t0", "t2", "t3"}
+    task = RewriteUnsolved({"t0", "t3"})
+    asked = task.sample(plan_attempts(RECORDS, 1), limit=None)
+    assert [record["id"] for record in asked] == ["t0#0", "t3#0"]
+    assert task.messages(asked[1]) == rewrite_messages(asked[1]["question"], asked[1]["answer"])
+    rewrites = dict([attempt(0, "None.\n#### 0"), attempt(3, "Seven.\n#### 7")])
+    selection = Selection("distinct", fallback="rewrite")
+    chosen = assemble(RECORDS, attempts, "sample", selection, rewrites=rewrites)
+    assert [(record["id"], record["source"]) for record in chosen] == [
+        ("t0", "rewrite"),
+        ("t1", "sample"),
+    ]
 
 
 def test_nothing_left_is_an_error_that_says_what_to_do():
     with pytest.raises(
         ValueError, match=r"none of the 4 answers has the right number.*--fallback gold"
     ):
-        assemble(RECORDS, {}, "rewrite", "drop")
+        assemble(RECORDS, {}, "rewrite", Selection(fallback="drop"))
 
 
 def test_the_file_is_training_data_that_says_where_it_came_from(tmp_path):
     path = tmp_path / "own.jsonl"
     attempts = dict([attempt(1, "A: mine\n#### 2")])
-    rewrite_records(path, assemble(RECORDS[:2], attempts, "rewrite", "gold"))
+    rewrite_records(path, assemble(RECORDS[:2], attempts, "rewrite", Selection()))
     loaded = GSM8K().load(path, "train")
     assert [(r["answer"], r["gold"], r["source"]) for r in loaded] == [
         ("0+0=0\n#### 0", "0", "gold"),
@@ -131,7 +183,7 @@ def test_the_file_is_training_data_that_says_where_it_came_from(tmp_path):
 
 def test_either_all_records_say_where_they_came_from_or_none(tmp_path):
     path = tmp_path / "own.jsonl"
-    records = assemble(RECORDS[:2], {}, "rewrite", "gold")
+    records = assemble(RECORDS[:2], {}, "rewrite", Selection())
     del records[0]["source"]
     rewrite_records(path, records)
     with pytest.raises(
@@ -143,7 +195,7 @@ def test_either_all_records_say_where_they_came_from_or_none(tmp_path):
 @pytest.mark.parametrize("field", ["question", "answer", "source"])
 def test_a_record_that_lacks_a_field_is_named(tmp_path, field):
     path = tmp_path / "own.jsonl"
-    records = assemble(RECORDS[:2], {}, "rewrite", "gold")
+    records = assemble(RECORDS[:2], {}, "rewrite", Selection())
     del records[1][field]
     rewrite_records(path, records)
     with pytest.raises(ValueError, match=rf"own\.jsonl, line 2: no '{field}'"):

@@ -60,6 +60,13 @@ def test_a_recipe_says_everything(load):
     assert recipe.raw["title"] == "three shots"
 
 
+def test_rounds_are_no_option_of_the_script(load):
+    recipe = load(GOOD.replace("{mode: rewrite}", "{mode: sample, rounds: 2}"))
+    assert recipe.rounds == 2 and recipe.self_instruct == {"mode": "sample"}
+    assert recipe.raw["self-instruct"] == {"mode": "sample", "rounds": 2}
+    assert load(GOOD).rounds == 1
+
+
 def test_one_stage_needs_no_list_and_others_work_is_named(load):
     recipe = load("title: t\ntrain: {rank: 4}\nself-instruct: other\ngsm8k: {}\nailuminate: {}\n")
     assert recipe.train == [{"rank": 4}] and recipe.self_instruct == "other"
@@ -105,6 +112,15 @@ def test_one_stage_needs_no_list_and_others_work_is_named(load):
         ("[0.5, 2]", "[1]", "sweep holds each scale once, at least 0 and not 1"),
         ("[0.5, 2]", "[.inf]", "sweep holds each scale once"),
         ("{mode: rewrite}", "three-shots", "it borrows from itself"),
+        ("{mode: rewrite}", "{rounds: 0}", "rounds should be a whole number from 1 to 9, found 0"),
+        ("{mode: rewrite}", "{rounds: two}", "rounds should be a whole number from 1 to 9, found"),
+        ("{mode: rewrite}", "{rounds: true}", "rounds should be a whole number from 1 to 9, found"),
+        ("{mode: rewrite}", "{round: 2}", "the nearest valid name is 'rounds'"),
+        (
+            GOOD,
+            "title: t\ngsm8k: {shots-data: self-instruct}\nself-instruct: {rounds: 2}\n",
+            "rounds: 2 without 'train': the model that writes",
+        ),
         ("{mode: rewrite}", "../other", "self-instruct: '../other' cannot be the name of a recipe"),
         ("title", "sources: {records: []}\ntitle", "unknown key of sources 'records'"),
         ("title", "sources: {record: [train.rnk]}\ntitle", "in sources: record 'train.rnk'; the n"),

@@ -1,0 +1,81 @@
+"""The steps of a recipe: what is called with what, above all over several rounds."""
+
+import pytest
+
+from data.registry import TASKS
+from recipes.schema import load_recipe
+from recipes.settings import ExperimentSettings
+from recipes.steps import plan, trainings
+
+OPTIONS = {
+    "train": {"seed"},
+    "self-instruct": {"mode"},
+    **{task: {"shots"} for task in TASKS},
+}
+RECIPE = """\
+title: row
+self-instruct: {mode: sample, rounds: 2}
+train: [{seed: 1}, {seed: 2}]
+gsm8k:
+"""
+
+
+@pytest.fixture
+def planned(tmp_path):
+    def make(text=RECIPE, **changes):
+        path = tmp_path / "row.yaml"
+        path.write_text(text)
+        settings = ExperimentSettings(data="demo", model="m", runs=tmp_path, **changes)
+        recipe = load_recipe(path, OPTIONS)
+        return [plan(training) for training in trainings(recipe, settings)]
+
+    return make
+
+
+def value(step, option):
+    """The value behind an option of a step, None without it."""
+    return step.argv[step.argv.index(option) + 1] if option in step.argv else None
+
+
+def test_each_round_writes_data_with_the_model_of_the_last_and_trains_from_the_base(
+    planned, tmp_path
+):
+    [steps] = planned()
+    run = tmp_path / "m" / "row"
+    first = run / "round-1"
+    made = [step for step in steps if step.script in ("generate", "train")][:-1]
+    assert [(step.name, value(step, "--run")) for step in made] == [
+        ("self-instruct, round 1", str(first)),
+        ("training, round 1, stage 1", str(first / "stage-1")),
+        ("training, round 1", str(first)),
+        ("self-instruct, round 2", str(run)),
+        ("training, stage 1", str(run / "stage-1")),
+        ("training", str(run)),
+    ]
+    writing = [made[0], made[3]]
+    assert "--no-adapter" in writing[0].argv
+    assert value(writing[1], "--adapter") == str(first / "adapter")
+    data = [value(step, "--data") for step in made if step.script == "train"]
+    assert (
+        data
+        == [str(first / "self-instruct.train.jsonl")] * 2
+        + [str(run / "self-instruct.train.jsonl")] * 2
+    )
+    started_from = [value(step, "--init-adapter") for step in made if step.script == "train"]
+    stages = [first / "stage-1" / "adapter", run / "stage-1" / "adapter"]
+    assert started_from == [None, str(stages[0]), None, str(stages[1])], "from the base"
+    assert not any("rounds" in word for step in steps for word in step.argv)
+
+
+def test_repetitions_with_other_seeds_train_on_the_data_of_the_first(planned, tmp_path):
+    [_, second] = planned(seeds=2)
+    training = [step for step in second if step.script == "train"]
+    assert not any(step.name.startswith("self-instruct") for step in second)
+    own = tmp_path / "m" / "row" / "self-instruct.train.jsonl"
+    assert {value(step, "--data") for step in training} == {str(own)}
+
+
+def test_one_round_is_as_before(planned):
+    [steps] = planned(RECIPE.replace(", rounds: 2", ""))
+    names = [step.name for step in steps]
+    assert names[:3] == ["self-instruct", "training, stage 1", "training"]
