@@ -46,11 +46,12 @@ lint: .venv/installed
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m mypy
 
-test: lint
-	$(PYTHON) -m pytest
+# A worker a core for the small tests, one process for those that measure memory or use all cores.
+test: quick
+	$(PYTHON) -m pytest -m slow
 
 quick: lint
-	$(PYTHON) -m pytest -m 'not slow'
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m 'not slow' -n auto
 
 lowest: .venv-lowest/installed
 	.venv-lowest/bin/python -m pytest tests/llama tests/lora tests/common/test_likelihood.py tests/test_train.py
