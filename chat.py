@@ -22,18 +22,11 @@ from pathlib import Path
 import torch
 
 from common import cli
+from common.command_line import parse_settings
 from common.defaults import DEFAULT_MODEL, DTYPES
 from common.devices import resolve_device, resolve_dtype
 from common.errors import UserError
-from common.options import (
-    Scope,
-    non_negative_float,
-    option,
-    parse_settings,
-    positive_int,
-    probability,
-    seed,
-)
+from common.options import Scope, non_negative_float, option, positive_int, probability, seed
 from data.prompts import Message
 from data.records import read_json
 from llama.decoding import generate

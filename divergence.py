@@ -28,9 +28,10 @@ from common.answering import (
     result_settings,
     settings_of_summary,
 )
+from common.command_line import parse_settings
 from common.devices import resolve_device, resolve_dtype
 from common.errors import UserError
-from common.options import Scope, option, parse_settings, positive_int
+from common.options import Scope, option, positive_int
 from data.examples import IGNORE_INDEX, Example
 from data.intervals import mean_interval
 from data.records import Record, read_json, rewrite_records, write_json

@@ -27,9 +27,9 @@ import judge
 import report
 import train
 from common import cli
+from common.command_line import parse_settings
 from common.errors import UserError
 from common.interrupts import STATUSES, Interrupted
-from common.options import parse_settings
 from data.records import write_json
 from data.registry import TASKS
 from data.self_instruct import training_file

@@ -23,9 +23,10 @@ from pathlib import Path
 from torch import Tensor
 
 from common import cli
+from common.command_line import parse_settings
 from common.errors import UserError
 from common.hub_upload import prepare_upload
-from common.options import non_negative_float, option, parse_settings
+from common.options import non_negative_float, option
 from common.tuned_model import Tuned, find_tuned
 from data.ailuminate import AILuminate
 from data.gsm8k import GSM8K

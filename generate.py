@@ -25,11 +25,11 @@ from pathlib import Path
 from common import cli, runs
 from common.answering import AnsweringSettings, choose_tasks
 from common.answering_job import Answerer, AnsweringJob
+from common.command_line import parse_settings
 from common.decoding_estimate import estimate_memory, measure_speed
 from common.devices import resolve_device, resolve_dtype
 from common.distributed import device_of_rank, inference_group, rank_zero_first
 from common.errors import UserError
-from common.options import parse_settings
 from common.ranks import rank, world_size
 from common.self_instruct_job import SelfInstructJob
 from data.records import Record, read_json

@@ -24,11 +24,11 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from common import cli, runs
+from common.command_line import parse_settings
 from common.devices import resolve_device, resolve_dtype
 from common.distributed import device_of_rank, inference_group, rank_zero_first
 from common.errors import UserError
 from common.judging import GuardModel, JudgingJob, JudgingSettings, check_model_options
-from common.options import parse_settings
 from common.ranks import rank
 from common.show_prompt import describe_prompt
 from data.records import Record, read_json

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import TextIO
 
 from common import cli
+from common.command_line import parse_settings
 from common.errors import UserError
-from common.options import Scope, option, parse_settings, positive_int
+from common.options import Scope, option, positive_int
 from reporting import plot_style, plots
 from reporting.cautions import find_cautions
 from reporting.comparison import compare_runs

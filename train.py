@@ -22,9 +22,10 @@ from pathlib import Path
 import torch
 
 from common import cli, distributed, runs
+from common.command_line import parse_settings
 from common.devices import resolve_device, resolve_dtype
 from common.errors import UserError
-from common.options import parse_settings, recorded
+from common.options import recorded
 from common.ranks import rank, world_size
 from common.run_folder import set_aside
 from common.training_data import (

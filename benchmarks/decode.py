@@ -25,8 +25,9 @@ from benchmarks.machine import cpu_name
 from benchmarks.peers import Peers, Result, measure_machine, prepare, run_engine
 from benchmarks.tables import markdown
 from common.cli import run_script
+from common.command_line import parse_settings
 from common.errors import UserError
-from common.options import option, parse_settings, positive_int, recorded
+from common.options import option, positive_int, recorded
 from data.few_shot import FewShotSampler
 from data.gsm8k import GSM8K
 from llama import load_tokenizer

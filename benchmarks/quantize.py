@@ -17,7 +17,8 @@ import torch
 
 from benchmarks.engines import peak_memory
 from common.cli import run_script
-from common.options import option, parse_settings, positive_int
+from common.command_line import parse_settings
+from common.options import option, positive_int
 from data.examples import IGNORE_INDEX, Example, build_example
 from data.gsm8k import GSM8K
 from data.scoring import extract_number

@@ -22,8 +22,9 @@ from typing import Any
 import torch
 
 from common.cli import run_script
+from common.command_line import parse_settings
 from common.errors import UserError
-from common.options import option, parse_settings, positive_int
+from common.options import option, positive_int
 from data.examples import LOSSES
 from llama import load_model
 from lora import LoRAConfig, inject_lora, save_adapter

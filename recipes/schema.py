@@ -28,8 +28,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.command_line import check_keys
 from common.errors import UserError
-from common.options import check_keys
 from common.yaml_files import parse_yaml, read_yaml
 from data.registry import TASKS
 from recipes.sources import Options, read_sources, values_by_source

@@ -9,8 +9,8 @@ sources:
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from common.command_line import check_keys
 from common.errors import UserError
-from common.options import check_keys
 
 SOURCES = ("record", "code", "assumed", "ours")
 

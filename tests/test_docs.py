@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import unforget
-from common.options import build_parser
+from common.command_line import build_parser
 from docs.options_page import PAGE, SETTINGS, load_settings, options_page
 
 ROOT = Path(__file__).parents[1]

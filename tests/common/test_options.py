@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from common import options
+from common.command_line import parse_settings
 from common.errors import UserError
-from common.options import Scope, option, parse_settings
+from common.options import Scope, option
 
 
 @dataclass(frozen=True, kw_only=True)
