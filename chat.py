@@ -30,6 +30,7 @@ from common.options import Scope, non_negative_float, option, positive_int, prob
 from data.prompts import Message
 from data.records import read_json
 from llama.decoding import generate
+from llama.finite import NonFiniteError
 from llama.model import Decoder
 from llama.quantization import SCHEMES
 from llama.tokenizer import DEFAULT_DATE, Tokenizer, load_tokenizer
@@ -167,6 +168,7 @@ class ChatSession:
             top_p=settings.top_p,
             seed=settings.seed,
             on_token=lambda _, token_id: on_token(token_id),
+            names=["this question"],
         )
 
     def describe_prompt(self, prompt: list[int]) -> str:
@@ -235,6 +237,8 @@ def chat(settings: ChatSettings) -> None:
                 session.obey(line)
             elif line:
                 session.ask(line)
+        except NonFiniteError:  # a damaged model gives no better answers later
+            raise
         except UserError as error:  # the session goes on: a shorter conversation fits again
             print(f"error: {error}; /reset starts again", file=sys.stderr)
 

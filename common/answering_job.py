@@ -180,6 +180,7 @@ class AnsweringJob(ResumableJob):
             settings.top_p,
             settings.seed,
             indices=[self.places[record["id"]] for record in records],
+            names=[record["id"] for record in records],
             on_finish=on_finish,
             stats=self.costs.stats,
             **settings.cache_arguments(),

@@ -211,6 +211,7 @@ class JudgingJob(ResumableJob):
                 on_finish=on_finish,
                 stats=self.costs.stats,
                 allowed_tokens_fn=model.allowed_tokens,
+                names=[f"the answer to {answer['id']}" for answer in answers],
                 **settings.cache_arguments(),
             )
 

@@ -5,8 +5,16 @@ from collections.abc import Sequence, Set
 import torch
 
 from llama.config import ModelConfig
-from llama.engine import AllowedTokensFn, DecodingStats, Engine, GenerationConfig, OnFinish, OnToken
+from llama.engine import Engine
 from llama.errors import UserError
+from llama.finite import NonFiniteLogits, non_finite_error
+from llama.generation_config import (
+    AllowedTokensFn,
+    DecodingStats,
+    GenerationConfig,
+    OnFinish,
+    OnToken,
+)
 from llama.model import Decoder
 from llama.onednn import prepacked
 from llama.sampling import Sampling
@@ -52,6 +60,7 @@ def generate(
     on_finish: OnFinish | None = None,
     on_token: OnToken | None = None,
     stats: DecodingStats | None = None,
+    names: Sequence[str] | None = None,
 ) -> list[Output]:
     """Continue every prompt up to a stop id, `max_new_tokens`, or the end of the context.
 
@@ -66,15 +75,17 @@ def generate(
     on_finish: called with (i, output) as soon as prompt i is done.
     on_token: called with (i, token id) for each new token of prompt i, in order (streaming).
     stats: counts are added to it.
+    names: of the prompts, for errors; their indices by default.
 
-    Raises UserError for an empty prompt, one that fills the context, an unknown token id, or a
-    setting out of range.
+    Raises UserError for an empty prompt, one that fills the context, an unknown token id, a setting
+    out of range, or logits that are not finite: the prompt's name, the step and the first layer
+    where that happens. Nothing is reported of the step in which it does.
     """
     if max_new_tokens < 1 or batch_size < 1:
         raise UserError(
             f"max_new_tokens = {max_new_tokens}, batch_size = {batch_size}: expected at least 1"
         )
-    check_prompts(model.config, prompts)
+    check_prompts(model.config, prompts, names)
     if not prompts:
         return []
     generation_config = GenerationConfig(
@@ -88,6 +99,13 @@ def generate(
         on_token=on_token,
     )
     indices, stats = indices or range(len(prompts)), stats or DecodingStats()
-    with prepacked(model):
-        engine = Engine(model, prompts, indices, generation_config, stats)
-        return engine.run(on_finish)
+    try:
+        with prepacked(model):
+            engine = Engine(model, prompts, indices, generation_config, stats)
+            return engine.run(on_finish)
+    except NonFiniteLogits as error:
+        non_finite = error.with_traceback(None)  # which would keep the cache alive
+    # Behind the block the model's modules are the plain ones again.
+    name = names[non_finite.index] if names else f"prompt {non_finite.index}"
+    what = f"the logits of new token {non_finite.step}"
+    raise non_finite_error(model, non_finite.token_ids, name, what)

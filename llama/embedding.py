@@ -26,6 +26,7 @@ from llama.batching import batches_by_length, pad
 from llama.checkpoint_files import locate, read_json
 from llama.decoding import check_prompts
 from llama.errors import UserError
+from llama.finite import non_finite_error
 from llama.hub import cache_folder, resolve
 from llama.model import Decoder
 from llama.onednn import prepacked
@@ -102,23 +103,16 @@ class Embedder:
         with prepacked(model), progress as bar:
             for batch in batches_by_length(list(map(len, rows)), PASS_TOKENS):
                 vectors = embed_tokens(model, [rows[i] for i in batch], self.pooling)
-                self._check_finite(vectors, [names[i] for i in batch])
+                for index, finite in zip(batch, vectors.isfinite().all(-1).tolist(), strict=True):
+                    if not finite:  # before anything of the batch is kept
+                        name = f"{self.ref}: text {names[index][:8]}"
+                        raise non_finite_error(model, rows[index], name, "the embedding", "is")
                 known.update(zip((names[i] for i in batch), vectors, strict=True))
                 bar.update(len(batch))
                 if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
                     self._write(known)
                     saved = time.monotonic()
         self._write(known)
-
-    def _check_finite(self, vectors: Tensor, names: Sequence[str]) -> None:
-        """UserError, before anything is kept, if a vector holds NaN or infinity."""
-        for name, finite in zip(names, vectors.isfinite().all(dim=-1).tolist(), strict=True):
-            if not finite:
-                dtype = str(self.dtype).removeprefix("torch.")
-                raise UserError(
-                    f"{self.ref}: the embedding of text {name[:8]} in {dtype} is not finite; its "
-                    "activations overflow, or its weights are damaged: try --dtype float32"
-                )
 
     def _read(self) -> dict[str, Tensor]:
         if not self.path.is_file():

@@ -11,7 +11,6 @@ bound.
 """
 
 from collections import abc, deque
-from collections.abc import Callable, Collection, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,45 +20,17 @@ from torch import Tensor
 from llama import cuda_graphs
 from llama.cache import KVCache, PrefixAttention, Segment, StepAttention, bytes_per_token
 from llama.errors import UserError
+from llama.finite import NonFiniteLogits
+from llama.generation_config import DecodingStats, GenerationConfig, OnFinish
 from llama.model import Attend, Decoder
 from llama.prompt_lookup import MAX_DRAFT_TOKENS, Drafter
-from llama.sampling import Sampling, sample
 from llama.sequence import LogitsRequest, Output, Sequence, common_prefix_length, shared_length
+from llama.token_choice import choose_tokens
 
 PREFILL_CHUNK = 512  # prompt tokens computed in one forward pass
 VERIFIED_TOKENS = 24  # a forward pass over so many tokens costs little more than over one
 DRAFTED_TOKENS = 192  # in one forward pass: each needs the output head
 WORTH_COPYING = 16  # tokens a prompt must share with another slot before it waits for them
-
-# Returns the token ids allowed next, given a sequence's new tokens; None allows every token. A
-# single allowed token needs no forward pass.
-AllowedTokensFn = Callable[[list[int]], Collection[int] | None]
-OnFinish = Callable[[int, Output], None]
-OnToken = Callable[[int, int], None]
-
-
-@dataclass
-class DecodingStats:
-    """Counts of one or more `generate` calls; `prefill_tokens` are the prompt tokens computed."""
-
-    prompt_tokens: int = 0
-    prefill_tokens: int = 0
-    new_tokens: int = 0
-    forward_passes: int = 0
-
-
-@dataclass(frozen=True)
-class GenerationConfig:
-    """Settings that all sequences of one `generate` call share. `cache_bytes` bounds the cache."""
-
-    max_new_tokens: int
-    stop_ids: Set[int]
-    batch_size: int
-    sampling: Sampling
-    allowed_tokens_fn: AllowedTokensFn | None = None
-    cache_bytes: int | None = None
-    cache_dtype: torch.dtype | None = None
-    on_token: OnToken | None = None
 
 
 @dataclass
@@ -193,10 +164,8 @@ class Engine:
         coming = deque(token_ids)
         while coming:
             token = coming.popleft()
-            sequence.tokens.append(token)
+            sequence.append(token)
             self.stats.new_tokens += 1
-            if sequence.drafter:
-                sequence.drafter.append(token)
             if self.generation_config.on_token:
                 self.generation_config.on_token(sequence.index, token)
             stopped = token in self.generation_config.stop_ids
@@ -215,13 +184,8 @@ class Engine:
 
     def _forced_tokens(self, sequence: Sequence) -> list[int]:
         """The next token, if only one is allowed; else none."""
-        allowed = self._allowed_tokens(sequence)
+        allowed = self.generation_config.allowed_tokens(sequence.new_tokens)
         return allowed if allowed is not None and len(allowed) == 1 else []
-
-    def _allowed_tokens(self, sequence: Sequence) -> list[int] | None:
-        function = self.generation_config.allowed_tokens_fn
-        allowed = function(sequence.new_tokens) if function else None
-        return None if allowed is None else list(allowed)
 
     def _preempt_half(self) -> None:
         """Out of memory: go on with half the slots.
@@ -315,7 +279,7 @@ class Engine:
         Those with a streak of right drafts always draft; the others do if they are few.
         """
         sampling = self.generation_config.sampling
-        if sampling.temperature > 0 or self.generation_config.allowed_tokens_fn:
+        if not sampling.is_greedy or self.generation_config.allowed_tokens_fn:
             return {}
         decoding = [sequence for sequence in running if sequence.num_uncached_tokens == 1]
         if not decoding:
@@ -338,39 +302,36 @@ class Engine:
     ) -> list[tuple[Sequence, list[int]]]:
         """The new tokens of each sequence, from logits [positions, V] of all of them.
 
-        One token, and before it as much of the draft as greedy decoding would have chosen.
+        One token, and before it as much of the draft as greedy decoding would have chosen. Raises
+        NonFiniteLogits for the first sequence whose token cannot be told.
         """
         owners: list[Sequence] = []
         for request in requests:
             owners += [request.sequence] * request.num_positions
-        chosen = self._choose(logits, owners)
+        chosen = choose_tokens(logits, owners, self.generation_config)
         accepted, begin = [], 0
         for request in requests:
-            greedy = chosen[begin : begin + request.num_positions]
+            own = chosen[begin : begin + request.num_positions]
+            greedy = [choice.token_id for choice in own]
             right = shared_length(request.draft, greedy, len(request.draft))
+            for place, choice in enumerate(own[: right + 1]):
+                if not choice.finite:
+                    raise self._non_finite(request, place)
             # What is stored of a refused draft is overwritten by the next step.
             request.sequence.num_cached_tokens += right
             accepted.append((request.sequence, greedy[: right + 1]))
             begin += request.num_positions
         return accepted
 
+    def _non_finite(self, request: LogitsRequest, place: int) -> NonFiniteLogits:
+        """The error for the logits behind the first `place` tokens of a request's draft."""
+        sequence = request.sequence
+        token_ids = self.prefix + sequence.tokens + request.draft[:place]
+        step = sequence.num_new_tokens + place + 1
+        return NonFiniteLogits(sequence.index, token_ids, step)
+
     def _forward(self, token_ids: list[int], positions: Tensor, attend: Attend) -> Tensor:
         """Hidden states [N, E] of a flat list of N tokens."""
         self.stats.forward_passes += 1
         input_ids = torch.tensor([token_ids], device=self.model.device)
         return self.model(input_ids, positions[None], attend)[0]
-
-    def _choose(self, logits: Tensor, sequences: list[Sequence]) -> list[int]:
-        """The next token of each sequence from logits [sequences, V]."""
-        for place, sequence in enumerate(sequences):
-            allowed = self._allowed_tokens(sequence)
-            if allowed is not None:
-                scores = logits[place, allowed]
-                logits[place] = float("-inf")
-                logits[place, allowed] = scores
-        sampling = self.generation_config.sampling
-        if sampling.temperature == 0:
-            return logits.argmax(-1).tolist()
-        draws = [sequence.random.random() for sequence in sequences]
-        uniform = torch.tensor(draws, device=logits.device)
-        return sample(logits, uniform, sampling.temperature, sampling.top_p).tolist()

@@ -32,6 +32,23 @@ class Sequence:
     random: np.random.Generator
     num_cached_tokens: int = 0
     drafter: Drafter | None = None  # made at the first step that verifies drafts
+    draw: float | None = None  # the next token's random number, once it is drawn
+
+    def append(self, token: int) -> None:
+        """Add a new token."""
+        self.tokens.append(token)
+        self.draw = None
+        if self.drafter:
+            self.drafter.append(token)
+
+    def next_draw(self) -> float:
+        """The random number in [0, 1) of the next token.
+
+        A step that runs out of memory is repeated and gets the same one: a token has one draw.
+        """
+        if self.draw is None:
+            self.draw = self.random.random()
+        return self.draw
 
     @property
     def new_tokens(self) -> list[int]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from llama.atomic_files import flush_to_disk
 from llama.checkpoint_files import CHAT_TEMPLATE, read_chat_template, read_json
+from llama.finite import non_finite_error
 from llama.hub import TOKENIZER_FILES
 from llama.model import Decoder
 from llama.weights import WEIGHTS_FILE, load_model, stored_tensors
@@ -67,11 +68,17 @@ def load_tuned(model: str, adapter: Path | None, scale: float) -> Decoder:
 
 @torch.inference_mode()
 def probe_logits(model: Decoder, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
-    """The logits [positions, V] behind the last tokens of each prompt."""
+    """The logits [positions, V] behind the last tokens of each prompt.
+
+    UserError, with the first layer where that happens, if they are not finite.
+    """
     logits = []
-    for prompt in prompts:
+    for index, prompt in enumerate(prompts):
         hidden_states = model(torch.tensor([list(prompt)]))  # [1, T, E]
-        logits.append(model.logits(hidden_states[0, -PROBED_POSITIONS:]))
+        own = model.logits(hidden_states[0, -PROBED_POSITIONS:])
+        if not own.isfinite().all():
+            raise non_finite_error(model, prompt, f"prompt {index + 1} of the check", "the logits")
+        logits.append(own)
     return logits
 
 

@@ -9,10 +9,9 @@ import torch
 
 from data.few_shot import FewShotSampler
 from data.gsm8k import GSM8K
-from llama import cache, engine, generate, load_model, load_tokenizer, prompt_lookup, sampling
+from llama import cache, engine, generate, load_model, load_tokenizer, prompt_lookup
 from llama.cache import bytes_per_token
 from llama.engine import DecodingStats
-from llama.sampling import sample
 from llama.sequence import common_prefix_length
 from tests.tiny import save_transformers_model, tiny_transformers_model
 
@@ -310,19 +309,6 @@ def test_samples_depend_on_seed_and_index_only(models):
     assert twice[0] != twice[1], "equal prompts draw from different generators"
 
 
-def test_sample_follows_the_nucleus_distribution():
-    probabilities = torch.tensor([0.05, 0.5, 0.3, 0.15])
-    draws = torch.linspace(0, 1, 10001)[:-1]
-    logits = probabilities.log().expand(len(draws), -1)
-    counts = torch.bincount(sample(logits, draws, 1.0, 1.0), minlength=4) / len(draws)
-    assert torch.allclose(counts, probabilities, atol=2e-3)
-    # 0.5 + 0.3 reaches 0.75: the rest is out, and what is left is renormalised
-    counts = torch.bincount(sample(logits, draws, 1.0, 0.75), minlength=4) / len(draws)
-    assert torch.allclose(counts, torch.tensor([0, 0.625, 0.375, 0]), atol=2e-3)
-    cold = torch.bincount(sample(logits, draws, 0.5, 1.0), minlength=4) / len(draws)
-    assert torch.allclose(cold, probabilities**2 / (probabilities**2).sum(), atol=2e-3)
-
-
 @pytest.mark.parametrize(
     ("prompts", "length"),
     [
@@ -335,19 +321,3 @@ def test_sample_follows_the_nucleus_distribution():
 )
 def test_common_prefix_leaves_each_prompt_a_token(prompts, length):
     assert common_prefix_length(prompts) == length
-
-
-def test_a_nucleus_within_the_likeliest_tokens_needs_no_sorted_vocabulary(monkeypatch):
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(200, 500, generator=generator) * torch.linspace(0.1, 6, 200)[:, None]
-    draws = torch.rand(200, generator=generator)
-    drawn = {}
-    for head in (20, 500):
-        monkeypatch.setattr(sampling, "SORTED_HEAD", head)
-        drawn[head] = [
-            sample(row[None], draw[None], 0.7, 0.9).item()
-            for row, draw in zip(logits, draws, strict=True)
-        ]
-    assert drawn[20] == drawn[500]
-    reaching = (logits / 0.7).softmax(-1).topk(20).values.sum(-1) >= 0.9
-    assert 20 < reaching.sum() < 180, "some nuclei fit, some do not"
