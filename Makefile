@@ -58,7 +58,7 @@ lowest: .venv-lowest/installed
 
 .venv-lowest/installed: setup.cfg
 	$(PYTHON3) -m venv .venv-lowest
-	sed -n 's/^ *\([A-Za-z-]*\)>=\([0-9.]*\)$$/\1==\2/p' setup.cfg > .venv-lowest/versions.txt
+	sed -n 's/^ *\([A-Za-z0-9-]*\)>=\([0-9.]*\)$$/\1==\2/p' setup.cfg > .venv-lowest/versions.txt
 	$(if $(TORCH),sed -i 's/^torch==.*/torch==$(TORCH)/' .venv-lowest/versions.txt)
 	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/versions.txt --editable '.[demo,plots,test]'
 	touch $@

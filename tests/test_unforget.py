@@ -43,6 +43,21 @@ def test_every_package_is_installed():
     assert listed("options", "packages") == folders
 
 
+def test_a_package_has_one_lower_bound():
+    """`make lowest` installs every bound at once; two for one package cannot be met."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    requirements = [
+        config["options"]["install_requires"],
+        *config["options.extras_require"].values(),
+    ]
+    bounds: dict[str, set[str]] = {}
+    for line in "\n".join(requirements).split():
+        name, _, bound = line.partition(">=")
+        bounds.setdefault(name, set()).add(bound)
+    assert {name: found for name, found in bounds.items() if len(found) > 1} == {}
+
+
 def test_help_lists_the_commands(capsys):
     assert unforget.main(["--help"]) == 0
     printed = capsys.readouterr().out
