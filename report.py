@@ -24,6 +24,7 @@ from common import cli
 from common.command_line import parse_settings
 from common.errors import UserError
 from common.options import Scope, option, positive_int
+from common.version import describe_version
 from reporting import plot_style, plots
 from reporting.cautions import find_cautions
 from reporting.comparison import compare_runs
@@ -132,7 +133,7 @@ def write_report(runs: list[Run], settings: ReportSettings) -> None:
     cautions, conclusions = find_cautions(runs), conclude(runs, comparisons)
     conclusion = list(map(str, conclusions))
     output = settings.output or settings.runs[0] / "report"
-    made = f"{datetime.now():%Y-%m-%d %H:%M}"
+    made = f"{datetime.now():%Y-%m-%d %H:%M}, {describe_version()}"
     pictures = draw(runs, output)
     markdown = markdown_report(tables, conclusion, cautions, made)
     write(settings.markdown or output / "report.md", markdown.encode())

@@ -16,6 +16,7 @@ from common.errors import UserError
 from common.options import Settings, may_change, options, recorded_defaults
 from common.ranks import world_size
 from common.run_folder import free_run, other_run, prepare_run
+from common.version import code_version
 from data.checked import checked
 from data.records import read_json
 from llama.decoding import DecodingStats
@@ -195,12 +196,13 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions and hardware, for the summaries."""
+    """Versions, this project's first, and hardware, for the summaries."""
     device_name = platform.processor() or platform.machine()
     if device.type == "cuda":
         device_name = torch.cuda.get_device_name(device)
     libraries = {name: version(name) for name in ("tokenizers", "safetensors", "numpy")}
     return {
+        **code_version(),
         "device": str(device),
         "device_name": device_name,
         "threads": torch.get_num_threads(),

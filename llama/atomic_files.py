@@ -21,7 +21,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.partial")
     try:
         with named_write_errors(path):
-            yield partial
+            with usual_permissions(partial):
+                yield partial
             flush_to_disk(partial)
             os.replace(partial, path)
             flush_to_disk(path.parent)
@@ -42,9 +43,23 @@ def named_write_errors(path: Path) -> Iterator[None]:
         ) from None
 
 
+@contextmanager
+def usual_permissions(path: Path) -> Iterator[None]:
+    """Let a file that is written in the block have the permissions of any new file.
+
+    safetensors gives its files to the owner alone, so that no colleague could read a model.
+    """
+    path.touch()
+    permissions = path.stat().st_mode
+    yield
+    path.chmod(permissions)
+
+
 def flush_to_disk(path: Path) -> None:
     """Wait until a file, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
+        return  # Windows opens no folders
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows: to write
     try:
         os.fsync(descriptor)
     finally:

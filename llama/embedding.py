@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from llama.atomic_files import usual_permissions
 from llama.batching import batches_by_length, pad
 from llama.checkpoint_files import locate, read_json
 from llama.decoding import check_prompts
@@ -141,7 +142,8 @@ class Embedder:
         names = torch.tensor([list(bytes.fromhex(name)) for name in known], dtype=torch.uint8)
         partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.partial")
         tensors = {"sha256": names, "embeddings": torch.stack(list(known.values()))}
-        save_file(tensors, partial, metadata={"key": self.key})
+        with usual_permissions(partial):
+            save_file(tensors, partial, metadata={"key": self.key})
         os.replace(partial, self.path)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from safetensors.numpy import save_file
 
+from llama.atomic_files import usual_permissions
 from llama.checkpoint_files import CHAT_TEMPLATE, read_chat_template, read_json
 from llama.config import ModelConfig
 from llama.errors import UserError
@@ -90,4 +91,5 @@ def convert(gguf_path: Path, folder: Path) -> None:
     if template is not None:
         (folder / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
     tensors = dict(read_tensors(read_header(gguf_path)))
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with usual_permissions(folder / "model.safetensors"):
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llama import gguf, gguf_model
+from llama.atomic_files import usual_permissions
 from llama.config import ModelConfig
 from llama.errors import UserError
 from llama.hub import resolve
@@ -292,4 +293,5 @@ def save_model(model: Decoder, folder: str | Path) -> None:
     config = json.dumps(model.config.to_dict(), indent=2) + "\n"
     (folder / "config.json").write_text(config, encoding="utf-8")
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.named_parameters()}
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    with usual_permissions(folder / WEIGHTS_FILE):
+        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})

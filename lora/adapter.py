@@ -51,8 +51,12 @@ IMPLEMENTED = {
 MATCHING_SECONDS = 5  # what a regular expression may take; PEFT's own take milliseconds
 # A regular expression can backtrack for ever: a process of its own can be stopped.
 MATCH = """
-import json, re, resource, sys
-resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+import json, re, sys
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+except ImportError:  # Windows: the time is bounded, the memory is not
+    pass
 pattern, names = json.load(sys.stdin)
 try:
     matched = [name for name in names if re.fullmatch(pattern, name)]

@@ -10,7 +10,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llama.atomic_files import flush_to_disk, named_write_errors, remove_folder
+from llama.atomic_files import (
+    flush_to_disk,
+    named_write_errors,
+    remove_folder,
+    usual_permissions,
+)
 from llama.errors import UserError
 from llama.json_files import read_json_object
 
@@ -32,7 +37,8 @@ def save_checkpoint(
         with named_write_errors(target):
             partial.mkdir(parents=True)
             contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-            save_file(contiguous, partial / TENSORS)
+            with usual_permissions(partial / TENSORS):
+                save_file(contiguous, partial / TENSORS)
             (partial / VALUES).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
             for name in (TENSORS, VALUES, "."):
                 flush_to_disk(partial / name)

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llama.atomic_files import flush_to_disk
+from llama.atomic_files import flush_to_disk, usual_permissions
 from llama.checkpoint_files import CHAT_TEMPLATE, read_chat_template, read_json
 from llama.finite import non_finite_error
 from llama.hub import TOKENIZER_FILES
@@ -120,7 +120,8 @@ def write_checkpoint(model: Decoder, base: Path, folder: Path, dtype: str) -> No
     tensors = {}
     for name, parameter in model.named_parameters():  # tied weights once
         tensors[name] = parameter.detach().to(DTYPES[dtype]).contiguous()
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    with usual_permissions(folder / WEIGHTS_FILE):
+        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     _write_json(folder / CONFIG_FILE, _config(model, base, "lm_head.weight" not in tensors, dtype))
     for name in TOKENIZER_FILES:
         if base.is_dir():
@@ -133,9 +134,6 @@ def write_checkpoint(model: Decoder, base: Path, folder: Path, dtype: str) -> No
     template = read_chat_template(base)
     if template is not None:
         (folder / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
-    shutil.copymode(
-        folder / CONFIG_FILE, folder / WEIGHTS_FILE
-    )  # safetensors' is the owner's alone
     for path in (*folder.iterdir(), folder):
         flush_to_disk(path)
 

@@ -90,7 +90,7 @@ class PageContent:
     pictures: Sequence[Picture]
     conclusions: Sequence[Conclusion]
     cautions: Sequence[str]
-    made: str  # when
+    made: str  # when, and by which version
 
 
 def render_page(content: PageContent) -> str:

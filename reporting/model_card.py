@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.version import describe_version
 from data.records import read_json
 from data.registry import TASKS
 from data.task import Measure, Task
@@ -70,7 +71,7 @@ def _made_from(source: Source) -> Iterator[str]:
         scale = "" if source.scale == 1 else f" at scale {source.scale:g}"
         yield f"A LoRA adapter (fingerprint {source.adapter}){scale} is merged into its weights."
     yield source.check
-    yield "Made with Unforget."
+    yield f"Made with {describe_version()}."
 
 
 def _settings_table(training: Mapping[str, Any]) -> Iterator[str]:

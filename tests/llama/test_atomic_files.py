@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from llama.atomic_files import atomic_write, remove_folder
+from lora.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).parents[2]
 # The kernel refuses to write more than 20 kB to a file, as a full disk would.
@@ -71,3 +74,14 @@ def test_a_folder_is_gone_under_its_name_before_its_files_are(tmp_path, monkeypa
     remove_folder(folder)
     remove_folder(folder)  # nothing there: nothing to do
     assert os.listdir(tmp_path) == []
+
+
+def test_weights_may_be_read_by_whoever_may_read_other_new_files(tmp_path):
+    """safetensors gives its files to the owner alone (0600)."""
+    (tmp_path / "other").write_text("")
+    usual = (tmp_path / "other").stat().st_mode
+    with atomic_write(tmp_path / "weights") as path:
+        save_file({"w": torch.ones(2)}, path)
+    assert (tmp_path / "weights").stat().st_mode == usual
+    checkpoint = save_checkpoint(tmp_path / "checkpoints", 1, {"w": torch.ones(2)}, {})
+    assert {path.stat().st_mode for path in checkpoint.iterdir()} == {usual}
