@@ -27,6 +27,7 @@ from common.defaults import DEFAULT_MODEL, DTYPES
 from common.devices import resolve_device, resolve_dtype
 from common.errors import UserError
 from common.options import Scope, non_negative_float, option, positive_int, probability, seed
+from common.tuned_model import ADAPTER, chosen_adapter, is_choice
 from data.prompts import Message
 from data.records import read_json
 from llama.decoding import generate
@@ -59,7 +60,11 @@ class ChatSettings:
         scope=CALL,
     )
     adapter: Path | None = option(
-        None, "a LoRA adapter (RUN/adapter)", parse=Path, metavar="DIR", scope=CALL
+        None,
+        "a LoRA adapter, or RUN's own: the last one, or the best by validation loss (last)",
+        parse=Path,
+        metavar="DIR|best|last",
+        scope=CALL,
     )
     adapter_scale: float = option(
         1.0, "1 as trained (%(default)s)", parse=non_negative_float, metavar="X", scope=CALL
@@ -193,7 +198,9 @@ class ChatSession:
 
 def load_session(settings: ChatSettings) -> ChatSession:
     """The model with its adapter, not merged, and the tokenizer."""
-    adapter = settings.adapter or settings.run / "adapter"
+    adapter = settings.adapter or settings.run / ADAPTER
+    if is_choice(adapter):
+        adapter = chosen_adapter(settings.run, adapter)
     if not adapter.is_dir():
         raise UserError(
             f"{adapter}: no adapter there; train one with train.py --run {settings.run}, or name "

@@ -68,7 +68,11 @@ class ExportSettings:
         metavar="DIR",
     )
     adapter: Path | None = option(
-        None, "an adapter in PEFT's format instead of RUN/adapter", parse=Path, metavar="DIR"
+        None,
+        "an adapter in PEFT's format, or RUN's own: the last one, or the best by validation loss "
+        "(last)",
+        parse=Path,
+        metavar="DIR|best|last",
     )
     adapter_scale: float = option(
         1.0, "0 is the base model, 1 as trained (1)", parse=non_negative_float, metavar="X"

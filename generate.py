@@ -32,6 +32,7 @@ from common.distributed import device_of_rank, inference_group, rank_zero_first
 from common.errors import UserError
 from common.ranks import rank, world_size
 from common.self_instruct_job import SelfInstructJob
+from common.tuned_model import ADAPTER, chosen_adapter, is_choice, written_fingerprint
 from data.records import Record, read_json
 from data.self_instruct import SelfInstruct
 from data.task import Task
@@ -52,10 +53,12 @@ def find_adapter(settings: AnsweringSettings) -> Path | None:
     UserError if RUN's own is not finished, --adapter names no folder, or --adapter-scale has
     nothing to scale.
     """
-    adapter, training = settings.run / "adapter", settings.run / "train.summary.json"
-    if settings.adapter and not settings.adapter.is_dir():
-        raise UserError(f"--adapter {settings.adapter}: no such folder")
+    adapter, training = settings.run / ADAPTER, settings.run / "train.summary.json"
     chosen = settings.adapter
+    if chosen is not None and is_choice(chosen):
+        chosen = chosen_adapter(settings.run, chosen)
+    if chosen is not None and not chosen.is_dir():
+        raise UserError(f"--adapter {settings.adapter}: no such folder")
     if chosen is None and not settings.no_adapter:
         if training.exists() and not read_json(training).get("finished"):
             raise UserError(
@@ -73,13 +76,13 @@ def check_base(settings: AnsweringSettings, adapter: Path, fingerprint: str) -> 
     """See to it that the adapter is what its training wrote, and its base the model at hand.
 
     What the training was is known from the train.summary.json beside the adapter, if there is one.
-    UserError for RUN's own adapter; one that --adapter names is answered with all the same, and the
-    difference printed.
+    UserError for RUN's own adapters; one of another folder, which --adapter names, is answered with
+    all the same, and the difference printed.
     """
     path = adapter.parent / "train.summary.json"
     training = read_json(path) if path.is_file() else {}
     found = adapter_fingerprint(adapter)
-    wrote = training.get("adapter_fingerprint", found)
+    wrote = written_fingerprint(training, adapter) or found
     recorded = training.get("settings") or {}
     trained_on = recorded.get("model_fingerprint", fingerprint)
     problem = ""
@@ -90,7 +93,7 @@ def check_base(settings: AnsweringSettings, adapter: Path, fingerprint: str) -> 
             f"{adapter} was trained on {recorded.get('model')} with the fingerprint {trained_on}, "
             f"but {settings.model} has {fingerprint}"
         )
-    if problem and settings.adapter is None:
+    if problem and (settings.adapter is None or is_choice(settings.adapter)):
         raise UserError(f"{problem}; --adapter {adapter} answers with it all the same")
     if problem and rank() == 0:
         print(f"Note: {problem}", flush=True)

@@ -1,6 +1,7 @@
 """Fine-tune a chat model on GSM8K with LoRA: python train.py
 
-Writes RUN/adapter/ (PEFT's format), RUN/train.jsonl (a line a step) and RUN/train.summary.json.
+Writes RUN/adapter/ (PEFT's format), RUN/train.jsonl (a line a step) and RUN/train.summary.json;
+RUN/adapter-best/ is the adapter with the lowest validation loss.
 After an interruption the same command goes on from the newest checkpoint in RUN/checkpoints/.
 --dry-run says what would be trained, in how many steps and how much memory.
 
@@ -35,6 +36,7 @@ from common.training_data import (
     refuse_test_prompts,
 )
 from common.training_settings import TrainingSettings
+from common.tuned_model import ADAPTER, BEST_ADAPTER
 from data.examples import Example, describe_example
 from data.records import Record, write_json
 from llama.atomic_files import remove_folder
@@ -120,7 +122,7 @@ def train_on(device: torch.device, settings: TrainingSettings) -> None:
         )
     if rank() == 0:
         result = loop.summary(len(data.training)) | {"held_out": sorted(data.held_out)}
-        finish_run(settings, model, record, result, device)
+        finish_run(settings, loop, record, result, device)
 
 
 def resolve_defaults(settings: TrainingSettings, data: TrainingData) -> TrainingSettings:
@@ -238,7 +240,8 @@ def begin_run(run: Path, record: Record, is_new: bool) -> None:
     if rank() == 0:
         if is_new:  # before the summary vouches for what is there
             remove_folder(run / "checkpoints")
-            for path in set_aside(run / "train.jsonl", run / "adapter", run / "train.summary.json"):
+            names = ("train.jsonl", ADAPTER, BEST_ADAPTER, "train.summary.json")
+            for path in set_aside(*(run / name for name in names)):
                 print(f"--no-resume: what an earlier call made is kept as {path}")
         summary = {"task": "train", "finished": False, "settings": record}
         write_json(run / "train.summary.json", summary)
@@ -246,20 +249,31 @@ def begin_run(run: Path, record: Record, is_new: bool) -> None:
 
 
 def finish_run(
-    settings: TrainingSettings, model: Decoder, record: Record, result: Record, device: torch.device
+    settings: TrainingSettings,
+    loop: TrainingLoop,
+    record: Record,
+    result: Record,
+    device: torch.device,
 ) -> None:
-    adapter = settings.run / "adapter"
-    save_adapter(model, adapter, base_model=name_for_others(settings.model))
+    adapter, base = settings.run / ADAPTER, name_for_others(settings.model)
+    best = loop.save_best(settings.run / BEST_ADAPTER, base)
+    save_adapter(loop.trainer.model, adapter, base)
     summary = {
         "task": "train",
         "finished": True,
         "settings": record,
         **result,
         "adapter_fingerprint": adapter_fingerprint(adapter),
+        **best,
         "environment": runs.environment(device),
     }
     write_json(settings.run / "train.summary.json", summary)
     print(f"{adapter}: {describe(summary)}")
+    if best and best["best_adapter_fingerprint"] != summary["adapter_fingerprint"]:
+        print(
+            f"{settings.run / BEST_ADAPTER}: the lowest validation loss, of step "
+            f"{best['best_step']}; generate.py --adapter best answers with it"
+        )
 
 
 def describe_plan(

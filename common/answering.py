@@ -81,9 +81,10 @@ class AnsweringSettings(CacheSettings, SelfInstructSettings, PromptSettings, Run
     )
     adapter: Path | None = option(
         None,
-        "a LoRA adapter in PEFT's format (RUN/adapter)",
+        "a LoRA adapter in PEFT's format, or RUN's own: the last one, or the best by validation "
+        "loss (last)",
         parse=Path,
-        metavar="DIR",
+        metavar="DIR|best|last",
         group=ADAPTER,
         exclusive="adapter",
     )

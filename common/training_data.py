@@ -16,6 +16,7 @@ from common.errors import UserError
 from common.ranks import rank
 from common.shots import make_selector, report_near_duplicates
 from common.training_settings import TrainingSettings
+from common.tuned_model import written_fingerprint
 from data.chats import is_chat_file, load_chats, opening_question
 from data.examples import (
     Example,
@@ -222,7 +223,7 @@ def held_out_by(adapter: Path) -> set[str]:
         return set()
     summary = read_json(summary_path)
     held_out = summary.get("held_out")
-    same = summary.get("adapter_fingerprint") == adapter_fingerprint(adapter)
+    same = written_fingerprint(summary, adapter) == adapter_fingerprint(adapter)
     return set(map(str, held_out)) if same and isinstance(held_out, list) else set()
 
 

@@ -2,6 +2,7 @@
 needs.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from data.records import read_json
 from llama.json_files import read_json_object
 from lora import adapter_fingerprint
 from lora.adapter import CONFIG_FILE
+
+ADAPTER, BEST_ADAPTER = "adapter", "adapter-best"  # the folders that train.py leaves in a run
+CHOICES = {"last": ADAPTER, "best": BEST_ADAPTER}  # as --adapter names them
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,21 @@ class Tuned:
 def find_tuned(run: Path | None, adapter: Path | None, model: str | None) -> Tuned:
     """The model that these options name: RUN/adapter unless `adapter` is given, and its base.
 
-    UserError for a run without a finished training, an adapter that is not the one that the
-    training wrote, and a base model that cannot be told.
+    `adapter` may be "best" or "last", one of the run's own. UserError for a run without a finished
+    training, an adapter that is not the one that the training wrote, and a base model that cannot
+    be told.
     """
     training: dict[str, Any] = {}
-    if run is not None and adapter is None:
-        training = read_training(run)
-        adapter = run / "adapter"
+    if adapter is not None and is_choice(adapter):
+        if run is None:
+            raise UserError(
+                f"--adapter {adapter} is one of a run: give --run; a folder is ./{adapter}"
+            )
+        adapter = chosen_adapter(run, adapter)
+        training = read_training(run, adapter)
+    elif run is not None and adapter is None:
+        adapter = run / ADAPTER
+        training = read_training(run, adapter)
     base = model or training.get("model")
     if base is None and adapter is not None:
         base = read_json_object(adapter / CONFIG_FILE).get("base_model_name_or_path")
@@ -50,20 +62,49 @@ def find_tuned(run: Path | None, adapter: Path | None, model: str | None) -> Tun
     return Tuned(base, adapter, run, training)
 
 
-def read_training(run: Path) -> dict[str, Any]:
-    """The settings of the run's training. UserError unless it is finished and its adapter whole."""
+def is_choice(adapter: Path) -> bool:
+    """Tell if --adapter says "best" or "last" and no folder."""
+    return str(adapter) in CHOICES
+
+
+def chosen_adapter(run: Path, choice: Path) -> Path:
+    """The folder of the run's best or last adapter.
+
+    UserError if its training is not finished, or kept no best one.
+    """
+    summary = _finished_training(run)
+    if str(choice) == "best" and not summary.get("best_adapter_fingerprint"):
+        raise UserError(
+            f"{run} has no best adapter: it was trained without validation, or by a version that "
+            "kept none; --adapter last is the one there is"
+        )
+    return run / CHOICES[str(choice)]
+
+
+def written_fingerprint(training: Mapping[str, Any], adapter: Path) -> Any:
+    """The fingerprint of an adapter folder as its training wrote it; None if it does not say."""
+    is_best = adapter.name == BEST_ADAPTER
+    return training.get("best_adapter_fingerprint" if is_best else "adapter_fingerprint")
+
+
+def _finished_training(run: Path) -> dict[str, Any]:
+    """The summary of the run's training. UserError unless it is finished."""
     path = run / "train.summary.json"
     if not path.is_file():
         raise UserError(f"{path}: no such file; was this run trained? --model names a base alone")
     summary = read_json(path)
-    settings = summary.get("settings")
-    if not summary.get("finished") or not isinstance(settings, dict):
+    if not summary.get("finished") or not isinstance(summary.get("settings"), dict):
         raise UserError(f"{path}: this training is not finished; finish it with train.py")
-    expected = summary.get("adapter_fingerprint")
-    found = adapter_fingerprint(run / "adapter")
+    return summary
+
+
+def read_training(run: Path, adapter: Path) -> dict[str, Any]:
+    """The settings of the run's training. UserError unless it is finished and `adapter` whole."""
+    summary = _finished_training(run)
+    expected, found = written_fingerprint(summary, adapter), adapter_fingerprint(adapter)
     if found != expected:
         raise UserError(
-            f"{run / 'adapter'} has the fingerprint {found}, its training wrote {expected}: it is "
+            f"{adapter} has the fingerprint {found}, its training wrote {expected}: it is "
             "damaged or another one; train again, or name it with --adapter"
         )
-    return settings
+    return dict(summary["settings"])

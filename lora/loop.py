@@ -18,7 +18,8 @@ from data.records import (
     repair_jsonl,
     rewrite_records,
 )
-from lora.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from lora.adapter import adapter_fingerprint, save_adapter
+from lora.checkpoint import best_checkpoint, checkpoints, load_checkpoint, save_checkpoint
 from lora.kl_anchor import measure_divergence
 from lora.trainer import StepResult, Trainer, training_batches
 
@@ -119,6 +120,20 @@ class TrainingLoop:
     def _record(self, record: Record) -> None:
         append_record(self.file, record)
         self.records.append(record)
+
+    def save_best(self, folder: Path, base_model: str | None) -> Record:
+        """Write the adapter of the checkpoint with the lowest validation loss, if there is one.
+
+        Returns what the summary says of it, and leaves the model as it is.
+        """
+        best = best_checkpoint(self.run_folder / "checkpoints")
+        if best is None:
+            return {}
+        tensors, values = load_checkpoint(best)
+        with self.trainer.parameters_of(tensors):
+            save_adapter(self.trainer.model, folder, base_model)
+        fingerprint = adapter_fingerprint(folder)
+        return {"best_step": values["completed_steps"], "best_adapter_fingerprint": fingerprint}
 
     def summary(self, examples: int) -> Record:
         """The result part of the summary; `examples` is how many there were to train on."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -231,17 +232,7 @@ class Trainer:
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Go on from what `state` returned. UserError if it belongs to other LoRA layers."""
-        by_parameter: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
-            number, _, name = key.partition(".")
-            by_parameter.setdefault(int(number), {})[name] = tensor
-        shapes = [tuple(by_parameter[i]["parameter"].shape) for i in range(len(by_parameter))]
-        expected = [tuple(parameter.shape) for parameter in self.parameters]
-        if shapes != expected:
-            raise UserError(
-                f"the checkpoint holds {len(shapes)} LoRA matrices of other shapes than the "
-                f"{len(expected)} here"
-            )
+        by_parameter = self._by_parameter(tensors)
         for index, parameter in enumerate(self.parameters):
             state = by_parameter[index]
             parameter.data.copy_(state.pop("parameter"))
@@ -254,3 +245,34 @@ class Trainer:
         self.skipped_steps = values["skipped_steps"]
         if values["scaler"]:
             self.scaler.load_state_dict(values["scaler"])
+
+    @contextmanager
+    def parameters_of(self, tensors: dict[str, Tensor]) -> Iterator[None]:
+        """Within the block the LoRA matrices are those of a state that `state` returned.
+
+        UserError if it belongs to other LoRA layers.
+        """
+        earlier = self._by_parameter(tensors)
+        now = [parameter.detach().clone() for parameter in self.parameters]
+        try:
+            for index, parameter in enumerate(self.parameters):
+                parameter.data.copy_(earlier[index]["parameter"])
+            yield
+        finally:
+            for parameter, value in zip(self.parameters, now, strict=True):
+                parameter.data.copy_(value)
+
+    def _by_parameter(self, tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+        """The tensors of a state by the parameter's index and by name."""
+        by_parameter: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            number, _, name = key.partition(".")
+            by_parameter.setdefault(int(number), {})[name] = tensor
+        shapes = [tuple(by_parameter[i]["parameter"].shape) for i in range(len(by_parameter))]
+        expected = [tuple(parameter.shape) for parameter in self.parameters]
+        if shapes != expected:
+            raise UserError(
+                f"the checkpoint holds {len(shapes)} LoRA matrices of other shapes than the "
+                f"{len(expected)} here"
+            )
+        return by_parameter

@@ -130,7 +130,7 @@ def _adapter_cautions(run: Run) -> Iterator[str]:
         title = answers.task.title
         if adapter is None:
             yield f"{title} was answered by the base model, not with the adapter trained here."
-        elif trained not in (None, adapter):
+        elif trained is not None and not train.wrote(adapter):
             yield (
                 f"{title} was answered with adapter {adapter}, not with {trained}, the one trained "
                 "here."
@@ -141,7 +141,7 @@ def _prompt_differences(run: Run) -> Iterator[str]:
     """The settings in which the tuned model was asked otherwise than it was trained."""
     train = run.training
     for answers in run.answers.values():
-        trained_here = train and train.adapter_fingerprint == answers.settings.get("adapter")
+        trained_here = train and train.wrote(answers.settings.get("adapter"))
         if train is None or not trained_here or answers.task.shots_from is None:
             continue
         differences = prompt_differences(train, answers)

@@ -78,6 +78,7 @@ def read_training(folder: Path) -> Training | None:
         best_validation_loss=_optional(summary, "best_validation_loss", float, where),
         tokens_per_second=_optional(summary, "tokens_per_second", float, where),
         adapter_fingerprint=_optional(summary, "adapter_fingerprint", str, where),
+        best_adapter_fingerprint=_optional(summary, "best_adapter_fingerprint", str, where),
         **common,
     )
 

@@ -41,6 +41,12 @@ class Training(Part):
     best_validation_loss: float | None = None
     tokens_per_second: float | None = None
     adapter_fingerprint: str | None = None  # named as the answers' settings name theirs
+    best_adapter_fingerprint: str | None = None  # of the lowest validation loss
+
+    def wrote(self, adapter: str | None) -> bool:
+        """True if an adapter with this fingerprint was trained here."""
+        written = (self.adapter_fingerprint, self.best_adapter_fingerprint)
+        return adapter is not None and adapter in written
 
 
 @dataclass(frozen=True, slots=True)

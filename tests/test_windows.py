@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from common import runs
 from common.run_folder import prepare_run, release_runs
 from data.records import write_json
 from llama.atomic_files import atomic_write
@@ -60,8 +59,3 @@ def test_files_are_written_where_folders_cannot_be_opened(windows, tmp_path):
     saved = save_checkpoint(tmp_path / "run", 1, {"w": torch.ones(2)}, {"seconds": 1.0})
     assert load_checkpoint(saved)[1] == {"seconds": 1.0}
     assert (tmp_path / "run" / "b").read_text() == "b"
-
-
-def test_peak_memory_is_not_known_without_resource(windows, monkeypatch):
-    monkeypatch.setattr(Path, "exists", lambda path: False)  # no /proc either
-    assert runs.peak_memory_bytes(torch.device("cpu")) == 0
