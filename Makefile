@@ -5,7 +5,7 @@
 #             TORCH=2.13.0 for another torch than the lowest
 # make reproduce MODEL=...   every recipe, then the original's figures beside ours; LIMIT=N for fewer test questions,
 #             TRAIN_LIMIT=N for fewer to train on, JUDGE=refusal where there is no guard, EMBEDDER=... for similar shots,
-#             SEEDS=N for N trainings of each, SET="train.lr=1e-3 ..." for options that overrule the recipes
+#             UNTUNED=... for Safe LoRA, SEEDS=N for N trainings of each, SET="train.lr=1e-3 ..." for options that overrule the recipes
 # All set up .venv first, if it is not there yet.
 
 PYTHON3 ?= python3
@@ -38,7 +38,7 @@ demo: .venv/installed
 reproduce: .venv/installed
 	$(PYTHON) experiment.py recipes/*.yaml --model $(MODEL) --judge $(JUDGE) \
 		$(if $(LIMIT),--limit $(LIMIT)) $(if $(TRAIN_LIMIT),--train-limit $(TRAIN_LIMIT)) \
-		$(if $(EMBEDDER),--embedder $(EMBEDDER)) $(if $(SEEDS),--seeds $(SEEDS)) \
+		$(if $(EMBEDDER),--embedder $(EMBEDDER)) $(if $(UNTUNED),--untuned $(UNTUNED)) $(if $(SEEDS),--seeds $(SEEDS)) \
 		$(foreach setting,$(SET),--set $(setting))
 
 lint: .venv/installed

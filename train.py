@@ -55,6 +55,7 @@ from lora.loop import TrainingLoop
 from lora.malloc import keep_freed_memory
 from lora.memory_estimate import estimate_memory
 from lora.onednn import packed_weights
+from lora.safe_lora import check_same_shape, project_onto_alignment
 from lora.trainer import Trainer, TrainerOptions
 
 OUT_OF_MEMORY = (
@@ -82,7 +83,9 @@ def train_on(device: torch.device, settings: TrainingSettings) -> None:
         runs.prepare_run(settings.run)
     runs.refuse_overwriting(settings.data, settings.run / "train.jsonl")
     tokenizer = load_tokenizer(settings.model, date=settings.date)
-    config = ModelConfig.load(resolve(settings.model, allow_weights=False))
+    config = load_config(settings.model)
+    if settings.safe_lora is not None:
+        check_same_shape(config, load_config(settings.safe_lora))
     data = load_training_data(settings, tokenizer, device, dtype)
     settings = resolve_defaults(settings, data)
     record = training_record(settings, dtype, data)
@@ -120,9 +123,14 @@ def train_on(device: torch.device, settings: TrainingSettings) -> None:
             checkpoint_every=settings.checkpoint_every,
             keep_checkpoints=settings.keep_checkpoints,
         )
+    projection = project_update(settings, trainer, data)
     if rank() == 0:
-        result = loop.summary(len(data.training)) | {"held_out": sorted(data.held_out)}
+        result = loop.summary(len(data.training)) | {"held_out": sorted(data.held_out)} | projection
         finish_run(settings, loop, record, result, device)
+
+
+def load_config(model: str) -> ModelConfig:
+    return ModelConfig.load(resolve(model, allow_weights=False))
 
 
 def resolve_defaults(settings: TrainingSettings, data: TrainingData) -> TrainingSettings:
@@ -156,6 +164,8 @@ def training_record(settings: TrainingSettings, dtype: torch.dtype, data: Traini
         "training_examples_sha256": data.examples_sha256,
         "held_out_sha256": data.held_out_sha256,
     }
+    if settings.safe_lora is not None:
+        record["safe_lora_fingerprint"] = model_fingerprint(settings.safe_lora)
     if settings.dropout:  # each process draws its own masks
         record["processes"] = world_size()
     return record
@@ -234,6 +244,22 @@ def build_anchors(
     return answer(model, prompts, tokenizer.stop_ids)
 
 
+def project_update(settings: TrainingSettings, trainer: Trainer, data: TrainingData) -> Record:
+    """Apply --safe-lora to the trained layers; what the summary says of it, {} without the option.
+
+    `validation_loss` is that of the projected adapter, which is saved.
+    """
+    if settings.safe_lora is None:
+        return {}
+    model, threshold = trainer.model, settings.safe_lora_threshold
+    untuned = load_model(settings.safe_lora, dtype=model.dtype, device="cpu")
+    cosines = project_onto_alignment(model, untuned, threshold)
+    projected = [name for name, cosine in cosines.items() if cosine < threshold]
+    loss = trainer.validation_loss(data.validation) if data.validation else None
+    print(f"Safe LoRA: {len(projected)} of {len(cosines)} layers projected")
+    return {"safe_lora": {"projected": projected, "cosines": cosines, "validation_loss": loss}}
+
+
 def begin_run(run: Path, record: Record, is_new: bool) -> None:
     """Let rank 0 write the summary of an unfinished run, once all have read what was there."""
     distributed.barrier()
@@ -256,7 +282,9 @@ def finish_run(
     device: torch.device,
 ) -> None:
     adapter, base = settings.run / ADAPTER, name_for_others(settings.model)
-    best = loop.save_best(settings.run / BEST_ADAPTER, base)
+    best: Record = {}
+    if settings.safe_lora is None:  # validation losses are of adapters before the projection
+        best = loop.save_best(settings.run / BEST_ADAPTER, base)
     save_adapter(loop.trainer.model, adapter, base)
     summary = {
         "task": "train",

@@ -118,6 +118,21 @@ class TrainingSettings(PromptSettings, RunSettings):
         metavar="demo|ailuminate|FILE",
         group=KEEPING,
     )
+    safe_lora: str | None = option(
+        None,
+        "afterwards, project the update onto what alignment changed since this untuned base of the "
+        "same family, as in meta-llama/Llama-3.2-1B (Safe LoRA)",
+        metavar="MODEL",
+        group=KEEPING,
+    )
+    safe_lora_threshold: float = option(
+        0.5,
+        "project the layers whose update and its projection have a cosine below X (%(default)s)",
+        parse=positive_float,
+        metavar="X",
+        group=KEEPING,
+        when=lambda settings: settings.safe_lora is not None,
+    )
     lr: float = option(
         2e-4,
         "peak learning rate (%(default)s)",
@@ -207,6 +222,11 @@ class TrainingSettings(PromptSettings, RunSettings):
                 "--fsdp needs several processes: torchrun --nproc-per-node N -- train.py --fsdp ..."
             )
 
+        if self.fsdp and self.safe_lora is not None:
+            raise UserError(
+                "--safe-lora with --fsdp: the projection needs whole weights, not shards; train "
+                "without --fsdp"
+            )
         if self.system is not None and not self.system_header:
             raise UserError(
                 "--system with --no-system-header: the system prompt would be cut off again"

@@ -71,6 +71,9 @@ class ExperimentSettings:
     embedder: str | None = option(
         None, "of similar shots, instead of the recipe's", metavar="MODEL"
     )
+    untuned: str | None = option(
+        None, "untuned base of --model for Safe LoRA, instead of the recipe's", metavar="MODEL"
+    )
     device: str = option("auto", "cpu, cuda, cuda:1, ...; auto: see train.py (%(default)s)")
     dtype: str = option("auto", "see train.py (%(default)s)", choices=DTYPES, metavar="TYPE")
     dry_run: bool = option(False, "list the steps and write nothing", flag=True)

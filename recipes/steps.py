@@ -169,6 +169,8 @@ def training_steps(
         stage_run = run if last else run / f"stage-{number}"
         argv = ["--run", str(stage_run), *_machine(settings), *_amount(settings)]
         argv += ["--data", data, *to_argv(stage), *_embedder(settings)]
+        if "safe-lora" in stage and settings.untuned:
+            argv += ["--safe-lora", settings.untuned]
         if adapter:
             argv += ["--init-adapter", str(adapter)]
         name = f"training{of_round}" if last else f"training{of_round}, stage {number}"

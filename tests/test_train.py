@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import tokenizers
+import torch
 from safetensors.torch import load_file, save_file
 
 import train
@@ -16,6 +17,7 @@ from data.records import read_json, read_jsonl, write_json
 from llama import load_model
 from lora import adapter_fingerprint, load_adapter, lora_parameters
 from lora.checkpoint import best_checkpoint, checkpoints
+from lora.safe_lora import project_onto_alignment
 from lora.trainer import Trainer
 
 OPTIONS = [
@@ -529,3 +531,45 @@ def test_example_longer_than_the_context_is_named(tmp_path, chat_checkpoint, cal
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     assert call("--data", str(path), "--validation", "0") == 2
     assert "long-1: " in capsys.readouterr().err
+
+
+def untuned_base(chat_checkpoint, folder):
+    """The checkpoint as it might have been before it was aligned."""
+    shutil.copytree(chat_checkpoint, folder)
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    for number, name in enumerate(sorted(tensors)):
+        tensors[name] = tensors[name] * (0.5 + 0.01 * number)
+    save_file(tensors, weights, metadata={"format": "pt"})
+    return folder
+
+
+def test_safe_lora_projects_the_adapter_that_is_saved(call, chat_checkpoint, tmp_path, capsys):
+    untuned = untuned_base(chat_checkpoint, tmp_path / "untuned")
+    assert call(folder="plain") == 0
+    assert call("--safe-lora", str(untuned), "--safe-lora-threshold", "2") == 0
+    assert "Safe LoRA: 14 of 14 layers projected" in capsys.readouterr().out
+    summary = read_json(tmp_path / "run" / "train.summary.json")
+    assert len(summary["safe_lora"]["cosines"]) == len(summary["safe_lora"]["projected"]) == 14
+    assert summary["safe_lora"]["validation_loss"] != summary["last_validation_loss"]
+    assert not (tmp_path / "run" / "adapter-best").exists(), "losses are of those not projected"
+    model = load_model(chat_checkpoint)
+    load_adapter(model, tmp_path / "plain" / "adapter")
+    project_onto_alignment(model, load_model(untuned), 2.0)
+    expected = [parameter.clone() for parameter in lora_parameters(model)]
+    load_adapter(model, tmp_path / "run" / "adapter")
+    for found, wanted in zip(lora_parameters(model), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_a_projection_without_its_base_ends_with_status_2(call, chat_checkpoint, tmp_path, capsys):
+    assert call("--safe-lora", str(tmp_path / "nowhere")) == 2
+    assert "nowhere" in capsys.readouterr().err
+    other = shutil.copytree(chat_checkpoint, tmp_path / "other")
+    config = read_json(other / "config.json")
+    write_json(other / "config.json", config | {"intermediate_size": 99})
+    assert call("--safe-lora", str(other)) == 2
+    assert "intermediate_size is 99 in the untuned base" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "train.jsonl").exists(), "said before the training"
+    assert call("--safe-lora", str(chat_checkpoint)) == 2
+    assert "no alignment to project onto" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from recipes.settings import ExperimentSettings
 from recipes.steps import plan, trainings
 
 OPTIONS = {
-    "train": {"seed"},
+    "train": {"seed", "safe-lora"},
     "self-instruct": {"mode"},
     **{task: {"shots"} for task in TASKS},
 }
@@ -79,3 +79,13 @@ def test_one_round_is_as_before(planned):
     [steps] = planned(RECIPE.replace(", rounds: 2", ""))
     names = [step.name for step in steps]
     assert names[:3] == ["self-instruct", "training, stage 1", "training"]
+
+
+def test_safe_lora_takes_the_untuned_base_of_the_model_at_hand(planned):
+    text = "title: row\ntrain: [{seed: 1}, {seed: 2, safe-lora: its/own}]\ngsm8k:\n"
+    for untuned, last in ((None, "--safe-lora=its/own"), ("other/base", "other/base")):
+        [steps] = planned(text, untuned=untuned)
+        first, second = [step.argv for step in steps if step.script == "train"]
+        assert not any(word.startswith("--safe-lora") for word in first)
+        assert last in second
+        assert untuned is None or second.index(last) > second.index("--safe-lora=its/own")
