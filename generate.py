@@ -5,6 +5,10 @@ Writes RUN/TASK.jsonl, a line an answer, and RUN/TASK.summary.json for each task
 train.py left one there, is used. An interrupted call goes on where it stopped.
 Under torchrun the work is shared out: torchrun --nproc-per-node 4 -- generate.py --shots 3
 
+--samples K      of a task with a score, with a --temperature: K answers a question, which vote.
+                 RUN/TASK-samples.jsonl holds them (ids ID#0, ID#1, ...), its summary maj@K and
+                 pass@k; the single answers in RUN/TASK.jsonl stay as they are
+
 --task self-instruct answers training questions instead and writes RUN/self-instruct.train.jsonl,
 for train.py --data:
 --mode rewrite   the gold answers in the model's own words
@@ -33,6 +37,7 @@ from common.errors import UserError
 from common.ranks import rank, world_size
 from common.self_instruct_job import SelfInstructJob
 from common.tuned_model import ADAPTER, chosen_adapter, is_choice, written_fingerprint
+from common.voting_job import VotingJob
 from data.records import Record, read_json
 from data.self_instruct import SelfInstruct
 from data.task import Task
@@ -134,6 +139,8 @@ def make_job(task: Task, source: str, answerer: Answerer, identity: Record) -> A
     """Make the job of a task; `source` is `choose_tasks`'s, `identity` the model's settings."""
     if isinstance(task, SelfInstruct):
         return SelfInstructJob(task, source, answerer, identity)
+    if answerer.settings.samples > 1:
+        return VotingJob(task, source, answerer, identity)
     return AnsweringJob(task, source, answerer, identity)
 
 

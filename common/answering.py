@@ -39,9 +39,8 @@ from llama.tokenizer import Tokenizer
 
 DEFAULT_TASKS = ("gsm8k", "ailuminate")
 DATA, ADAPTER, DECODING = "data", "adapter", "decoding"
-# Settings that matter only where a task takes shots, is self-instruct, or has questions to word.
+# Settings that matter only where a task takes shots, or has questions to word.
 SHOT_SETTINGS = ("shots", "shot_selection", "shots_data", "embedder", "pooling")
-SELF_INSTRUCT_SETTINGS = ("mode", "samples")
 WORDING_SETTINGS = ("question_prefix", "answer_prefix", "instruction")
 
 
@@ -135,6 +134,24 @@ class AnsweringSettings(CacheSettings, SelfInstructSettings, PromptSettings, Run
             make_task(name, self)
         if SelfInstruct.name in self.task:
             self.check_attempts(self.temperature)
+        if self.samples > 1:
+            self._check_votes()
+
+    def _check_votes(self) -> None:
+        """UserError unless several samples of each task can differ, and be voted on."""
+        named = (self.data,) if self.data in TASKS else DEFAULT_TASKS
+        for name in self.task or named:
+            if not make_task(name, self).voted_field:
+                voting = ", ".join(task.name for task in TASKS.values() if task.voted_field)
+                raise UserError(
+                    f"--samples {self.samples} with --task {name}: its answers cannot be voted "
+                    f"on; those of {voting} can"
+                )
+        if self.temperature == 0:
+            raise UserError(
+                f"--samples {self.samples} with --temperature 0: all samples would be the same "
+                "greedy answer; give --temperature 0.7, say"
+            )
 
     def writes_nothing(self) -> bool:
         """Tell if this call only says what another would do."""
@@ -257,7 +274,9 @@ def answering_record(
     if "train" not in task.official:
         without_effect.add("split")
     if not isinstance(task, SelfInstruct):
-        without_effect.update(SELF_INSTRUCT_SETTINGS)
+        without_effect.add("mode")
+        if settings.samples == 1:
+            without_effect.add("samples")
     return {name: value for name, value in record.items() if name not in without_effect}
 
 

@@ -27,6 +27,7 @@ from data.task import Task
 from llama.config import ModelConfig
 from llama.decoding import Output, generate
 from llama.model import Decoder
+from llama.sampling import SeedIndex
 from llama.sequence import common_prefix_length
 from llama.tokenizer import Tokenizer
 from llama.weights import load_model
@@ -89,17 +90,29 @@ class AnsweringJob(ResumableJob):
         self.first_prompts: list[list[int]] = []
         super().__init__(
             self.asking.run,
-            task.name,
-            task.sample(records, self.asking.limit),
+            self.stem_of(task),
+            self.plan_records(task.sample(records, self.asking.limit)),
             answering_record(task, self.asking, source, self.pool, identity),
             self.asking.resume,
             answerer.device,
             AnsweringSettings,
         )
 
+    def stem_of(self, task: Task) -> str:
+        """The stem of the files that this job writes: RUN/STEM.jsonl."""
+        return task.name
+
+    def plan_records(self, records: Sequence[Record]) -> Sequence[Record]:
+        """What to answer, given the records that --limit takes."""
+        return records
+
+    def seed_index(self, record: Record) -> SeedIndex:
+        """What seeds the answer to a record beside --seed."""
+        return self.places[record["id"]]
+
     def outputs(self) -> list[Path]:
         """The files of records that this job writes."""
-        return [self.asking.run / f"{self.task.name}.jsonl"]
+        return [self.asking.run / f"{self.stem_of(self.task)}.jsonl"]
 
     def needs_model(self) -> bool:
         return bool(self.to_do)
@@ -179,7 +192,7 @@ class AnsweringJob(ResumableJob):
             settings.temperature,
             settings.top_p,
             settings.seed,
-            indices=[self.places[record["id"]] for record in records],
+            indices=[self.seed_index(record) for record in records],
             names=[record["id"] for record in records],
             on_finish=on_finish,
             stats=self.costs.stats,
@@ -227,7 +240,7 @@ class AnsweringJob(ResumableJob):
     def describe_plan(self) -> str:
         """Say in a line what a call without --dry-run would do."""
         task, settings = self.task, self.asking
-        line = f"{task.name}: {len(self.planned)} {task.unit}, {len(self.to_do)} of them to answer"
+        line = f"{self.stem}: {len(self.planned)} {task.unit}, {len(self.to_do)} of them to answer"
         if not self.needs_model():
             return f"{line}: finished already"
         lengths = [len(prompt) for prompt in self.first_prompts] or [0]

@@ -7,9 +7,11 @@ from common.answering_job import Answerer, AnsweringJob
 from common.distributed import rank_zero_first
 from common.ranks import rank
 from common.self_instruct_file import write_training_file
+from data.attempts import split_id
 from data.records import Record, read_json
 from data.self_instruct import RewriteUnsolved, SelfInstruct, assemble, training_file, unsolved
 from llama.model import Decoder
+from llama.sampling import SeedIndex
 
 
 class SelfInstructJob(AnsweringJob):
@@ -30,6 +32,10 @@ class SelfInstructJob(AnsweringJob):
         super().__init__(task, source, answerer, identity)
         if self.finished:
             self.training = read_json(self.summary_path).get("training") or {}
+
+    def seed_index(self, record: Record) -> SeedIndex:
+        place, number = self.places[record["id"]], split_id(record["id"])[1]
+        return place // self.task.samples, number
 
     def outputs(self) -> list[Path]:
         rewrites = self.asking.run / f"{RewriteUnsolved.name}.jsonl"

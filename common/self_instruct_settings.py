@@ -16,10 +16,11 @@ class SelfInstructSettings:
     mode: str = option("rewrite", "see above (%(default)s)", choices=MODES, group=SELF_INSTRUCT)
     samples: int = option(
         1,
-        "attempts at each question (%(default)s)",
+        "attempts at each question; of a task with a score, answers that vote (%(default)s)",
         parse=positive_int,
         metavar="K",
         group=SELF_INSTRUCT,
+        scope=Scope.COST,  # a sample does not depend on how many there are
     )
     keep: str = option(
         "first",

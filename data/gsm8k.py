@@ -48,6 +48,7 @@ class GSM8K(Task):
     prompt_field = "question"
     fields = ("question",)
     score_fields = {"gold": str, "correct": bool}
+    voted_field = "prediction"
     measures = (
         Measure(
             path=("accuracy", "number"),

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from data.attempts import by_question, plan_attempts, split_id
 from data.equations import equations
 from data.gsm8k import GSM8K
 from data.prompts import DEFAULT_WORDING, Message, Wording
@@ -86,8 +87,8 @@ class SelfInstruct(GSM8K):
         """The training records that `attempts` are attempts at, under their own ids."""
         records = []
         for attempt in attempts:
-            name, _, number = attempt["id"].rpartition("#")
-            if number == "0":
+            name, number = split_id(attempt["id"])
+            if number == 0:
                 records.append({**attempt, "id": name})
         return records
 
@@ -138,7 +139,7 @@ class RewriteUnsolved(SelfInstruct):
 
     def sample(self, records: Sequence[Record], limit: int | None) -> list[Record]:
         """One attempt at each unsolved question."""
-        return [record for record in records if record["id"].rpartition("#")[0] in self.unsolved]
+        return [record for record in records if split_id(record["id"])[0] in self.unsolved]
 
 
 def rewrite_messages(
@@ -152,11 +153,6 @@ def rewrite_messages(
         f"Your own answer: {wording.instruction}".rstrip()
     )
     return [{"role": "user", "content": content}]
-
-
-def plan_attempts(records: Sequence[Record], samples: int) -> list[Record]:
-    """Each training record `samples` times, under the ids ID#0, ID#1, ..."""
-    return [{**record, "id": f"{record['id']}#{i}"} for record in records for i in range(samples)]
 
 
 def own_answer(attempt: Mapping[str, Any], answer_prefix: str = "A:") -> str | None:
@@ -194,7 +190,7 @@ def assemble(
     passes of `rewrites`, attempts by the mode "rewrite". UserError if nothing is left at all.
     """
     chosen: list[Record] = []
-    tried, rewritten = _attempts_by_question(attempts), _attempts_by_question(rewrites or {})
+    tried, rewritten = by_question(attempts), by_question(rewrites or {})
     for record in records:
         answers, source = (
             select_answers(tried.get(record["id"], []), selection, answer_prefix),
@@ -231,24 +227,12 @@ def select_answers(
 
 def unsolved(records: Sequence[Record], attempts: Mapping[str, Record], prefix: str) -> set[str]:
     """The ids of the questions that no attempt solves, as `own_answer` sees it."""
-    tried = _attempts_by_question(attempts)
+    tried = by_question(attempts)
     names = set()
     for record in records:
         if not select_answers(tried.get(record["id"], []), Selection(), prefix):
             names.add(record["id"])
     return names
-
-
-def _attempts_by_question(attempts: Mapping[str, Record]) -> dict[str, list[Record]]:
-    """The attempts by the id of their question, in the order of their numbers."""
-    tried: dict[str, list[tuple[int, Record]]] = {}
-    for name, attempt in attempts.items():
-        question, _, number = name.rpartition("#")
-        tried.setdefault(question, []).append((int(number), attempt))
-    in_order = {}
-    for question, numbered in tried.items():
-        in_order[question] = [a for _, a in sorted(numbered, key=lambda pair: pair[0])]
-    return in_order
 
 
 def count_sources(records: Sequence[Record]) -> dict[str, int]:

@@ -71,6 +71,8 @@ class Task(ABC):
     prompt_field: ClassVar[str]  # the field with the text that is asked
     fields: ClassVar[tuple[str, ...]]  # strings of a record that its answer keeps
     score_fields: ClassVar[Mapping[str, type]] = {}  # what `score` adds and is never None
+    # What `score` adds that several answers to one question vote on, against "gold"; "" for none.
+    voted_field: ClassVar[str] = ""
     measures: ClassVar[tuple[Measure, ...]]  # the main one first
     groups: ClassVar[tuple[str, ...]] = ()  # fields by which a safety task's rates are split
     shots_from: str | None = None  # the task whose training set gives the shots, if any

@@ -17,7 +17,7 @@ from llama.generation_config import (
 )
 from llama.model import Decoder
 from llama.onednn import prepacked
-from llama.sampling import Sampling
+from llama.sampling import Sampling, SeedIndex
 from llama.sequence import Output
 
 
@@ -53,7 +53,7 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
-    indices: Sequence[int] | None = None,
+    indices: Sequence[SeedIndex] | None = None,
     allowed_tokens_fn: AllowedTokensFn | None = None,
     cache_bytes: int | None = None,
     cache_dtype: torch.dtype | None = None,
@@ -68,7 +68,8 @@ def generate(
 
     batch_size: prompts in flight at most; fewer if their cache would need more than `cache_bytes`.
     temperature, top_p, seed: 0 is greedy. Else each prompt has a generator of its own, seeded by
-        (seed, indices[i]) (indices are 0, 1, ... by default): no sample depends on its neighbours.
+        (seed, indices[i]): no sample depends on its neighbours. Indices are 0, 1, ... by default; a
+        tuple (i, k) seeds the k-th sample of prompt i, and (i, 0) is the same as i.
     allowed_tokens_fn: called with a prompt's new tokens, returns the token ids allowed next, or
         None for any (constrained decoding).
     cache_dtype: the model's by default; bfloat16 halves a float32 cache and is not exact.

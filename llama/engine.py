@@ -24,6 +24,7 @@ from llama.finite import NonFiniteLogits
 from llama.generation_config import DecodingStats, GenerationConfig, OnFinish
 from llama.model import Attend, Decoder
 from llama.prompt_lookup import MAX_DRAFT_TOKENS, Drafter
+from llama.sampling import SeedIndex
 from llama.sequence import LogitsRequest, Output, Sequence, common_prefix_length, shared_length
 from llama.token_choice import choose_tokens
 
@@ -56,7 +57,7 @@ class Engine:
         self,
         model: Decoder,
         prompts: abc.Sequence[abc.Sequence[int]],
-        indices: abc.Sequence[int],
+        indices: abc.Sequence[SeedIndex],
         generation_config: GenerationConfig,
         stats: DecodingStats,
     ) -> None:
@@ -72,15 +73,16 @@ class Engine:
         self.capacity = longest + MAX_DRAFT_TOKENS  # a draft may go beyond the last new token
         self._allocate(self._affordable_slots())
 
-    def _make_sequence(self, index: int, prompt: list[int], seed_index: int) -> Sequence:
+    def _make_sequence(self, index: int, prompt: list[int], seed_index: SeedIndex) -> Sequence:
         own = prompt[len(self.prefix) :]
+        seed_words = (seed_index,) if isinstance(seed_index, int) else seed_index
         room = self.model.config.max_position_embeddings - len(prompt)
         return Sequence(
             index=index,
             tokens=own,
             prompt_length=len(own),
             max_new_tokens=min(self.generation_config.max_new_tokens, room),
-            random=np.random.default_rng((self.generation_config.sampling.seed, seed_index)),
+            random=np.random.default_rng((self.generation_config.sampling.seed, *seed_words)),
         )
 
     def _affordable_slots(self) -> int:

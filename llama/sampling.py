@@ -11,6 +11,8 @@ from llama.errors import UserError
 # far longer.
 SORTED_HEAD = 256
 SMALLEST_TEMPERATURE = torch.finfo(torch.float32).tiny
+# What seeds a prompt's random numbers beside the seed: its place, or (place, sample).
+SeedIndex = int | tuple[int, ...]
 
 
 @dataclass(frozen=True)

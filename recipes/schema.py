@@ -84,6 +84,11 @@ class Recipe:
         return values_by_source(self.sources, sections)
 
     @property
+    def only_votes(self) -> bool:
+        """True if every task is sampled several times, so that no single answer is there."""
+        return all(options.get("samples", 1) != 1 for options in self.tasks.values())
+
+    @property
     def judged(self) -> list[str]:
         """The tasks whose answers a judge has to read."""
         return [name for name in self.tasks if TASKS[name].kind == "safety"]

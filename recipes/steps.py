@@ -9,6 +9,7 @@ from common.errors import UserError
 from data.records import read_json
 from data.registry import TASKS
 from data.self_instruct import training_file
+from data.voting import samples_stem
 from guards.registry import GUARDS
 from recipes.schema import SELF_INSTRUCT, SHOTS_DATA, Recipe
 from recipes.settings import ExperimentSettings
@@ -234,14 +235,18 @@ def answering_steps(
         argv += to_argv(options)
         if "shots" in options:
             argv += _embedder(settings)
-        work = Work(task, limits.get(task))
-        yield Step(f"{task}{at_scale}", "generate", argv, run / f"{task}.summary.json", work)
+        samples = int(options.get("samples", 1))
+        stem = samples_stem(TASKS[task]) if samples > 1 else task
+        work = Work(task, limits.get(task), float(samples))
+        yield Step(f"{stem}{at_scale}", "generate", argv, run / f"{stem}.summary.json", work)
     for guard in settings.judges() if recipe.judged else ():
         argv = ["--run", str(run), "--guard", guard]
         if guard not in GUARDS or GUARDS[guard].has_model:  # else judge.py refuses them
             argv += ["--device", settings.device, "--dtype", settings.dtype]
             argv += to_argv(recipe.judge)
         yield Step(f"judging by {guard}{at_scale}", "judge", argv)
+    if recipe.only_votes:
+        return
     argv = ["--run", str(run), "--device", settings.device, "--limit", str(settings.kl_limit)]
     yield Step(f"divergence{at_scale}", "divergence", argv)
 

@@ -24,6 +24,7 @@ from reporting.side_files import (
     read_recipe,
     read_self_instruct,
 )
+from reporting.votes import Votes, read_votes
 
 __all__ = ["RECIPE", "Run", "distinct_names", "load_run", "load_runs", "short_names"]
 
@@ -43,6 +44,7 @@ class Run:
     training: Training | None = None
     answers: dict[str, Answers] = field(default_factory=dict)
     judgements: dict[str, dict[str, Judgement]] = field(default_factory=dict)
+    votes: dict[str, Votes] = field(default_factory=dict)  # by task, as the answers
     divergence: dict[str, Mean] = field(default_factory=dict)  # KL from the base, nats a token
     recipe: Recipe | None = None
     self_instruct: SelfInstruct | None = None
@@ -54,12 +56,14 @@ class Run:
         return self.judgements.get(task, {}).get(judge)
 
     def parts(self) -> Iterator[Part]:
-        """Every part there is: training, then each task's answers with the verdicts on them."""
+        """Every part there is: training, then each task's answers, votes and verdicts."""
         if self.training:
             yield self.training
         for task in TASKS:
             if task in self.answers:
                 yield self.answers[task]
+            if task in self.votes:
+                yield self.votes[task]
             yield from self.judgements.get(task, {}).values()
 
 
@@ -106,17 +110,21 @@ def load_run(folder: Path, name: str) -> Run:
     answers: dict[str, Answers] = {}
     judgements: dict[str, dict[str, Judgement]] = {}
     stale_verdicts: dict[str, int] = {}
+    votes: dict[str, Votes] = {}
     for task in TASKS.values():
         answered = read_answers(folder, task)
         if answered:
             answers[task.name] = answered
+        sampled = read_votes(folder, task)
+        if sampled:
+            votes[task.name] = sampled
         for judgement in read_judgements(folder, task):
             if stale := _count_stale(judgement, answered):
                 stale_verdicts[judgement.name] = stale
             else:
                 judgements.setdefault(task.name, {})[judgement.judge] = judgement
     old_files = tuple(name for name in OLD_FILES if (folder / name).is_file())
-    if not (training or answers or judgements or stale_verdicts or old_files):
+    if not (training or answers or votes or judgements or stale_verdicts or old_files):
         raise UserError(
             f"{folder}: no summary of training, answers or judging in it, so there is nothing to "
             "report yet; train.py, generate.py and judge.py write them"
@@ -128,6 +136,7 @@ def load_run(folder: Path, name: str) -> Run:
         training=training,
         answers=answers,
         judgements=judgements,
+        votes=votes,
         divergence=divergence,
         recipe=read_recipe(folder),
         self_instruct=read_self_instruct(folder),

@@ -49,7 +49,7 @@ def read_training(folder: Path) -> Training | None:
     path = folder / "train.summary.json"
     if not path.is_file():
         return None
-    summary, common = _read_summary(path, "train", "train")
+    summary, common = read_summary(path, "train", "train")
     losses: dict[int, float] = {}
     validation: dict[int, float] = {}
     last_step = 0
@@ -88,7 +88,7 @@ def read_answers(folder: Path, task: Task) -> Answers | None:
     path = folder / f"{task.name}.summary.json"
     if not path.is_file():
         return None
-    summary, common = _read_summary(path, task.name, task.name)
+    summary, common = read_summary(path, task.name, task.name)
     records = []
     lines: dict[str, int] = {}
     for values, where in _records(folder / f"{task.name}.jsonl", common["finished"]):
@@ -147,7 +147,7 @@ def read_judgements(folder: Path, task: Task) -> list[Judgement]:
 def _read_judgement(path: Path, task: Task, judge: str) -> Judgement:
     where = str(path)
     name = f"{task.name}.{judge}"
-    summary, common = _read_summary(path, name, task.name)
+    summary, common = read_summary(path, name, task.name)
     named = checked_field(summary, "judge", str, where)
     if named != judge:
         raise UserError(f"{where}: field 'judge' must be {judge!r}, found {named!r:.80}")
@@ -223,7 +223,7 @@ def _read_rates(summary: Values, task: Task, where: str) -> dict[RatePath, Rate]
     return {**rates, **find_rates(summary, where)}
 
 
-def _read_summary(path: Path, name: str, task: str) -> tuple[Values, Values]:
+def read_summary(path: Path, name: str, task: str) -> tuple[Values, Values]:
     """A summary, and what `Part` keeps of every one, by name."""
     summary = read_json(path)
     fields = checked(summary, SummaryFields, str(path))

@@ -20,6 +20,7 @@ from reporting.tables import (
     percent,
     percent_interval,
 )
+from reporting.votes import votes_table
 
 P = TypeVar("P", bound=Part)
 ANSWERS_CUT_OFF: RatePath = ("answers_cut_off",)  # the answers' own table says it
@@ -36,6 +37,7 @@ def run_tables(runs: Sequence[Run]) -> list[Table]:
         tables.append(_answers_table(runs, task))
         for judge in judges_of(runs, task):
             tables += [_judge_table(runs, task, judge), _cut_off_table(runs, task, judge)]
+    tables.append(votes_table(runs))
     tables += [_training_table(runs), _costs_table(runs), _provenance_table(runs)]
     return [table for table in tables if table]
 

@@ -119,6 +119,70 @@ def test_batch_size_changes_nothing_and_samples_follow_the_seed(call, tmp_path):
     assert run("e", *sampled) == first
 
 
+VOTES = ("--task", "gsm8k", "--limit", "3", "--temperature", "1")
+
+
+def test_samples_depend_neither_on_their_number_nor_on_interruptions(
+    call, tmp_path, monkeypatch, capsys
+):
+    def run(folder, samples, *more):
+        assert call(*VOTES, "--samples", str(samples), *more, folder=folder) == 0
+        return answers(tmp_path / folder / "gsm8k-samples.jsonl")
+
+    four = run("four", 4, "--batch-size", "5")
+    assert sorted(four) == [f"demo-test-{i}#{k}" for i in range(3) for k in range(4)]
+    for i in range(3):
+        assert len({tuple(four[f"demo-test-{i}#{k}"]) for k in range(4)}) > 1
+    assert "maj@4" in capsys.readouterr().out
+
+    # Sample 0 is the single answer, which lies beside it in a file of its own.
+    assert call(*VOTES, folder="four") == 0
+    for name, token_ids in answers(tmp_path / "four" / "gsm8k.jsonl").items():
+        assert token_ids == four[f"{name}#0"]
+    assert run("four", 4) == four
+
+    # Two samples become four, and a call that is cut off goes on.
+    two = run("grown", 2)
+    assert two.items() < four.items()
+    assert read_json(tmp_path / "grown" / "gsm8k-samples.summary.json")["samples"] == 2
+    real, finished = answering_job.generate, []
+
+    def cut_off(model, prompts, *arguments, on_finish, **more):
+        def stop_after_three(i, output):
+            on_finish(i, output)
+            finished.append(i)
+            if len(finished) == 3:
+                raise KeyboardInterrupt
+
+        return real(model, prompts, *arguments, on_finish=stop_after_three, **more)
+
+    monkeypatch.setattr(answering_job, "generate", cut_off)
+    assert call(*VOTES, "--samples", "4", folder="grown") == 130
+    assert not read_json(tmp_path / "grown" / "gsm8k-samples.summary.json")["finished"]
+    monkeypatch.setattr(answering_job, "generate", real)
+    assert run("grown", 4) == four
+    summary = read_json(tmp_path / "grown" / "gsm8k-samples.summary.json")
+    assert summary["questions"] == 3 and set(summary["pass"]) == {"1", "2", "4"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--task", "gsm8k"), "--samples 4 with --temperature 0: all samples would be the same"),
+        (("--data", "gsm8k"), "--samples 4 with --temperature 0: all samples would be the same"),
+        (
+            ("--task", "gsm8k,xstest", "--temperature", "1"),
+            "--samples 4 with --task xstest: its answers cannot be voted on; those of gsm8k, svamp",
+        ),
+        (("--temperature", "1"), "--samples 4 with --task ailuminate: its answers cannot be"),
+    ],
+)
+def test_samples_that_cannot_vote_are_refused(call, capsys, options, message):
+    with pytest.raises(SystemExit):
+        call(*options, "--samples", "4")
+    assert message in capsys.readouterr().err
+
+
 def test_other_settings_are_refused_without_losing_answers(call, tmp_path, capsys):
     assert call("--task", "gsm8k") == 0
     before = (tmp_path / "run" / "gsm8k.jsonl").read_text()

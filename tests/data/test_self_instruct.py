@@ -2,6 +2,7 @@
 
 import pytest
 
+from data.attempts import plan_attempts
 from data.gsm8k import GSM8K
 from data.records import rewrite_records
 from data.registry import TASKS
@@ -12,7 +13,6 @@ from data.self_instruct import (
     assemble,
     count_sources,
     own_answer,
-    plan_attempts,
     rewrite_messages,
     unsolved,
 )

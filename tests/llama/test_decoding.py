@@ -307,6 +307,9 @@ def test_samples_depend_on_seed_and_index_only(models):
     assert generate(ours, prompts, **settings, seed=2) != together
     twice = generate(ours, [prompts[0]] * 2, **settings, seed=1)
     assert twice[0] != twice[1], "equal prompts draw from different generators"
+    several = {"indices": [(0, 0), (0, 1), (1, 0)]}
+    samples = generate(ours, [prompts[0]] * 3, **settings, seed=1, **several)
+    assert [samples[0], samples[2]] == twice and samples[1] not in twice
 
 
 @pytest.mark.parametrize(

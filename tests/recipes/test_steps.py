@@ -10,7 +10,7 @@ from recipes.steps import plan, trainings
 OPTIONS = {
     "train": {"seed", "safe-lora"},
     "self-instruct": {"mode"},
-    **{task: {"shots"} for task in TASKS},
+    **{task: {"shots", "samples"} for task in TASKS},
 }
 RECIPE = """\
 title: row
@@ -89,3 +89,13 @@ def test_safe_lora_takes_the_untuned_base_of_the_model_at_hand(planned):
         assert not any(word.startswith("--safe-lora") for word in first)
         assert last in second
         assert untuned is None or second.index(last) > second.index("--safe-lora=its/own")
+
+
+def test_votes_have_a_summary_of_their_own_and_no_divergence(planned, tmp_path):
+    text = "title: row\nadapter: other\ngsm8k: {samples: 8}\n"
+    [steps] = planned(text, limit=("10",))
+    assert [step.name for step in steps] == ["gsm8k-samples"]
+    assert steps[0].summary == tmp_path / "m" / "row" / "gsm8k-samples.summary.json"
+    assert steps[0].work.passes == 8
+    [steps] = planned(f"{text}ailuminate:\n")
+    assert [step.script for step in steps] == ["generate", "generate", "judge", "divergence"]

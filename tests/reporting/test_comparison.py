@@ -163,7 +163,8 @@ def test_the_settings_that_only_cost_are_those_the_scripts_mark_so():
     from common.judging import JudgingSettings
     from common.options import may_change
 
-    assert may_change(AnsweringSettings) == may_change(JudgingSettings) == COST_SETTINGS
+    assert may_change(AnsweringSettings) == COST_SETTINGS
+    assert may_change(JudgingSettings) == COST_SETTINGS - {"samples"}, "of answers alone"
     assert {*SHOT_SETTINGS, *WORDING_SETTINGS, "shots_sha256", "split"} == TASK_SETTINGS
 
 
