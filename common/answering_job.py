@@ -103,11 +103,11 @@ class AnsweringJob(ResumableJob):
         return task.name
 
     def plan_records(self, records: Sequence[Record]) -> Sequence[Record]:
-        """What to answer, given the records that --limit takes."""
+        """Records to answer, made of those that --limit takes."""
         return records
 
     def seed_index(self, record: Record) -> SeedIndex:
-        """What seeds the answer to a record beside --seed."""
+        """The seed of an answer beside --seed: it depends on the place of its record alone."""
         return self.places[record["id"]]
 
     def outputs(self) -> list[Path]:
@@ -200,7 +200,7 @@ class AnsweringJob(ResumableJob):
         )
 
     def follow_up(self, model: Decoder) -> None:
-        """Have the model do what the answers ask for, in every process."""
+        """Let the model do, in every process, what the answers ask for."""
 
     def finish(self, model: Decoder | None) -> None:
         """Do what is left when all is answered, in the first process."""
