@@ -16,7 +16,6 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
 import contextlib
 import io
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,9 +34,11 @@ from common.training_data import (
     load_training_data,
     refuse_test_prompts,
 )
+from common.training_plan import describe_plan, steps_per_epoch
 from common.training_settings import TrainingSettings
 from common.tuned_model import ADAPTER, BEST_ADAPTER
 from data.examples import Example, describe_example
+from data.mixture import parse_mixture
 from data.records import Record, write_json
 from llama.atomic_files import remove_folder
 from llama.config import ModelConfig
@@ -53,7 +54,6 @@ from lora.fsdp import shard_base
 from lora.kl_anchor import Anchor, continue_prompts, continue_sharded
 from lora.loop import TrainingLoop
 from lora.malloc import keep_freed_memory
-from lora.memory_estimate import estimate_memory
 from lora.onednn import packed_weights
 from lora.safe_lora import check_same_shape, project_onto_alignment
 from lora.trainer import Trainer, TrainerOptions
@@ -81,7 +81,8 @@ def train_on(device: torch.device, settings: TrainingSettings) -> None:
     dtype = resolve_dtype(settings.dtype, device)
     if not settings.dry_run:
         runs.prepare_run(settings.run)
-    runs.refuse_overwriting(settings.data, settings.run / "train.jsonl")
+    for part in parse_mixture(settings.data):
+        runs.refuse_overwriting(part.name, settings.run / "train.jsonl")
     tokenizer = load_tokenizer(settings.model, date=settings.date)
     config = load_config(settings.model)
     if settings.safe_lora is not None:
@@ -126,6 +127,8 @@ def train_on(device: torch.device, settings: TrainingSettings) -> None:
     projection = project_update(settings, trainer, data)
     if rank() == 0:
         result = loop.summary(len(data.training)) | {"held_out": sorted(data.held_out)} | projection
+        if data.mixture:
+            result["mixture"] = data.mixture
         finish_run(settings, loop, record, result, device)
 
 
@@ -150,14 +153,11 @@ def resolve_defaults(settings: TrainingSettings, data: TrainingData) -> Training
     return replace(settings, kl_prompts=kl_prompts, steps=steps, validation=validation)
 
 
-def steps_per_epoch(settings: TrainingSettings, data: TrainingData) -> int:
-    return math.ceil(len(data.training) / settings.batch_size)
-
-
 def training_record(settings: TrainingSettings, dtype: torch.dtype, data: TrainingData) -> Record:
     """The settings as the summary keeps them, with hashes of what they stand for."""
     adapter = settings.init_adapter
     record = recorded(settings) | {
+        "data": " ".join(settings.data),
         "dtype": str(dtype).removeprefix("torch."),
         "model_fingerprint": model_fingerprint(settings.model),
         "init_adapter": adapter_fingerprint(adapter) if adapter else None,
@@ -302,48 +302,6 @@ def finish_run(
             f"{settings.run / BEST_ADAPTER}: the lowest validation loss, of step "
             f"{best['best_step']}; generate.py --adapter best answers with it"
         )
-
-
-def describe_plan(
-    settings: TrainingSettings,
-    config: ModelConfig,
-    options: TrainerOptions,
-    data: TrainingData,
-    device: torch.device,
-) -> str:
-    """The work of a call without --dry-run, in lines."""
-    estimate = estimate_memory(
-        config,
-        settings.lora_config(),
-        options,
-        data.examples,
-        settings.batch_size,
-        device,
-        settings.quantize,
-        world_size() if settings.fsdp else 1,
-    )
-    process = runs.peak_memory_bytes(device)  # what it has taken already, without a model
-    parts = {
-        "frozen weights": estimate.frozen_weights,
-        "LoRA and AdamW": estimate.trained_weights,
-        "activations": estimate.activations,
-        "logits": estimate.logits,
-        "this process": process,
-    }
-    memory = ", ".join(f"{name} {count / 2**30:.2f}" for name, count in parts.items())
-    longest = max(len(example.input_ids) for example in data.examples)
-    epochs = options.total_steps / steps_per_epoch(settings, data)
-    lines = [
-        f"records               {len(data.training)} to train on, {len(data.validation)} held out",
-        f"longest example       {longest} tokens",
-        f"steps                 {options.total_steps}, {settings.batch_size} examples each, "
-        f"{epochs:.3g} epochs",
-        f"trainable parameters  {estimate.trainable_parameters:,}",
-        f"peak memory           about {(estimate.total + process) / 2**30:.2f} GiB of {device} "
-        f"({memory})",
-        f"--dry-run: nothing was written to {settings.run}",
-    ]
-    return "\n".join(lines)
 
 
 def describe(summary: Record) -> str:

@@ -5,7 +5,7 @@ out.
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,8 +16,8 @@ from common.errors import UserError
 from common.ranks import rank
 from common.shots import make_selector, report_near_duplicates
 from common.training_settings import TrainingSettings
+from common.training_sources import Source, mixture_counts, read_sources
 from common.tuned_model import written_fingerprint
-from data.chats import is_chat_file, load_chats, opening_question
 from data.examples import (
     Example,
     build_chat_examples,
@@ -50,6 +50,7 @@ class TrainingData:
     keys: list[str]  # of the questions, as `question_key` makes them
     examples: list[Example]
     held_out: set[str]
+    mixture: list[Record] = field(default_factory=list)  # what was taken of each of several files
 
     @property
     def training(self) -> list[Example]:
@@ -81,86 +82,65 @@ def _sha256(value: Any) -> str:
 def load_training_data(
     settings: TrainingSettings, tokenizer: Tokenizer, device: torch.device, dtype: torch.dtype
 ) -> TrainingData:
-    """Read, split and tokenise what `settings` name. The embedder of shots runs on `device`."""
-    if is_chat_file(settings.data):
-        data = _load_chats(settings, tokenizer)
-    else:
-        data = _load_questions(settings, tokenizer, device, dtype)
+    """Read, mix, split and tokenise what `settings` name. The embedder of shots runs on `device`.
+
+    Conversations are trained on in every assistant turn and held out by their first user turn.
+    """
+    sources = read_sources(settings)
+    _check_chat_options(settings, sources)
+    questions = [source.opening(record) for source in sources for record in source.taken]
+    held_out = choose_validation(settings, questions)
+    selector = _make_selector(settings, sources, held_out, device, dtype)
+    data = TrainingData(
+        ids=[], keys=[], examples=[], held_out=held_out, mixture=mixture_counts(sources)
+    )
+    for source in sources:
+        for record in _with_progress(source.taken):
+            if source.is_chats:
+                examples = _chat_examples(settings, tokenizer, record["messages"])
+            else:
+                examples = [_question_example(settings, tokenizer, record, selector)]
+            for example in examples:
+                data.ids.append(record["id"])
+                data.keys.append(question_key(source.opening(record)))
+                data.examples.append(example)
     return data if settings.max_length is None else _leave_out_long(data, settings.max_length)
 
 
-def _load_questions(
-    settings: TrainingSettings, tokenizer: Tokenizer, device: torch.device, dtype: torch.dtype
-) -> TrainingData:
-    """Questions with worked answers, in GSM8K's format."""
-    task = GSM8K()
-    records = task.load(settings.data, "train")
-    pool = task.load(settings.shots_data, "train") if settings.shots_data else records
-    records = of_first_questions(records, settings.limit)
-    held_out = choose_validation(settings, [record["question"] for record in records])
-    # With --loss all, the answers of shots are trained on.
-    pool = [record for record in pool if question_key(record["question"]) not in held_out]
-    selector = _make_selector(settings, pool, records, device, dtype)
-    examples = []
-    for record in _with_progress(records):
-        messages = task.training_messages(record, selector.select(record), settings.wording())
-        messages = with_system(messages, settings.system)
-        examples.append(build_example(tokenizer, messages, settings.loss, settings.system_header))
-    return TrainingData(
-        ids=[record["id"] for record in records],
-        keys=[question_key(record["question"]) for record in records],
-        examples=examples,
-        held_out=held_out,
-    )
-
-
-def of_first_questions(records: Sequence[Record], limit: int | None) -> list[Record]:
-    """The records of the first `limit` questions: self-instruct writes several a question, one
-    behind the other.
-    """
-    kept: list[Record] = []
-    questions = 0
-    for record in records:
-        questions += not kept or record["question"] != kept[-1]["question"]
-        if limit is not None and questions > limit:
-            break
-        kept.append(record)
-    return kept
-
-
-def _load_chats(settings: TrainingSettings, tokenizer: Tokenizer) -> TrainingData:
-    """Conversations, trained on in every assistant turn; held out by their first user turn.
-
-    UserError for shots, and for another loss than that of the answers.
-    """
-    if settings.shots:
+def _check_chat_options(settings: TrainingSettings, sources: Sequence[Source]) -> None:
+    """UserError for options that chats, or chats alone, do not go with."""
+    chats = [source.part.name for source in sources if source.is_chats]
+    if chats and (settings.loss != "answer" or not settings.system_header):
         raise UserError(
-            f"--shots {settings.shots} with the chats in {settings.data}: shots are for questions "
-            "with worked answers; leave --shots out"
-        )
-    if settings.loss != "answer" or not settings.system_header:
-        raise UserError(
-            f"{settings.data}: chats are trained on with --loss answer and the template's own "
+            f"{chats[0]}: chats are trained on with --loss answer and the template's own "
             "system header alone"
         )
-    chats = load_chats(settings.data)[: settings.limit]
-    questions = [opening_question(chat) for chat in chats]
-    held_out = choose_validation(settings, questions)
-    data = TrainingData(ids=[], keys=[], examples=[], held_out=held_out)
-    for chat, question in zip(_with_progress(chats), questions, strict=True):
-        messages = chat["messages"]
-        if messages[0]["role"] != "system":
-            messages = with_system(messages, settings.system)
-        for example in build_chat_examples(tokenizer, messages):
-            data.ids.append(chat["id"])
-            data.keys.append(question_key(question))
-            data.examples.append(example)
-    return data
+    if settings.shots and len(chats) == len(sources):
+        raise UserError(
+            f"--shots {settings.shots} with the chats in {chats[0]}: shots are for questions "
+            "with worked answers; leave --shots out"
+        )
+
+
+def _question_example(
+    settings: TrainingSettings, tokenizer: Tokenizer, record: Record, selector: FewShotSampler
+) -> Example:
+    messages = GSM8K().training_messages(record, selector.select(record), settings.wording())
+    messages = with_system(messages, settings.system)
+    return build_example(tokenizer, messages, settings.loss, settings.system_header)
+
+
+def _chat_examples(
+    settings: TrainingSettings, tokenizer: Tokenizer, messages: list[Message]
+) -> list[Example]:
+    if messages[0]["role"] != "system":
+        messages = with_system(messages, settings.system)
+    return build_chat_examples(tokenizer, messages)
 
 
 def _leave_out_long(data: TrainingData, max_length: int) -> TrainingData:
     """The examples of at most `max_length` tokens. UserError if none is as short as that."""
-    kept = TrainingData(ids=[], keys=[], examples=[], held_out=data.held_out)
+    kept = replace(data, ids=[], keys=[], examples=[])
     for name, key, example in zip(data.ids, data.keys, data.examples, strict=True):
         if len(example.input_ids) <= max_length:
             kept.ids.append(name)
@@ -183,11 +163,19 @@ def _with_progress(records: Sequence[T]) -> Iterable[T]:
 
 def _make_selector(
     settings: TrainingSettings,
-    pool: list[Record],
-    records: list[Record],
+    sources: Sequence[Source],
+    held_out: set[str],
     device: torch.device,
     dtype: torch.dtype,
 ) -> FewShotSampler:
+    """The choice of shots for the questions; they come from --shots-data or the first such file."""
+    questions = [source for source in sources if not source.is_chats]
+    records = [record for source in questions for record in source.taken]
+    pool = questions[0].available if questions else []
+    if settings.shots_data:
+        pool = GSM8K().load(settings.shots_data, "train")
+    # With --loss all, the answers of shots are trained on.
+    pool = [record for record in pool if question_key(record["question"]) not in held_out]
     if settings.dry_run and settings.shot_selection == "similar":
         print("--dry-run: fixed shots in place of similar ones, whose embedding takes long")
         settings = replace(settings, shot_selection="fixed")

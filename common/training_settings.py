@@ -41,10 +41,12 @@ class TrainingSettings(PromptSettings, RunSettings):
         "shots from this file, in GSM8K's format, instead of the training data",
         metavar="FILE",
     )
-    data: str = option(
-        "gsm8k",
-        "FILE: JSONL in GSM8K's format, or of chats (see data/chats.py) (%(default)s)",
-        metavar="gsm8k|demo|FILE",
+    data: tuple[str, ...] = option(
+        ("gsm8k",),
+        "FILE: JSONL in GSM8K's format, or of chats (see data/chats.py); several are mixed by "
+        "weight, as in a.jsonl:0.97 b.jsonl:0.03 (see data/mixture.py) (gsm8k)",
+        nargs="+",
+        metavar="gsm8k|demo|FILE[:WEIGHT]",
         group=DATA,
     )
     loss: str = option(

@@ -9,7 +9,7 @@ They are OpenAI's and TRL's, ShareGPT's, Alpaca's, and TRL's prompt and completi
 a line; other fields of a record are ignored.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -64,9 +64,9 @@ def is_chat_file(path: str | Path) -> bool:
     return False
 
 
-def opening_question(chat: Chat) -> str:
+def opening_question(messages: Sequence[Message]) -> str:
     """The first user turn, by which a conversation is told from others."""
-    return next(turn["content"] for turn in chat["messages"] if turn["role"] == "user")
+    return next(turn["content"] for turn in messages if turn["role"] == "user")
 
 
 def _format_of(record: Mapping[str, Any], where: str) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.training_data import of_first_questions
+from common.training_sources import of_first_questions
 
 SEVERAL = [{"question": name, "answer": str(i)} for i, name in enumerate("aabbbc")]
 
