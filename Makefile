@@ -1,6 +1,7 @@
 # make demo   the whole path on a small real model, in minutes on a laptop: skill, refusals, over-refusal
 # make test   lint, types and tests
 # make quick  lint, types and the tests that take under a second each
+# make fuzz   10,000 edited files and run folders in place of the 500 of `make test`: some minutes
 # make lowest parity and training tests with the lowest versions that setup.cfg allows (Python 3.10 to 3.12);
 #             TORCH=2.13.0 for another torch than the lowest
 # make reproduce MODEL=...   every recipe, then the original's figures beside ours; LIMIT=N for fewer test questions,
@@ -19,7 +20,7 @@ ANSWER := $(DEMO) --task gsm8k,ailuminate,xstest --max-new-tokens 128 --batch-si
 MODEL ?= meta-llama/Llama-3.2-1B-Instruct
 JUDGE ?= guard
 
-.PHONY: demo reproduce lint test quick lowest clean
+.PHONY: demo reproduce lint test quick fuzz lowest clean
 
 demo: .venv/installed
 	$(PYTHON) generate.py $(ANSWER) --run $(BASE) --no-adapter
@@ -52,6 +53,9 @@ test: quick
 
 quick: lint
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m 'not slow' -n auto
+
+fuzz: .venv/installed
+	UNFORGET_FUZZ_CASES=10000 $(PYTHON) -m pytest tests/fuzz
 
 lowest: .venv-lowest/installed
 	.venv-lowest/bin/python -m pytest tests/llama tests/lora tests/common/test_likelihood.py tests/test_train.py

@@ -62,7 +62,7 @@ def _first_of(error: BaseException) -> BaseException:
         return error
     first = _first_of(before)
     if error.__suppress_context__:  # `raise ... from`: `before` in better words
-        return error if first is before else first
+        return first if isinstance(first, UserError) and first is not before else error
     return first if isinstance(first, UserError | OSError) else error
 
 

@@ -6,7 +6,7 @@ settings = parse_settings(JudgingSettings, __doc__, argv)
 import argparse
 import dataclasses
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING
 from difflib import get_close_matches
 from pathlib import Path
@@ -189,6 +189,19 @@ def _parse_config_value(path: Path, item: "dataclasses.Field[Any]", value: Any) 
         if about.choices and part not in about.choices:
             raise UserError(f"{path}: {name} is {part!r}, but one of {', '.join(about.choices)}")
     return parsed if takes_several else parsed[0]
+
+
+def read_number(
+    values: Mapping[str, Any], name: str, default: float, parse: Callable[[str], float], path: Path
+) -> float:
+    """The number of an option in the file `path`, read as its script will read it.
+
+    UserError, naming the file, if it is none.
+    """
+    try:
+        return parse(str(values.get(name, default)))
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"{path}: {name}: {error}") from None
 
 
 def check_keys(found: Iterable[Any], known: Iterable[str], where: str, what: str) -> None:

@@ -19,6 +19,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+LARGEST = 10**15  # of the numbers that an option takes: none of ours is a count beyond that
 HIDDEN = argparse.SUPPRESS  # as the help of an option that --help does not list
 
 
@@ -197,7 +198,9 @@ def _number(text: str, kind: type, valid: Callable[[Any], bool], expected: str) 
     try:
         value = kind(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r:.60}") from None
+    if abs(value) > LARGEST:
+        raise argparse.ArgumentTypeError(f"expected a number of at most {LARGEST}, got {text:.60}")
     if not valid(value):
-        raise argparse.ArgumentTypeError(f"expected {expected}, got {text}")
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text:.60}")
     return value

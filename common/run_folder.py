@@ -63,7 +63,13 @@ def _holder(folder: Path) -> str:
     try:
         holder = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
         return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-    except (OSError, ValueError, TypeError, KeyError):  # it has only just begun, or is ending
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+        TypeError,
+        KeyError,
+    ):  # it has only just begun, or is ending
         return "another process"
 
 

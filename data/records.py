@@ -15,6 +15,8 @@ from typing import Any, TextIO
 
 from common.errors import UserError
 
+# Of `json.loads`: no JSON, bytes that are no text, nested absurdly deep.
+BROKEN_JSON = (ValueError, RecursionError)
 Record = dict[str, Any]  # of JSON values by field name; `data.task` says which fields a task's has
 
 
@@ -34,10 +36,7 @@ def numbered_jsonl(
                 continue
             try:
                 record = json.loads(line)
-            except (
-                ValueError,
-                RecursionError,
-            ) as error:  # broken JSON, bytes that are no text, absurd nesting
+            except BROKEN_JSON as error:
                 if may_be_cut and not line.endswith(b"\n"):
                     return
                 raise UserError(f"{path}, line {number}: not valid JSON ({error})") from None
@@ -112,7 +111,7 @@ def repair_jsonl(path: str | os.PathLike) -> None:
             return
         try:
             json.loads(content[start:])
-        except ValueError:
+        except BROKEN_JSON:
             file.truncate(start)
         else:
             file.write(b"\n")
@@ -184,7 +183,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     """Read one JSON object; UserError names the file if it is anything else."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except BROKEN_JSON as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
@@ -195,7 +194,7 @@ def read_json_list(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Read a JSON list of objects; UserError names the file and what it holds instead."""
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+    except BROKEN_JSON as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(values, list):
         raise UserError(f"{path}: expected a JSON list, found {type(values).__name__}")

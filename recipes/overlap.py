@@ -5,7 +5,9 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from common.command_line import read_number
 from common.errors import UserError
+from common.options import non_negative_float
 from data.overlap import TextIndex, find_overlap
 from data.registry import TASKS
 from data.task import Split
@@ -42,7 +44,7 @@ def check_overlap(recipe: Recipe, data: str, limits: Mapping[str, int]) -> None:
         return
     trained = {"the training questions": Texts(TRAINING_TASK, data, "train")}
     for stage in recipe.train:
-        trained |= stage_texts(stage)
+        trained |= stage_texts(stage, recipe.path)
     for task in answered_tasks(recipe, data):
         for name, texts in trained.items():
             overlap = _find(texts, task, data, limits.get(task))
@@ -54,13 +56,13 @@ def check_overlap(recipe: Recipe, data: str, limits: Mapping[str, int]) -> None:
                 )
 
 
-def stage_texts(stage: Options) -> dict[str, Texts]:
+def stage_texts(stage: Options, path: Path) -> dict[str, Texts]:
     """The sets that a training stage reads beside its training data, by their names."""
     texts = {}
     if SHOTS_DATA in stage:
         source = str(stage[SHOTS_DATA])
         texts[f"the shots of {source}"] = Texts(TRAINING_TASK, source, "train")
-    if float(stage.get("kl-weight", 0)) > 0:
+    if read_number(stage, "kl-weight", 0, non_negative_float, path) > 0:
         source = str(stage.get("kl-prompts", "demo"))
         task = TRAINING_TASK if Path(source).suffix == ".jsonl" else ANCHOR_TASK
         texts[f"the prompts of kl-prompts {source}"] = Texts(task, source, "test")

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.command_line import read_number
 from common.errors import UserError
+from common.options import positive_float, positive_int
 from data.records import read_json
 from data.registry import TASKS
 from data.self_instruct import training_file
@@ -175,16 +177,19 @@ def training_steps(
         if adapter:
             argv += ["--init-adapter", str(adapter)]
         name = f"training{of_round}" if last else f"training{of_round}, stage {number}"
-        work = training_work(stage, settings)
+        work = training_work(stage, training)
         yield Step(name, "train", argv, stage_run / "train.summary.json", work)
         adapter = stage_run / "adapter"
 
 
-def training_work(stage: Options, settings: ExperimentSettings) -> Work:
-    """The training examples that a stage sees; its options have been checked."""
+def training_work(stage: Options, training: Training) -> Work:
+    """The training examples that a stage sees."""
+    path, limit = training.recipe.path, training.settings.train_limit
     if "steps" in stage:
-        return Work(TRAIN, None, count=int(stage["steps"]) * int(stage.get("batch-size", 16)))
-    return Work(TRAIN, settings.train_limit, float(stage.get("epochs", 1)))
+        steps = read_number(stage, "steps", 1, positive_int, path)
+        examples = read_number(stage, "batch-size", 16, positive_int, path)
+        return Work(TRAIN, None, count=int(steps * examples))
+    return Work(TRAIN, limit, read_number(stage, "epochs", 1, positive_float, path))
 
 
 def self_instruct_steps(training: Training, options: Options) -> Iterator[Step]:
@@ -211,7 +216,8 @@ def self_instruct_step(
     which = ["--adapter", str(adapter)] if adapter else ["--no-adapter"]
     argv = ["--task", "self-instruct", "--run", str(run), *which, *_machine(settings)]
     argv += [*_amount(settings), "--data", settings.data, *to_argv(options), *_embedder(settings)]
-    work = Work(SELF_INSTRUCT, settings.train_limit, float(options.get("samples", 1)))
+    samples = read_number(options, "samples", 1, positive_int, training.recipe.path)
+    work = Work(SELF_INSTRUCT, settings.train_limit, samples)
     return Step(name, "generate", argv, run / "self-instruct.summary.json", work)
 
 

@@ -45,6 +45,23 @@ def test_the_first_of_several_errors_is_told(capsys):
     assert capsys.readouterr().err == "error: x.jsonl: the disk is full\n"
 
 
+def test_an_error_in_better_words_is_told_and_not_what_led_to_it(capsys):
+    """As in a download without a network: URLError is raised while a gaierror is handled."""
+
+    def download(settings):
+        try:
+            try:
+                raise OSError("Name or service not known")
+            except OSError as error:
+                raise OSError(f"urlopen error {error}")  # noqa: B904 - as urllib does
+        except OSError as error:
+            raise UserError(f"data.jsonl: cannot download ({error}); set UNFORGET_DATA") from None
+
+    assert cli.run_script(download, None) == 2
+    message = "data.jsonl: cannot download (urlopen error Name or service not known); set UNFORGET"
+    assert message in capsys.readouterr().err
+
+
 def test_our_own_mistakes_are_not_hidden():
     with pytest.raises(KeyError):
         cli.run_script(lambda settings: {}["missing"], None)

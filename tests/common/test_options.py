@@ -204,7 +204,7 @@ def test_a_frozen_setting_has_no_list_as_its_default():
 @pytest.mark.parametrize(
     ("kind", "good", "bad"),
     [
-        (options.positive_int, ["1", "20"], ["0", "-1", "1.5", "x", ""]),
+        (options.positive_int, ["1", "20"], ["0", "-1", "1.5", "x", "", "9" * 400]),
         (options.non_negative_int, ["0", "3"], ["-1", "x"]),
         (options.positive_float, ["0.1", "1e-4"], ["0", "-2", "nan", "inf", "x"]),
         (options.non_negative_float, ["0", "2.5"], ["-0.1", "nan", "inf"]),

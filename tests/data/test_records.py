@@ -39,6 +39,7 @@ def test_a_line_that_is_no_object_is_named(tmp_path, line):
         (b'{"a": 1}\n{"b": 2}', b'{"a": 1}\n{"b": 2}\n'),  # only the newline is missing
         (b'{"a": 1}\n', b'{"a": 1}\n'),
         (b'{"a', b""),
+        (b'{"a": 1}\n' + b"[" * 100_000, b'{"a": 1}\n'),  # nested too deep to be read
         (b"", b""),
     ],
 )
@@ -87,7 +88,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
     assert json.loads(path.read_text()) == {"a": 1}
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "3"])
+@pytest.mark.parametrize("text", ["{", "[]", "3", "[" * 100_000])
 def test_read_json_names_the_file(tmp_path, text):
     path = tmp_path / "a.json"
     path.write_text(text)

@@ -2,15 +2,17 @@
 
 import pytest
 
+from common.errors import UserError
 from data.records import write_json
 from data.registry import TASKS
+from recipes.overlap import check_overlap
 from recipes.schema import load_recipe
 from recipes.settings import ExperimentSettings
 from recipes.steps import plan, trainings
 from recipes.workload import describe_work, work_left
 
 OPTIONS = {
-    "train": {"epochs", "steps", "batch-size"},
+    "train": {"epochs", "steps", "batch-size", "kl-weight"},
     "self-instruct": {"samples"},
     **{task: {"shots"} for task in TASKS},
 }
@@ -24,6 +26,27 @@ sweep: [0.5]
 """
 EXAMPLES = len(TASKS["gsm8k"].load("demo", "train"))
 QUESTIONS = len(TASKS["gsm8k"].load("demo", "test"))
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        *("epochs: ''", "epochs: nan", "epochs: [1]", "kl-weight: [1]"),
+        *(f"steps: {'9' * 400}", "steps: [2]", "steps: true", "{steps: 1, batch-size: x}"),
+    ],
+)
+def test_a_number_that_is_none_is_refused_before_anything_is_counted(train, tmp_path):
+    path = tmp_path / "row.yaml"
+    stage = train if train.startswith("{") else f"{{{train}}}"
+    path.write_text(f"title: row\ntrain: {stage}\ngsm8k:\n")
+    recipe = load_recipe(path, OPTIONS)
+    settings = ExperimentSettings(data="demo", model="m", runs=tmp_path / "runs")
+    with pytest.raises(
+        UserError, match=r"row\.yaml: (epochs|steps|batch-size|kl-weight): expected"
+    ):
+        for training in trainings(recipe, settings):
+            describe_work(plan(training), "demo", settings.folder)
+        check_overlap(recipe, "demo", {})
 
 
 @pytest.fixture
