@@ -28,6 +28,7 @@ from common.errors import UserError
 from common.options import recorded
 from common.ranks import rank, world_size
 from common.run_folder import set_aside
+from common.tracking import check_tracker, tracker_files, tracking
 from common.training_data import (
     TrainingData,
     load_anchor_chats,
@@ -79,6 +80,7 @@ def train(settings: TrainingSettings) -> None:
 def train_on(device: torch.device, settings: TrainingSettings) -> None:
     """Train as one of the processes there are; rank 0 writes the files."""
     dtype = resolve_dtype(settings.dtype, device)
+    check_tracker(settings.log_to)
     if not settings.dry_run:
         runs.prepare_run(settings.run)
     for part in parse_mixture(settings.data):
@@ -115,14 +117,17 @@ def train_on(device: torch.device, settings: TrainingSettings) -> None:
     trainer = Trainer(model, options, anchor)
     begin_run(settings.run, record, is_new=not earlier)
     loop = TrainingLoop(settings.run, trainer, anchors)
+    tracker = settings.log_to if rank() == 0 else None
     # Packed weights are faster, but each is there twice: not where memory is what counts.
-    with contextlib.nullcontext() if settings.checkpoint_activations else packed_weights(model):
+    packed = contextlib.nullcontext() if settings.checkpoint_activations else packed_weights(model)
+    with packed, tracking(tracker, settings.run, record, loop.records) as log:
         loop.run(
             data.training,
             data.validation,
             batch_size=settings.batch_size,
             checkpoint_every=settings.checkpoint_every,
             keep_checkpoints=settings.keep_checkpoints,
+            log=log,
         )
     projection = project_update(settings, trainer, data)
     if rank() == 0:
@@ -267,7 +272,7 @@ def begin_run(run: Path, record: Record, is_new: bool) -> None:
         if is_new:  # before the summary vouches for what is there
             remove_folder(run / "checkpoints")
             names = ("train.jsonl", ADAPTER, BEST_ADAPTER, "train.summary.json")
-            for path in set_aside(*(run / name for name in names)):
+            for path in set_aside(*(run / name for name in names), *tracker_files(run)):
                 print(f"--no-resume: what an earlier call made is kept as {path}")
         summary = {"task": "train", "finished": False, "settings": record}
         write_json(run / "train.summary.json", summary)

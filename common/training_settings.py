@@ -15,6 +15,7 @@ from common.options import (
 )
 from common.ranks import world_size
 from common.settings import PromptSettings, RunSettings
+from common.tracking import TRACKERS
 from data.examples import LOSSES
 from lora.layer import TARGET_ALIASES, LoRAConfig
 from lora.trainer import SCHEDULES
@@ -216,6 +217,14 @@ class TrainingSettings(PromptSettings, RunSettings):
         metavar="N",
         group=MACHINE,
         scope=Scope.COST,
+    )
+
+    log_to: str | None = option(
+        None,
+        "show the curves of RUN/train.jsonl there as well; has to be installed (none)",
+        choices=TRACKERS,
+        group=MACHINE,
+        scope=Scope.CALL,
     )
 
     def __post_init__(self) -> None:

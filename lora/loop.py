@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class TrainingLoop:
         self.run_folder, self.trainer, self.anchors = run, trainer, anchors
         self.seconds = 0.0  # of training alone, over all calls
         self.records: list[Record] = []
+        self.log: Callable[[Record], None] | None = None
         path = run / "train.jsonl"
         if saved := checkpoints(run / "checkpoints"):
             self._resume(saved[-1], path)
@@ -64,9 +66,13 @@ class TrainingLoop:
         batch_size: int,
         checkpoint_every: int,
         keep_checkpoints: int,
+        log: Callable[[Record], None] | None = None,
     ) -> None:
-        """Take the steps that are left; validate and save a checkpoint every so many of them."""
-        trainer = self.trainer
+        """Take the steps that are left; validate and save a checkpoint every so many of them.
+
+        `log` is called with every record that is written.
+        """
+        trainer, self.log = self.trainer, log
         total, done = trainer.options.total_steps, trainer.completed_steps
         batches = training_batches(training, batch_size, trainer.options.seed, done, total)
         saved = time.monotonic()
@@ -120,6 +126,8 @@ class TrainingLoop:
     def _record(self, record: Record) -> None:
         append_record(self.file, record)
         self.records.append(record)
+        if self.log:
+            self.log(record)
 
     def save_best(self, folder: Path, base_model: str | None) -> Record:
         """Write the adapter of the checkpoint with the lowest validation loss, if there is one.
