@@ -25,7 +25,7 @@ from common.options import (
     recorded,
 )
 from common.self_instruct_settings import SelfInstructSettings
-from common.settings import CacheSettings, PromptSettings, RunSettings
+from common.settings import DecodingSettings, PromptSettings, RunSettings
 from common.shots import make_selector
 from data.few_shot import FewShotSampler, normalise_question
 from data.prompts import Message, with_system
@@ -51,7 +51,7 @@ def task_names(text: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnsweringSettings(CacheSettings, SelfInstructSettings, PromptSettings, RunSettings):
+class AnsweringSettings(DecodingSettings, SelfInstructSettings, PromptSettings, RunSettings):
     """The options of generate.py; --help lists those of the last base first."""
 
     batch_size: int = option(

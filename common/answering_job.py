@@ -196,6 +196,7 @@ class AnsweringJob(ResumableJob):
             names=[record["id"] for record in records],
             on_finish=on_finish,
             stats=self.costs.stats,
+            graphs=settings.graphs,
             **settings.cache_arguments(),
         )
 

@@ -12,7 +12,7 @@ from common.errors import UserError
 from common.options import HIDDEN, Scope, option, positive_int, recorded
 from common.ranks import rank, world_size
 from common.resumable import ResumableJob
-from common.settings import CacheSettings, RunSettings
+from common.settings import DecodingSettings, RunSettings
 from data.reasoning import strip_reasoning
 from data.records import Record
 from data.task import Task
@@ -45,7 +45,7 @@ def task_names(text: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgingSettings(RunSettings, CacheSettings):
+class JudgingSettings(RunSettings, DecodingSettings):
     """Settings of judge.py; `model` is found out from `guard`, "" if that has none."""
 
     guard: str = option("qwen3guard", "see above (%(default)s)", metavar="NAME|CHECKPOINT")
@@ -212,6 +212,7 @@ class JudgingJob(ResumableJob):
                 stats=self.costs.stats,
                 allowed_tokens_fn=model.allowed_tokens,
                 names=[f"the answer to {answer['id']}" for answer in answers],
+                graphs=settings.graphs,
                 **settings.cache_arguments(),
             )
 

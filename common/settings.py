@@ -127,8 +127,8 @@ class PromptSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheSettings:
-    """Bounds of the key/value cache, of generate.py and judge.py."""
+class DecodingSettings:
+    """The key/value cache and CUDA graphs, of generate.py and judge.py."""
 
     memory: float | None = option(
         None,
@@ -144,6 +144,11 @@ class CacheSettings:
         "(%(default)s)",
         choices=("auto", "bfloat16"),
         metavar="TYPE",
+    )
+    graphs: bool = option(
+        True,
+        "on CUDA, launch a decoding step as one graph; --no-graphs launches every kernel by itself",
+        scope=Scope.COST,
     )
 
     def cache_arguments(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Softmax attention from public operators, with the logarithms of its softmax sums.
+"""Softmax attention from public operators, and with the logarithms of its softmax sums.
 
 Two results over different keys, each with its log sum, merge into that over all keys (online
 softmax, Milakov & Gimelshein 2018, https://arxiv.org/abs/1805.02867). Kernels that return log sums
@@ -9,7 +9,45 @@ float64 inputs).
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from llama.notices import tell_once
+
+
+def scaled_dot_product_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    """PyTorch's attention, or plain products where none of its kernels takes these tensors.
+
+    [R, H, Q, D] over [R, K, M, D] -> [R, H, Q, D]; H is a multiple of K. `mask` bool broadcasts to
+    [R, H, Q, M] and is True where a query may look; `causal` needs Q = M.
+    """
+    try:
+        return F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=True
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+    tell_once(f"no attention kernel of this device works here ({reason}): plain products do")
+    return plain_attention(queries, keys, values, mask, causal)
+
+
+def plain_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    """`scaled_dot_product_attention` as two products and a softmax in float32."""
+    groups = queries.shape[1] // keys.shape[1]
+    keys, values = (tensor.repeat_interleave(groups, dim=1) for tensor in (keys, values))
+    scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    probabilities = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    return probabilities.to(values.dtype) @ values
 
 
 def attention_with_log_sum(

@@ -1,11 +1,13 @@
 """Decoding steps of static shapes, captured as CUDA graphs: one launch in place of thousands.
 
-On other devices the same code runs without a graph, which is slower than the engine's own step;
-the tests do that.
+All graphs of a cache share one stream and one memory pool, which is safe because each step's logits
+are read before the next step begins. On other devices the same code runs without a graph, which is
+slower than the engine's own step; the tests do that.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +17,18 @@ from llama.model import Decoder
 
 DEVICES = ("cuda",)  # device types whose plain decoding steps the engine takes from here
 BUCKET = 256  # keys attended to are rounded up to a multiple of this: one graph for each
+
+
+class CaptureError(RuntimeError):
+    """This device or driver does not capture the decoding step as a graph."""
+
+
+@dataclass(frozen=True)
+class CapturedStep:
+    """A captured step and the buffer its logits are written to, [slots, V]."""
+
+    graph: torch.cuda.CUDAGraph
+    logits: Tensor
 
 
 class DecodingGraphs:
@@ -28,10 +42,12 @@ class DecodingGraphs:
         self.model, self.cache = model, cache
         self.input_ids = torch.zeros(1, cache.slots, dtype=torch.int64, device=model.device)
         self.offsets = torch.zeros(cache.slots, dtype=torch.int64, device=model.device)
-        self.steps: dict[int, Callable[[], Tensor]] = {}
+        self.captured: dict[int, CapturedStep] = {}  # by the number of keys attended to
+        self.stream: torch.cuda.Stream | None = None  # both made at the first capture
+        self.pool: Any = None
 
     def logits(self, segments: Sequence[Segment], token_ids: Sequence[int]) -> Tensor:
-        """Logits [len(segments), V] of segments of one token each."""
+        """Logits [len(segments), V] of segments of one token each. CaptureError if unsupported."""
         input_ids = [0] * self.cache.slots
         offsets = [self.cache.capacity - 1] * self.cache.slots
         for segment, token_id in zip(segments, token_ids, strict=True):
@@ -41,30 +57,45 @@ class DecodingGraphs:
         needed = max(segment.start for segment in segments) + 1
         rounded_up = -(-needed // BUCKET) * BUCKET
         longest = min(self.cache.capacity, rounded_up)
-        if longest not in self.steps:
-            self.steps[longest] = self._record(longest)
-        return self.steps[longest]()[[segment.slot for segment in segments]]
+        logits = self._run(longest)
+        return logits[[segment.slot for segment in segments]]
+
+    def _run(self, longest: int) -> Tensor:
+        """Logits [slots, V] of what the buffers hold, of steps that attend to `longest` keys."""
+        if self.model.device.type != "cuda":
+            return self._compute(longest)
+        with torch.cuda.device(self.model.device):
+            if longest not in self.captured:
+                self.captured[longest] = self._capture_or_refuse(longest)
+            step = self.captured[longest]
+            step.graph.replay()
+        return step.logits
 
     def _compute(self, longest: int) -> Tensor:
         attention = StaticStepAttention(self.cache, self.offsets, longest)
         hidden = self.model(self.input_ids, attention.positions[None], attention.attend)
         return self.model.logits(hidden[0])
 
-    def _record(self, longest: int) -> Callable[[], Tensor]:
-        """A function that computes the step from what the buffers hold when it is called."""
-        if self.model.device.type != "cuda":
-            return partial(self._compute, longest)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self._compute(longest)  # libraries set up in the first call, which no graph captures
-        torch.cuda.current_stream().wait_stream(stream)
+    def _capture_or_refuse(self, longest: int) -> CapturedStep:
+        """`_capture`, whose failure is a CaptureError unless memory is what it lacks."""
+        try:
+            return self._capture(longest)
+        except torch.OutOfMemoryError:
+            raise  # fewer sequences may fit
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+        raise CaptureError(reason)
+
+    def _capture(self, longest: int) -> CapturedStep:
+        """Capture the step on the current device, which must be the model's."""
+        if self.stream is None:
+            self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        current = torch.cuda.current_stream()
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            self._compute(longest)  # libraries set up in the first call: no graph captures that
+        current.wait_stream(self.stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
             logits = self._compute(longest)
-
-        def replay() -> Tensor:
-            graph.replay()
-            return logits
-
-        return replay
+        return CapturedStep(graph, logits)

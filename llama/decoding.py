@@ -61,6 +61,7 @@ def generate(
     on_token: OnToken | None = None,
     stats: DecodingStats | None = None,
     names: Sequence[str] | None = None,
+    graphs: bool = True,
 ) -> list[Output]:
     """Continue every prompt up to a stop id, `max_new_tokens`, or the end of the context.
 
@@ -77,6 +78,7 @@ def generate(
     on_token: called with (i, token id) for each new token of prompt i, in order (streaming).
     stats: counts are added to it.
     names: of the prompts, for errors; their indices by default.
+    graphs: on CUDA, capture decoding steps as graphs; False runs them kernel by kernel.
 
     Raises UserError for an empty prompt, one that fills the context, an unknown token id, a setting
     out of range, or logits that are not finite: the prompt's name, the step and the first layer
@@ -98,12 +100,12 @@ def generate(
         cache_bytes=cache_bytes,
         cache_dtype=cache_dtype,
         on_token=on_token,
+        graphs=graphs,
     )
     indices, stats = indices or range(len(prompts)), stats or DecodingStats()
     try:
         with prepacked(model):
-            engine = Engine(model, prompts, indices, generation_config, stats)
-            return engine.run(on_finish)
+            return Engine(model, prompts, indices, generation_config, stats).run(on_finish)
     except NonFiniteLogits as error:
         non_finite = error.with_traceback(None)  # which would keep the cache alive
     # Behind the block the model's modules are the plain ones again.

@@ -19,10 +19,12 @@ from torch import Tensor
 
 from llama import cuda_graphs
 from llama.cache import KVCache, PrefixAttention, Segment, StepAttention, bytes_per_token
+from llama.device_memory import free_bytes
 from llama.errors import UserError
 from llama.finite import NonFiniteLogits
 from llama.generation_config import DecodingStats, GenerationConfig, OnFinish
 from llama.model import Attend, Decoder
+from llama.notices import tell_once
 from llama.prompt_lookup import MAX_DRAFT_TOKENS, Drafter
 from llama.sampling import SeedIndex
 from llama.sequence import LogitsRequest, Output, Sequence, common_prefix_length, shared_length
@@ -31,7 +33,10 @@ from llama.token_choice import choose_tokens
 PREFILL_CHUNK = 512  # prompt tokens computed in one forward pass
 VERIFIED_TOKENS = 24  # a forward pass over so many tokens costs little more than over one
 DRAFTED_TOKENS = 192  # in one forward pass: each needs the output head
+CACHE_SHARE = 0.8  # of a CUDA device's free memory; the rest is for what a step computes
 WORTH_COPYING = 16  # tokens a prompt must share with another slot before it waits for them
+
+NewTokens = list[tuple[Sequence, list[int]]]
 
 
 @dataclass
@@ -71,7 +76,10 @@ class Engine:
             self.waiting.append(self._make_sequence(index, prompt, indices[index]))
         longest = max(seq.prompt_length + seq.max_new_tokens for seq in self.waiting)
         self.capacity = longest + MAX_DRAFT_TOKENS  # a draft may go beyond the last new token
-        self._allocate(self._affordable_slots())
+        self._cache: KVCache | None = None
+        self.graphs: cuda_graphs.DecodingGraphs | None = None
+        self.use_graphs = generation_config.graphs and model.device.type in cuda_graphs.DEVICES
+        self._allocate_at_most(self._affordable_slots())
 
     def _make_sequence(self, index: int, prompt: list[int], seed_index: SeedIndex) -> Sequence:
         own = prompt[len(self.prefix) :]
@@ -86,14 +94,21 @@ class Engine:
         )
 
     def _affordable_slots(self) -> int:
-        """The number of sequences that fit into `cache_bytes`. UserError if not even one does."""
+        """The number of sequences that fit into `cache_bytes`, and into what memory is free.
+
+        UserError if not even one fits into `cache_bytes`.
+        """
         cache_bytes = self.generation_config.cache_bytes
         slots = min(self.generation_config.batch_size, len(self.waiting))
-        if cache_bytes is None:
-            return slots
         token_bytes = bytes_per_token(self.model.config, self.cache_dtype)
         slot_bytes = self.capacity * token_bytes
         prefix_bytes = len(self.prefix) * token_bytes
+        free = free_bytes(self.model.device)
+        if free is not None:
+            fitting = (int(free * CACHE_SHARE) - prefix_bytes) // slot_bytes
+            slots = max(1, min(slots, fitting))
+        if cache_bytes is None:
+            return slots
         affordable = (cache_bytes - prefix_bytes) // slot_bytes
         if affordable < 1:
             needed = (prefix_bytes + slot_bytes) / 2**30
@@ -108,12 +123,41 @@ class Engine:
     def cache_dtype(self) -> torch.dtype:
         return self.generation_config.cache_dtype or self.model.dtype
 
+    @property
+    def cache(self) -> KVCache:
+        assert self._cache is not None
+        return self._cache
+
+    def _allocate_at_most(self, num_slots: int) -> None:
+        """Make a cache of `num_slots` slots, or of half as many until memory holds it.
+
+        Raises torch.OutOfMemoryError if it does not hold even one.
+        """
+        while not self._try_to_allocate(num_slots):
+            self._free()
+            if num_slots == 1:
+                raise torch.OutOfMemoryError("out of memory with a single sequence in flight")
+            num_slots //= 2
+
+    def _try_to_allocate(self, num_slots: int) -> bool:
+        try:
+            self._allocate(num_slots)
+        except torch.OutOfMemoryError:
+            return False
+        return True
+
+    def _free(self) -> None:
+        """Let go of the cache, also for other users of the device's memory."""
+        self._cache, self.graphs = None, None
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def _allocate(self, num_slots: int) -> None:
         """Make a cache of `num_slots` slots and compute the shared prefix into it."""
         self.slots: list[Sequence | None] = [None] * num_slots
         # The sequence whose keys and values a slot holds, even after it has finished.
         self.stored: list[Sequence | None] = [None] * num_slots
-        self.cache = KVCache(
+        self._cache = KVCache(
             self.model.config,
             num_slots,
             self.capacity,
@@ -121,8 +165,7 @@ class Engine:
             self.cache_dtype,
             self.model.device,
         )
-        self.graphs: cuda_graphs.DecodingGraphs | None = None
-        if self.model.device.type in cuda_graphs.DEVICES:
+        if self.use_graphs:
             self.graphs = cuda_graphs.DecodingGraphs(self.model, self.cache)
         for start in range(0, len(self.prefix), PREFILL_CHUNK):
             token_ids = self.prefix[start : start + PREFILL_CHUNK]
@@ -133,14 +176,24 @@ class Engine:
     def run(self, on_finish: OnFinish | None = None) -> list[Output]:
         """Decode every prompt. Outputs are in input order."""
         while running := self._admit(on_finish):
-            try:
-                chosen = self._step(running)
-            except torch.OutOfMemoryError:
+            chosen = self._try_to_step(running)
+            if chosen is None:
                 self._preempt_half()
                 continue
             for sequence, token_ids in chosen:
                 self._extend(sequence, token_ids, on_finish)
         return [self.outputs[index] for index in range(len(self.outputs))]
+
+    def _try_to_step(self, running: list[Sequence]) -> NewTokens | None:
+        """Run a step; None if memory does not suffice.
+
+        The exception ends here: its traceback would keep the cache alive while a smaller one is
+        allocated.
+        """
+        try:
+            return self._step(running)
+        except torch.OutOfMemoryError:
+            return None
 
     def _admit(self, on_finish: OnFinish | None) -> list[Sequence]:
         """Fill free slots from the queue; once it is empty, close the gaps between sequences.
@@ -195,27 +248,39 @@ class Engine:
         Every running sequence goes back to the head of the queue and is prefilled again; no token
         is lost.
         """
+        self._free()
         if len(self.slots) == 1:
             raise torch.OutOfMemoryError("out of memory with a single sequence in flight")
         running = [sequence for sequence in self.slots if sequence]
         for sequence in running:
             sequence.num_cached_tokens = 0
         self.waiting.extendleft(reversed(running))
-        del self.cache, self.graphs  # before the new ones are allocated
-        torch.cuda.empty_cache()
-        self._allocate(len(self.slots) // 2)
+        self._allocate_at_most(len(self.slots) // 2)
 
-    def _step(self, running: list[Sequence]) -> list[tuple[Sequence, list[int]]]:
+    def _step(self, running: list[Sequence]) -> NewTokens:
         """Run one forward pass; return the new tokens of every sequence that has no other left."""
         step = self._schedule(running)
-        if self.graphs and step.is_plain_decoding:
-            self.stats.forward_passes += 1
-            return self._accept(self.graphs.logits(step.segments, step.token_ids), step.requests)
+        logits = self._logits_from_graph(step)
+        if logits is not None:
+            return self._accept(logits, step.requests)
         attention = StepAttention(self.cache, step.segments)
         hidden = self._forward(step.token_ids, attention.positions, attention.attend)
         if not step.requests:
             return []
         return self._accept(self.model.logits(hidden[step.logits_positions]), step.requests)
+
+    def _logits_from_graph(self, step: StepInput) -> Tensor | None:
+        """The logits of a plain decoding step, where CUDA graphs compute it; else None."""
+        if self.graphs is None or not step.is_plain_decoding:
+            return None
+        try:
+            logits = self.graphs.logits(step.segments, step.token_ids)
+        except cuda_graphs.CaptureError as error:
+            tell_once(f"CUDA graphs do not work here ({error}): decoding goes on without them")
+            self.graphs, self.use_graphs = None, False
+            return None
+        self.stats.forward_passes += 1
+        return logits
 
     def _schedule(self, running: list[Sequence]) -> StepInput:
         """Choose the tokens of the next forward pass, at most PREFILL_CHUNK prompt tokens of it."""
@@ -299,9 +364,7 @@ class Engine:
                 budget -= len(draft)
         return drafts
 
-    def _accept(
-        self, logits: Tensor, requests: list[LogitsRequest]
-    ) -> list[tuple[Sequence, list[int]]]:
+    def _accept(self, logits: Tensor, requests: list[LogitsRequest]) -> NewTokens:
         """The new tokens of each sequence, from logits [positions, V] of all of them.
 
         One token, and before it as much of the draft as greedy decoding would have chosen. Raises

@@ -27,6 +27,7 @@ class GenerationConfig:
     cache_bytes: int | None = None
     cache_dtype: torch.dtype | None = None
     on_token: OnToken | None = None
+    graphs: bool = True
 
     def allowed_tokens(self, new_tokens: list[int]) -> list[int] | None:
         """The token ids allowed behind `new_tokens`; None for any."""

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from llama.attention import scaled_dot_product_attention
 from llama.config import ModelConfig
 from llama.rope import rotary_tables, rotate
 
@@ -23,14 +24,8 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 def causal_attention(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Scaled dot-product attention in which each token attends to itself and those before it."""
-    out = F.scaled_dot_product_attention(
-        queries.transpose(1, 2),
-        keys.transpose(1, 2),
-        values.transpose(1, 2),
-        is_causal=True,
-        enable_gqa=True,
-    )
-    return out.transpose(1, 2)
+    queries, keys, values = queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
+    return scaled_dot_product_attention(queries, keys, values, causal=True).transpose(1, 2)
 
 
 class RMSNorm(nn.Module):

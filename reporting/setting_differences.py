@@ -13,7 +13,7 @@ from reporting.run_parts import Part
 
 # They change what a part costs and how many records it has, not what a record says: what the
 # scripts' settings mark as `Scope.COST`.
-COST_SETTINGS = frozenset({"limit", "batch_size", "device", "memory", "samples"})
+COST_SETTINGS = frozenset({"limit", "batch_size", "device", "memory", "graphs", "samples"})
 # A task that takes no shots, has no splits, or no words around its question does not have them.
 TASK_SETTINGS = frozenset(
     {"shots", "shot_selection", "shots_data", "shots_sha256", "embedder", "pooling", "split"}

@@ -646,3 +646,18 @@ def test_attempts_that_would_be_the_same_are_refused(chat_checkpoint, tmp_path, 
     with pytest.raises(SystemExit):
         self_instruct(chat_checkpoint, tmp_path, "--samples", "2")
     assert "--samples 2 with --mode rewrite and --temperature 0" in capsys.readouterr().err
+
+
+def test_graphs_are_a_matter_of_cost(call, tmp_path, monkeypatch):
+    """--no-graphs reaches the engine, is recorded, and a run goes on with or without them."""
+    asked, real = [], answering_job.generate
+
+    def note(*arguments, graphs, **options):
+        asked.append(graphs)
+        return real(*arguments, graphs=graphs, **options)
+
+    monkeypatch.setattr(answering_job, "generate", note)
+    assert call("--task", "gsm8k", "--no-graphs", "--limit", "3") == 0
+    assert read_json(tmp_path / "run" / "gsm8k.summary.json")["settings"]["graphs"] is False
+    assert call("--task", "gsm8k") == 0
+    assert asked == [False, True]

@@ -352,3 +352,15 @@ def test_a_task_that_the_guard_says_nothing_about_is_not_judged(
     assert names == {"ailuminate.safety-only.jsonl"}
     message = refused(capsys, harmless, "--guard", guard, "--task", "harmless")
     assert "Harmless measures refusal, of which safety-only says nothing" in message
+
+
+def test_judging_without_graphs_reaches_the_engine(run, guard, monkeypatch):
+    asked, real = [], judging.generate
+
+    def note(*arguments, graphs, **options):
+        asked.append(graphs)
+        return real(*arguments, graphs=graphs, **options)
+
+    monkeypatch.setattr(judging, "generate", note)
+    assert judged(run, "--guard", guard, "--no-graphs") == 0
+    assert asked == [False]

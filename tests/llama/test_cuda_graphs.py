@@ -1,9 +1,13 @@
 """Static-shape steps give the engine's own tokens; on a CPU they run without a graph."""
 
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from llama import cuda_graphs, engine, generate, load_model
+from llama import cuda_graphs, engine, generate, load_model, notices
+from llama.cache import Segment
 
 STOP_IDS = frozenset(range(3, 60, 7))
 
@@ -31,15 +35,18 @@ def test_static_steps_choose_the_same_tokens(model, prefix, monkeypatch):
     expected = {
         batch_size: generate(model, prompts, 40, STOP_IDS, batch_size) for batch_size in (1, 3, 16)
     }
-    recorded, real = [], cuda_graphs.DecodingGraphs._record
+    attended, real = set(), cuda_graphs.DecodingGraphs._compute
     monkeypatch.setattr(cuda_graphs, "DEVICES", ("cpu", "cuda"))
     monkeypatch.setattr(cuda_graphs, "BUCKET", 16)
-    monkeypatch.setattr(
-        cuda_graphs.DecodingGraphs, "_record", lambda self, n: recorded.append(n) or real(self, n)
-    )
+
+    def note(self, longest):
+        attended.add(longest)
+        return real(self, longest)
+
+    monkeypatch.setattr(cuda_graphs.DecodingGraphs, "_compute", note)
     for batch_size, outputs in expected.items():
         assert generate(model, prompts, 40, STOP_IDS, batch_size) == outputs
-    assert len(set(recorded)) >= 3, "several buckets, as sequences grew longer"
+    assert len(attended) >= 3, "several buckets, as sequences grew longer"
 
 
 def test_constraints_drafts_and_copied_slots_go_along_with_static_steps(model, monkeypatch):
@@ -54,3 +61,118 @@ def test_constraints_drafts_and_copied_slots_go_along_with_static_steps(model, m
     monkeypatch.setattr(cuda_graphs, "DEVICES", ("cpu", "cuda"))
     assert generate(model, prompts, 40, STOP_IDS, 6) == drafted
     assert generate(model, prompts, 12, STOP_IDS, 6, allowed_tokens_fn=allowed) == guided
+
+
+class FakeCUDA:
+    """The calls of torch.cuda that a capture makes, noted; `current` is the current device."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.current = torch.device("cuda", 0)
+        self.captures: list[tuple[torch.device, object, object]] = []  # device, pool and stream
+        self.replays: list[torch.device] = []
+        stream = SimpleNamespace(wait_stream=lambda other: None)
+        calls = {
+            "device": self.device,
+            "stream": self.on_stream,
+            "graph": self.capture,
+            "current_stream": lambda: stream,
+            "Stream": lambda: SimpleNamespace(wait_stream=lambda other: None),
+            "graph_pool_handle": object,
+            "CUDAGraph": lambda: SimpleNamespace(replay=lambda: self.replays.append(self.current)),
+        }
+        for name, call in calls.items():
+            monkeypatch.setattr(torch.cuda, name, call)
+
+    @contextmanager
+    def device(self, device):
+        before, self.current = self.current, device
+        yield
+        self.current = before
+
+    @contextmanager
+    def on_stream(self, stream):
+        yield
+
+    @contextmanager
+    def capture(self, graph, pool, stream):
+        self.captures.append((self.current, pool, stream))
+        yield
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Graphs of two slots whose model lies on the second device; the first is the current one."""
+    device = torch.device("cuda", 1)
+    cache = SimpleNamespace(slots=2, capacity=1000)
+    model = SimpleNamespace(device=torch.device("cpu"))  # where the test's buffers are
+    made = cuda_graphs.DecodingGraphs(model, cache)
+    model.device = device
+    computed = torch.arange(6.0).view(2, 3)
+    monkeypatch.setattr(cuda_graphs.DecodingGraphs, "_compute", lambda self, longest: computed)
+    return made
+
+
+def test_graphs_are_captured_and_replayed_on_the_models_device(graphs, monkeypatch):
+    """Guards against empty graphs of the current device, which replay stale logits."""
+    cuda = FakeCUDA(monkeypatch)
+    for start in (3, 5, 300, 4):
+        logits = graphs.logits([Segment(1, start, 1)], [7])
+        assert logits.tolist() == [[3, 4, 5]]
+    assert [device.index for device, _, _ in cuda.captures] == [1, 1], "a capture for each bucket"
+    assert [device.index for device in cuda.replays] == [1, 1, 1, 1]
+    assert cuda.current.index == 0
+    _, pools, streams = zip(*cuda.captures, strict=True)
+    assert len(set(pools)) == len(set(map(id, streams))) == 1, "all share one pool and one stream"
+
+
+@pytest.mark.parametrize("call", ["Stream", "graph_pool_handle", "CUDAGraph", "graph"])
+def test_whatever_fails_in_a_capture_is_a_capture_error(graphs, monkeypatch, call):
+    FakeCUDA(monkeypatch)
+
+    def refuse(*_, **__):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
+
+    monkeypatch.setattr(torch.cuda, call, refuse)
+    with pytest.raises(cuda_graphs.CaptureError, match=r"^operation not permitted.*capturing$"):
+        graphs.logits([Segment(0, 3, 1)], [7])
+
+
+def test_a_capture_without_memory_is_out_of_memory(graphs, monkeypatch):
+    FakeCUDA(monkeypatch)
+
+    def no_memory(*_):
+        raise torch.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr(cuda_graphs.DecodingGraphs, "_compute", no_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs.logits([Segment(0, 3, 1)], [7])
+
+
+def test_decoding_goes_on_without_graphs_that_cannot_be_captured(model, monkeypatch, capsys):
+    prompts = ragged_prompts(17)
+    expected = generate(model, prompts, 20, STOP_IDS, 3)
+    tries = []
+
+    def refuse(self, longest):
+        tries.append(longest)
+        raise cuda_graphs.CaptureError("no capture on this driver")
+
+    monkeypatch.setattr(cuda_graphs, "DEVICES", ("cpu", "cuda"))
+    monkeypatch.setattr(cuda_graphs.DecodingGraphs, "_run", refuse)
+    notices.tell_once.cache_clear()
+    assert generate(model, prompts, 20, STOP_IDS, 3) == expected
+    assert len(tries) == 1
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "no capture on this driver" in told
+    assert generate(model, prompts, 20, STOP_IDS, 3) == expected
+    assert not capsys.readouterr().err, "once"
+
+
+def test_graphs_can_be_turned_off(model, monkeypatch):
+    prompts = ragged_prompts(17)
+    expected = generate(model, prompts, 20, STOP_IDS, 3)
+    monkeypatch.setattr(cuda_graphs, "DEVICES", ("cpu", "cuda"))
+    monkeypatch.setattr(cuda_graphs, "DecodingGraphs", None)
+    with pytest.raises(TypeError):
+        generate(model, prompts, 20, STOP_IDS, 3)
+    assert generate(model, prompts, 20, STOP_IDS, 3, graphs=False) == expected

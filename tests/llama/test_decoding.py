@@ -190,31 +190,6 @@ def test_memory_bounds_the_sequences_in_flight_not_the_tokens(models):
         generate(ours, prompts, 20, cache_bytes=20 * token)
 
 
-def test_out_of_memory_halves_the_slots_and_loses_nothing(models, monkeypatch):
-    _, ours = models
-    prompts = ragged_prompts(6, prefix=17)
-    expected = generate(ours, prompts, 20, STOP_IDS, 8)
-    real, calls, slots = engine.StepAttention, [], []
-
-    def failing(cache, segments):
-        calls.append(len(segments))
-        slots.append(cache.slots)
-        if len(calls) in (5, 9):
-            raise torch.OutOfMemoryError("no memory left")
-        return real(cache, segments)
-
-    monkeypatch.setattr(engine, "StepAttention", failing)
-    assert generate(ours, prompts, 20, STOP_IDS, 8) == expected
-    assert slots[0] == 8 and len(set(slots)) == 3, "two failures, each time fewer slots"
-    monkeypatch.setattr(engine, "StepAttention", _out_of_memory)
-    with pytest.raises(torch.OutOfMemoryError, match="a single sequence"):
-        generate(ours, prompts, 20, STOP_IDS, 8)
-
-
-def _out_of_memory(*_):
-    raise torch.OutOfMemoryError("no memory left")
-
-
 def test_attention_without_the_flash_kernel_is_the_same(models, monkeypatch):
     """Other devices always form the scores themselves; here that way runs on the CPU."""
     _, ours = models
