@@ -42,6 +42,7 @@ from llama.weights import load_model
 from lora import adapter_fingerprint, merge_lora
 from lora.merged_checkpoint import (
     DTYPES,
+    LOST_TOO_MUCH,
     Comparison,
     compare_logits,
     load_tuned,
@@ -54,7 +55,6 @@ from reporting.model_card import Source, model_card
 
 CARD = "README.md"
 PROBES = 4  # questions, and as many hazard prompts, on which the logits are compared
-LOST_TOO_MUCH = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)

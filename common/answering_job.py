@@ -31,7 +31,8 @@ from llama.sampling import SeedIndex
 from llama.sequence import common_prefix_length
 from llama.tokenizer import Tokenizer
 from llama.weights import load_model
-from lora import load_adapter, merge_lora, set_lora_scale
+from lora import load_adapter, set_lora_scale
+from lora.merged_checkpoint import merge_unless_lost
 
 CHUNK = 2048  # records whose prompts exist at one time
 LONGEST = 16  # prompts checked in advance of those beyond the first chunk
@@ -51,7 +52,8 @@ class Answerer:
     def load(self) -> Decoder:
         """The model with its adapter merged into the weights, so that it costs what the base does.
 
-        Quantised weights are too coarse to take it in: over them it stays apart.
+        Quantised weights are too coarse to take it in, and bfloat16 ones too coarse for a weak
+        adapter or one scaled down: over them it stays apart.
         """
         model = load_model(
             self.settings.model,
@@ -62,8 +64,8 @@ class Answerer:
         if self.adapter:
             load_adapter(model, self.adapter)
             set_lora_scale(model, self.settings.adapter_scale)
-            if not self.settings.quantize:
-                merge_lora(model)
+            if not self.settings.quantize and not merge_unless_lost(model) and rank() == 0:
+                print(f"the adapter stays beside the weights: {self.dtype} would round it away")
         return model
 
     def opens_reasoning(self) -> bool:

@@ -23,7 +23,7 @@ from llama.hub import TOKENIZER_FILES
 from llama.model import Decoder
 from llama.weights import WEIGHTS_FILE, load_model, stored_tensors
 from lora.adapter import load_adapter
-from lora.inject import lora_layers, set_lora_scale
+from lora.inject import lora_layers, merge_lora, set_lora_scale
 
 CONFIG_FILE = "config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -32,6 +32,7 @@ STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safe
 # of the largest logit.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
 TOLERANCE |= {"F32": 1e-4, "BF16": 0.1, "F16": 0.02, "Q8_0": 0.1}
+LOST_TOO_MUCH = 0.5  # of the update, by rounding the merged weights
 PROBED_POSITIONS = 32  # the last ones of each prompt
 
 
@@ -110,6 +111,19 @@ def update_lost(model: Decoder, dtype: str) -> float:
         )
         norm += float(update.square().sum(dtype=torch.float64))
     return (error / norm) ** 0.5 if norm else 0.0
+
+
+def merge_unless_lost(model: Decoder) -> bool:
+    """Merge the adapter into the weights, if their dtype is fine enough; tell if it was done.
+
+    Of a weak adapter, or a strong one scaled down, bfloat16 would keep little but rounding noise.
+    It stays apart then, which is exact and costs some speed.
+    """
+    dtype = str(model.dtype).removeprefix("torch.")
+    if model.dtype != torch.float32 and update_lost(model, dtype) > LOST_TOO_MUCH:
+        return False
+    merge_lora(model)
+    return True
 
 
 def write_checkpoint(model: Decoder, base: Path, folder: Path, dtype: str) -> None:

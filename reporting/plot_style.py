@@ -138,8 +138,10 @@ def place_labels(
     if beside or len(merged) > MOST_NEAR:
         _place_in_column(axes, labels)
         return
-    figure = axes.figure.get_figure(root=True)
-    assert figure is not None
+    from matplotlib.figure import Figure
+
+    figure = axes.figure  # get_figure(root=True) would need matplotlib 3.10
+    assert isinstance(figure, Figure), "no subfigures here"
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     taken = [box for label in merged for box in _boxes_of(axes, label, figure.dpi / 72)]
