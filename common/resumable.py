@@ -7,6 +7,7 @@ when the next call starts, however many processes that one has.
 """
 
 import time
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from data.records import (
     write_json,
 )
 
+JOINED = "joined_parts"  # in the summary: whose costs it holds, as long as these are there
 SAVE_INTERVAL = 30.0  # seconds between two summaries: a kill loses no more of the costs than that
 SAVE_SHARE = 0.05  # of the time that summaries may take: those of many records come more seldom
 
@@ -69,9 +71,10 @@ class ResumableJob(ABC):
                 records_path, self.summary_path, settings, resume, declared
             )
         self.costs = runs.RunCosts(earlier, device, self.summary_path)
+        self._part_name = uuid.uuid4().hex  # of this process's part, should it write one
         self.finished: dict[str, Record] = {}
         if earlier:
-            self.costs.add_parallel(self._costs_of_parts())
+            self.costs.add_parallel(self._costs_of_parts(earlier))
             for path in (self.path, *parts):
                 if path.exists():
                     self.finished |= self.read(path)
@@ -185,7 +188,7 @@ class ResumableJob(ABC):
         if world_size() > 1 and rank() == 0:
             earlier = read_json(self.summary_path)
             self.costs = runs.RunCosts(earlier, self.device, self.summary_path)
-            self.costs.add_parallel(self._costs_of_parts())
+            self.costs.add_parallel(self._costs_of_parts(earlier))
             self._join_parts()
             self.finished = self.read(self.path)
 
@@ -193,7 +196,8 @@ class ResumableJob(ABC):
         if world_size() == 1:
             self.write_summary(finished=False)
         else:
-            write_json(_costs_path(self._own_part()), self.costs.summary())
+            costs = {"part": self._part_name, **self.costs.summary()}
+            write_json(_costs_path(self._own_part()), costs)
 
     def _own_part(self) -> Path:
         return self.path.with_name(f"{self.stem}.rank{rank()}.jsonl")
@@ -201,9 +205,15 @@ class ResumableJob(ABC):
     def _parts(self) -> list[Path]:
         return sorted(self.path.parent.glob(f"{self.stem}.rank*.jsonl"))
 
-    def _costs_of_parts(self) -> dict[Path, Record]:
-        paths = [_costs_path(part) for part in self._parts()]
-        return {path: read_json(path) for path in paths if path.exists()}
+    def _costs_of_parts(self, summary: Record) -> dict[Path, Record]:
+        """The costs of the parts that `summary` does not hold already."""
+        joined = summary.get(JOINED)
+        costs = {}
+        for path in map(_costs_path, self._parts()):
+            values = read_json(path) if path.exists() else {}
+            if values and not (isinstance(joined, list) and values.get("part") in joined):
+                costs[path] = values
+        return costs
 
     def _join_parts(self) -> None:
         """Move the records of the parts into the one file; `costs` holds theirs already."""
@@ -219,13 +229,13 @@ class ResumableJob(ABC):
         places = {record["id"]: place for place, record in enumerate(self.planned)}
         in_order = sorted(records.values(), key=lambda r: places.get(r["id"], len(places)))
         rewrite_records(self.path, in_order)
-        write_json(self.summary_path, read_json(self.summary_path) | self.costs.summary())
-        self._remove_parts()
-
-    def _remove_parts(self) -> None:
-        for path in self._parts():
-            path.unlink()
+        # Until the parts are gone, so that a call that is killed here counts their costs once.
+        joined = [read_json(path).get("part") for path in map(_costs_path, parts) if path.exists()]
+        summary = read_json(self.summary_path) | self.costs.summary()
+        write_json(self.summary_path, {**summary, JOINED: joined})
+        for path in parts:  # costs without records count for nothing, records twice do no harm
             _costs_path(path).unlink(missing_ok=True)
+            path.unlink()
 
     def _set_aside(self) -> None:
         """Keep what an earlier call left under another name, and say so."""

@@ -1,5 +1,6 @@
 """A job keeps what is finished, whoever is killed when, and costs the same for each record."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from common.resumable import ResumableJob
@@ -95,6 +97,37 @@ def test_parts_of_killed_ranks_are_kept_too(tmp_path):
     work(Squares(tmp_path, 4, resume=False))
     assert [record["id"] for record in read_jsonl(tmp_path / "squares.jsonl.1")] == ["0", "3"]
     assert not list(tmp_path.glob("*rank*"))
+
+
+@pytest.mark.parametrize("removed", range(5))
+def test_costs_of_parts_count_once_wherever_the_joining_is_killed(removed, tmp_path, monkeypatch):
+    work(Squares(tmp_path, 9), most=1)
+    summary = read_json(tmp_path / "squares.summary.json")
+    before, tokens = summary["seconds"], summary["decoding"]["new_tokens"]
+    for number in (0, 1):
+        part = tmp_path / f"squares.rank{number}.jsonl"
+        record = {"id": f"{number + 3}", "square": (number + 3) ** 2, "prompt_tokens": 2}
+        part.write_text(json.dumps(record) + "\n")
+        costs = {"part": f"name{number}", "seconds": 50.0 + number, "decoding": {"new_tokens": 7}}
+        part.with_suffix(".json").write_text(json.dumps(costs))
+    unlink, left = Path.unlink, iter([True] * removed)
+
+    def unlink_until_killed(path: Path, missing_ok: bool = False) -> None:
+        if "rank" in path.name and not next(left, False):
+            raise KeyboardInterrupt
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink_until_killed)
+    with contextlib.suppress(KeyboardInterrupt):
+        work(Squares(tmp_path, 9), most=1)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    job = Squares(tmp_path, 9)
+    work(job)
+    summary = job.write_summary(finished=True)
+    assert summary["seconds"] == pytest.approx(before + 51, abs=3), "the slower one's, once"
+    assert summary["decoding"]["new_tokens"] == tokens + 14
+    assert "joined_parts" not in summary and not list(tmp_path.glob("*rank*"))
+    assert len(read_jsonl(job.path)) == 9
 
 
 def test_a_summary_without_records_stands_in_nobodys_way(tmp_path):
