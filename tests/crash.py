@@ -16,7 +16,7 @@ from typing import Any
 KILLED = 137
 # A server that has the scripts imported and forks a process in milliseconds for each crash.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["train", "generate", "judge", "torch"])
+CONTEXT.set_forkserver_preload(["train", "generate", "judge", "experiment", "torch"])
 CHANGES = ("replace", "rename", "unlink", "remove", "rmdir", "mkdir", "fsync")
 
 

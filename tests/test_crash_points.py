@@ -21,6 +21,16 @@ GENERATE = ["--data", "demo", "--limit", "3", "--max-new-tokens", "4", "--no-ada
 GENERATE += ["--task", "gsm8k", "--device", "cpu"]
 HAZARDS = [*GENERATE[:-4], "--task", "ailuminate", "--device", "cpu"]
 JUDGE = ["--guard", "refusal-phrases"]
+OWN_WORDS = [*GENERATE[:-4], "--task", "self-instruct", "--device", "cpu", "--mode", "sample"]
+RECIPE = """\
+title: row
+train: {steps: 2, batch-size: 2, validation: 2, rank: 2, checkpoint-every: 1}
+gsm8k: {max-new-tokens: 4}
+ailuminate: {max-new-tokens: 4}
+sweep: [0.5]
+"""
+EXPERIMENT = ["--data", "demo", "--limit", "2", "--train-limit", "6", "--judge", "refusal"]
+EXPERIMENT += ["--kl-limit", "2", "--device", "cpu"]
 # What differs between two runs of the same command: times, memory, and the costs of the last
 # seconds before a kill, which summaries do not hold yet.
 UNSTABLE = {"seconds", "peak_memory_bytes", "environment", "decoding", "prefill_tokens"}
@@ -42,8 +52,16 @@ def commands(script: str, model: Path, run: Path) -> list[tuple[str, list[str]]]
             ("generate", [*with_model, *GENERATE]),
             ("generate", [*with_model, *GENERATE, "--no-resume"]),
         ],
+        "self-instruct": [("generate", [*with_model, *OWN_WORDS])],
+        "experiment": [("experiment", experiment_argv(model, run))],
         "judge": [("generate", [*with_model, *HAZARDS]), ("judge", [*place, *JUDGE])],
     }[script]
+
+
+def experiment_argv(model: Path, runs: Path) -> list[str]:
+    recipe = runs.parent / "row.yaml"
+    recipe.write_text(RECIPE)
+    return [str(recipe), "--model", str(model), "--runs", str(runs), *EXPERIMENT]
 
 
 def results(run: Path) -> dict[str, object]:
@@ -51,7 +69,8 @@ def results(run: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for path in sorted(run.rglob("*")):
         name = str(path.relative_to(run))
-        if path.is_dir() or path.name.startswith(".in-use") or path.suffix in (".1", ".2", ".3"):
+        aside = path.name.startswith(".in-use") or path.suffix in (".1", ".2", ".3")
+        if path.is_dir() or aside or "report" in path.parts:  # it shows the times
             continue
         if path.suffix == ".jsonl":
             lines = path.read_text(encoding="utf-8").splitlines()
@@ -70,7 +89,11 @@ def stable(value: object) -> object:
 
 
 @pytest.fixture(
-    scope="module", params=["train", "train again", "generate", "generate again", "judge"]
+    scope="module",
+    params=[
+        *("train", "train again", "generate", "generate again"),
+        *("self-instruct", "judge", "experiment"),
+    ],
 )
 def case(request, chat_checkpoint, tmp_path_factory):
     """The folder before the killed command, that command, its crash points, and what it ends
