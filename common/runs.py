@@ -146,7 +146,7 @@ class RunCosts:
         """Count the seconds and the peak memory of the block."""
         if self.device.type == "cuda" and torch.cuda.is_initialized():  # else nothing is held
             torch.cuda.reset_peak_memory_stats(self.device)
-        self._environment = environment(self.device)
+        self._environment = both_environments(self._environment, environment(self.device))
         self._begin = time.perf_counter()
         try:
             yield
@@ -200,7 +200,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     device_name = platform.processor() or platform.machine()
     if device.type == "cuda":
         device_name = torch.cuda.get_device_name(device)
-    libraries = {name: version(name) for name in ("tokenizers", "safetensors", "numpy")}
+    libraries = {name: version(name) for name in ("tokenizers", "safetensors", "numpy", "jinja2")}
     return {
         **code_version(),
         "device": str(device),
@@ -212,3 +212,16 @@ def environment(device: torch.device) -> dict[str, Any]:
         **libraries,
         "platform": platform.platform(),
     }
+
+
+def both_environments(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """`now`, with "2.9.0, then 2.13.0" where calls that worked on one file had something else.
+
+    So it differs from the environment of a run that had one of them throughout.
+    """
+    merged = {}
+    for name, value in now.items():
+        before = earlier.get(name, value)
+        is_known = before == value or str(before).endswith(f", then {value}")
+        merged[name] = before if is_known else f"{before}, then {value}"
+    return merged

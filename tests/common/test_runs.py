@@ -141,3 +141,18 @@ def test_costs_of_parallel_ranks_are_merged():
 
 def test_peak_memory_is_in_bytes():
     assert 50 * 2**20 < runs.peak_memory_bytes(torch.device("cpu")) < 2**40
+
+
+def test_a_file_made_by_two_versions_says_so(monkeypatch):
+    costs = runs.RunCosts({}, CPU, SUMMARY)
+    for torch_version in ("2.9.0", "2.9.0", "2.13.0", "2.13.0"):
+        now = {"torch": torch_version, "threads": 1}
+        monkeypatch.setattr(runs, "environment", lambda device, now=now: now)
+        costs = runs.RunCosts(costs.summary(), CPU, SUMMARY)
+        with costs.timed():
+            pass
+    assert costs.summary()["environment"] == {"torch": "2.9.0, then 2.13.0", "threads": 1}
+
+
+def test_what_renders_tokenises_and_computes_is_in_the_environment():
+    assert {"torch", "tokenizers", "safetensors", "jinja2"} <= runs.environment(CPU).keys()
