@@ -127,6 +127,8 @@ def make_plan(settings: JudgingSettings) -> Plan:
         raise UserError(f"judge.py has no --model: name the guard with --guard {settings.model}")
     refuse_old_files(settings.run)
     guard, checkpoint = choose_guard(settings.guard)
+    if settings.label:
+        guard = guard.with_label(settings.label)
     if not guard.has_model:
         check_model_options(settings)
     tasks = choose_tasks(settings, guard)

@@ -1,5 +1,6 @@
 """The job of judging a task's answers with a guard: its settings, its prompts, its verdicts."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -36,6 +37,7 @@ MODEL_OPTIONS = (
     "max_new_tokens",
     "grammar",
     "show_prompt",
+    "label",
 )
 
 
@@ -55,6 +57,12 @@ class JudgingSettings(RunSettings, DecodingSettings):
         "the answers to judge (every safety task that is answered)",
         parse=task_names,
         metavar="NAME[,NAME]",
+        scope=Scope.CALL,
+    )
+    label: str | None = option(
+        None,
+        "tell two checkpoints of one guard apart: verdicts go to RUN/TASK.GUARD-LABEL.jsonl (none)",
+        metavar="LABEL",
         scope=Scope.CALL,
     )
     batch_size: int = option(
@@ -80,6 +88,13 @@ class JudgingSettings(RunSettings, DecodingSettings):
         metavar="N",
         scope=Scope.CALL,
     )
+
+    def __post_init__(self) -> None:
+        if self.label and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,40}", self.label):
+            raise UserError(
+                f"--label {self.label:.60}: expected letters, digits, '.', '_' and '-': it becomes "
+                "part of a file's name"
+            )
 
 
 def check_model_options(settings: JudgingSettings) -> None:

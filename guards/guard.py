@@ -35,6 +35,12 @@ class Guard(ABC):
     # Which of its categories are about which hazard of AILuminate, by the hazard's code.
     hazards: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
+    def with_label(self, label: str) -> "Guard":
+        """The same guard under a name of its own, for verdicts of another of its checkpoints."""
+        names = {"name": f"{self.name}-{label}", "title": f"{self.title} ({label})"}
+        guard: Guard = type(type(self).__name__, (type(self),), names)()
+        return guard
+
     @property
     def has_model(self) -> bool:
         """True for a language model: a guard without one judges the text of the answer itself."""

@@ -25,6 +25,17 @@ def get_guard(name: str) -> Guard:
     return GUARDS[name]
 
 
+def find_guard(judge: str) -> Guard | None:
+    """The guard of verdicts, whose name may end in a label: `qwen3guard-0.6b`."""
+    if judge in GUARDS:
+        return GUARDS[judge]
+    for guard in sorted(GUARDS.values(), key=lambda guard: -len(guard.name)):
+        label = judge.removeprefix(f"{guard.name}-")
+        if label not in ("", judge):
+            return guard.with_label(label)
+    return None
+
+
 def recognise(policy: str, checkpoint: str) -> Guard:
     """The guard whose policy a checkpoint's chat template prints; see `Guard.recognises`.
 

@@ -11,7 +11,7 @@ from data.records import read_json
 from data.registry import TASKS
 from data.task import Measure, Task
 from guards.guard import Guard
-from guards.registry import GUARDS
+from guards.registry import find_guard
 from guards.safe_rates import measures_of
 
 NOT_A_GRADE = (
@@ -98,10 +98,10 @@ def measured_rates(source: Source) -> Iterator[MeasuredRate]:
         for measure in task.measures:
             if measure.needs == "answer":
                 yield from _rate(task, measure, None, answers, path, decoding)
-        for guard in GUARDS.values():
-            path = source.run / f"{task.name}.{guard.name}.summary.json"
-            verdicts = read_json(path) if path.is_file() else {}
-            if verdicts.get("finished"):
+        for path in sorted(source.run.glob(f"{task.name}.*.summary.json")):
+            verdicts = read_json(path)
+            guard = find_guard(str(verdicts.get("judge")))
+            if guard and verdicts.get("finished"):
                 for measure in measures_of(task, guard):
                     yield from _rate(task, measure, guard, verdicts, path, decoding)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from data.registry import TASKS
 from data.task import Measure, Task
-from guards.registry import GUARDS
+from guards.registry import GUARDS, find_guard
 from reporting.load_runs import Run
 from reporting.rates import Rate
 from reporting.run_parts import Answer, Answers, Judgement, Verdict
@@ -88,7 +88,8 @@ def record_id(record: Answer | Verdict) -> str:
 
 def judge_title(judge: str) -> str:
     """The guard's name for readers; a guard that is not registered keeps its own."""
-    return GUARDS[judge].title if judge in GUARDS else judge
+    guard = find_guard(judge)
+    return guard.title if guard else judge
 
 
 def judges_of(runs: Sequence[Run], task: Task) -> list[str]:
@@ -99,8 +100,11 @@ def judges_of(runs: Sequence[Run], task: Task) -> list[str]:
     known = list(GUARDS)
 
     def place(judge: str) -> tuple[bool, int, str]:
-        says_safety = judge in GUARDS and "safety" in GUARDS[judge].labels
-        return not says_safety, known.index(judge) if judge in GUARDS else len(known), judge
+        guard = find_guard(judge)
+        if guard is None:
+            return True, len(known), judge
+        order = max(index for index, name in enumerate(known) if judge.startswith(name))
+        return "safety" not in guard.labels, order, judge
 
     return sorted(found, key=place)
 
@@ -133,9 +137,8 @@ def _is_there(score: Score, runs: Sequence[Run]) -> bool:
 
 
 def _will_say(score: Score) -> bool:
-    if score.judge is None or score.judge not in GUARDS:
-        return True
-    return score.measure.needs in GUARDS[score.judge].labels
+    guard = find_guard(score.judge) if score.judge else None
+    return guard is None or score.measure.needs in guard.labels
 
 
 def headline_scores(runs: Sequence[Run]) -> list[Score]:

@@ -9,10 +9,12 @@ import judge
 from common import judging
 from data.ailuminate import AILuminate
 from data.intervals import rate
-from data.records import read_json, read_jsonl
+from data.records import read_json, read_jsonl, write_json
 from guards.qwen3guard import Qwen3Guard
 from guards.refusal_phrases import RefusalPhrases
 from llama.tokenizer import load_tokenizer
+from reporting.load_runs import load_run
+from reporting.scores import judge_title, judges_of
 from tests.judged_run import (
     ANSWERS,
     PHRASE_SUMMARY,
@@ -254,6 +256,26 @@ def test_two_judges_share_a_run(run, guard):
     assert (run / PHRASE_VERDICTS).read_bytes() == before
     assert {verdict["judge"] for verdict in verdicts(run).values()} == {"qwen3guard"}
     assert read_json(run / PHRASE_SUMMARY)["finished"] and read_json(run / SUMMARY)["finished"]
+
+
+def test_two_checkpoints_of_one_guard_share_a_run(run, guard, tmp_path, capsys):
+    other = shutil.copytree(guard, tmp_path / "other")
+    config = read_json(other / "config.json")
+    write_json(other / "config.json", {**config, "rms_norm_eps": 2e-6})
+    assert judged(run, "--guard", guard) == 0
+    assert judged(run, "--guard", other) == 2, "another model, the same name"
+    assert "model_fingerprint" in capsys.readouterr().err
+    assert judged(run, "--guard", other, "--label", "small") == 0
+    assert (
+        read_json(run / "ailuminate.qwen3guard-small.summary.json")["judge"] == "qwen3guard-small"
+    )
+    assert judged(run, "--guard", other, "--label", "small") == 0, "resumed under its name"
+    assert judges_of([load_run(run, "run")], AILuminate()) == ["qwen3guard", "qwen3guard-small"]
+    assert judge_title("qwen3guard-small") == "Qwen3Guard (small)"
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        judged(run, "--guard", other, "--label", "../x")
+    assert "--label ../x: expected letters" in capsys.readouterr().err
 
 
 def test_a_dry_run_writes_nothing(run, guard, capsys, monkeypatch):

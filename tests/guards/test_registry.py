@@ -7,7 +7,7 @@ import jinja2
 import pytest
 
 from common.errors import UserError
-from guards.registry import GUARDS, get_guard, recognise
+from guards.registry import GUARDS, find_guard, get_guard, recognise
 
 FIXTURES = Path(os.environ.get("UNFORGET_FIXTURES", "/nowhere"))
 EMPTY = [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]
@@ -36,3 +36,16 @@ def test_names():
         assert guard.has_model == (guard.max_new_tokens > 0)
     with pytest.raises(UserError, match="unknown guard 'gpt': expected one of qwen3guard"):
         get_guard("gpt")
+
+
+def test_a_label_makes_a_guard_of_another_name_and_is_found_again():
+    for guard in GUARDS.values():
+        named = guard.with_label("0.6b")
+        assert named.name == f"{guard.name}-0.6b" and named.title == f"{guard.title} (0.6b)"
+        found = find_guard(named.name)
+        assert found is not None and (found.name, type(found).__bases__[0]) == (
+            named.name,
+            type(guard),
+        )
+        assert GUARDS[guard.name] is guard and guard.name == guard.name.removesuffix("-0.6b")
+    assert find_guard("nobody") is None and find_guard("qwen3guard-") is None
