@@ -8,6 +8,9 @@ Shapes: R sequences, K heads, Q queries, M keys, D head_dim. Log sums are float3
 float64 inputs).
 """
 
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -48,6 +51,27 @@ def plain_attention(
         scores = scores.masked_fill(~mask, float("-inf"))
     probabilities = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
     return probabilities.to(values.dtype) @ values
+
+
+class PackedSequences:
+    """The sequences of N tokens that lie end to end, as kernels for them want to have it.
+
+    `spans` holds where each begins and ends. `offsets` [S + 1] int32 has the same on the device.
+    `numbers` and `places` [N] int64 are each token's sequence and its place there.
+    """
+
+    def __init__(self, lengths: Sequence[int], device: torch.device | str) -> None:
+        offsets = list(accumulate(lengths, initial=0))
+        numbers: list[int] = []
+        places: list[int] = []
+        for number, length in enumerate(lengths):
+            numbers += [number] * length
+            places += range(length)
+        self.spans = list(pairwise(offsets))
+        self.longest = max(lengths, default=0)
+        self.offsets = torch.tensor(offsets, dtype=torch.int32, device=device)
+        self.numbers = torch.tensor(numbers, dtype=torch.int64, device=device)
+        self.places = torch.tensor(places, dtype=torch.int64, device=device)
 
 
 def attention_with_log_sum(

@@ -15,12 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llama.attention import (
+    PackedSequences,
     attention_gradients,
     attention_with_log_sum,
     causal_bias,
     fold_groups,
 )
 
+LOG_SUM_ALIGNMENT = 32  # memory-efficient attention pads its log sums to a multiple of this
 TUNED_ROWS = 64  # oneDNN's layout is chosen for about so many rows of x; any number is exact
 
 
@@ -35,7 +37,7 @@ def flash_attention(
     """
     kv_heads = keys.shape[1]
     if not has_flash_attention():
-        return _public_attention(queries, keys, values, bias, causal)
+        return public_attention(queries, keys, values, bias, causal)
     if kv_heads != queries.shape[1] and not has_grouped_flash_attention():
         keys, values = _expand(keys, queries), _expand(values, queries)
     operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -56,7 +58,7 @@ def flash_attention_gradients(
     `out` and `log_sum` may be merged with those over other keys: see `attention_gradients`.
     """
     if not has_flash_attention():
-        return _public_attention_gradients(grad, queries, keys, values, out, log_sum, causal)
+        return public_attention_gradients(grad, queries, keys, values, out, log_sum, causal)
     operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     kv_heads = keys.shape[1]
     if kv_heads == queries.shape[1] or has_grouped_flash_attention():
@@ -64,6 +66,100 @@ def flash_attention_gradients(
     keys, values = _expand(keys, queries), _expand(values, queries)
     gradients = operator(grad, queries, keys, values, out, log_sum, 0.0, causal)
     grad_queries, grad_keys, grad_values = gradients
+    return grad_queries, _sum_groups(grad_keys, kv_heads), _sum_groups(grad_values, kv_heads)
+
+
+def flash_packed_attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    of_queries: PackedSequences,
+    of_keys: PackedSequences,
+    causal: bool,
+) -> tuple[Tensor, Tensor]:
+    """CUDA flash attention of sequences end to end; see llama/packed_attention.py, which checks it.
+
+    The operator takes tokens first, [N, H, D], and any number of key/value heads.
+    """
+    inputs = [tensor[0].transpose(0, 1) for tensor in (queries, keys, values)]
+    bounds = _flash_bounds(of_queries, of_keys)
+    operator = torch.ops.aten._flash_attention_forward
+    out, log_sum, *_ = operator(*inputs, *bounds, 0.0, causal, False)
+    return out.transpose(0, 1)[None], log_sum[None]
+
+
+def flash_packed_gradients(
+    grad: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    out: Tensor,
+    log_sum: Tensor,
+    of_queries: PackedSequences,
+    of_keys: PackedSequences,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and values of `flash_packed_attention`."""
+    inputs = [tensor[0].transpose(0, 1) for tensor in (grad, queries, keys, values, out)]
+    bounds = _flash_bounds(of_queries, of_keys)
+    # The state of a random generator, which dropout alone reads.
+    state = torch.empty(2, dtype=torch.uint64, device=grad.device)
+    unused = torch.empty((), dtype=torch.uint64, device=grad.device)
+    operator = torch.ops.aten._flash_attention_backward
+    log_sum = log_sum[0].contiguous()
+    gradients = operator(*inputs, log_sum, *bounds, 0.0, causal, state, unused)
+    grad_queries, grad_keys, grad_values = (each.transpose(0, 1)[None] for each in gradients)
+    return grad_queries, grad_keys, grad_values
+
+
+def efficient_packed_attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    of_queries: PackedSequences,
+    of_keys: PackedSequences,
+    causal: bool,
+) -> tuple[Tensor, Tensor]:
+    """CUDA memory-efficient attention of sequences end to end; see llama/packed_attention.py.
+
+    The operator takes tokens first, [1, N, H, D], and as many key/value heads as query heads. Its
+    log sums are [S, H, longest sequence], padded.
+    """
+    keys, values = _expand(keys, queries), _expand(values, queries)
+    inputs = [tensor.transpose(1, 2) for tensor in (queries, keys, values)]
+    bounds = of_queries.offsets, of_keys.offsets, of_queries.longest, of_keys.longest
+    operator = torch.ops.aten._efficient_attention_forward
+    out, padded, *_ = operator(*inputs, None, *bounds, 0.0, int(causal), True)
+    log_sum = padded[of_queries.numbers, :, of_queries.places]  # [N, H]
+    return out.transpose(1, 2), log_sum.T[None]
+
+
+def efficient_packed_gradients(
+    grad: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    out: Tensor,
+    log_sum: Tensor,
+    of_queries: PackedSequences,
+    of_keys: PackedSequences,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and values of `efficient_packed_attention`."""
+    kv_heads = keys.shape[1]
+    keys, values = _expand(keys, queries), _expand(values, queries)
+    inputs = [tensor.transpose(1, 2) for tensor in (grad, queries, keys, values)]
+    longest = -(-of_queries.longest // LOG_SUM_ALIGNMENT) * LOG_SUM_ALIGNMENT
+    shape = len(of_queries.spans), queries.shape[1], longest
+    padded = torch.full(shape, float("inf"), dtype=log_sum.dtype, device=log_sum.device)
+    padded[of_queries.numbers, :, of_queries.places] = log_sum[0].T
+    seed, offset = torch.empty(2, dtype=torch.int64, device=grad.device).unbind()  # of dropout
+    bounds = of_queries.offsets, of_keys.offsets, of_queries.longest, of_keys.longest
+    operator = torch.ops.aten._efficient_attention_backward
+    out = out.transpose(1, 2).contiguous()
+    options = (0.0, seed, offset, int(causal), False)
+    gradients = operator(*inputs, None, out, *bounds, padded, *options)
+    grad_queries, grad_keys, grad_values = (each.transpose(1, 2) for each in gradients[:3])
     return grad_queries, _sum_groups(grad_keys, kv_heads), _sum_groups(grad_values, kv_heads)
 
 
@@ -95,25 +191,25 @@ def packed_linear_times(
 @cache
 def has_flash_attention() -> bool:
     """True if CPU flash attention is right, forward and backward, for as many K as H."""
-    return _is_right(lambda: _check_flash_attention(kv_heads=4))
+    return is_right(lambda: _check_flash_attention(kv_heads=4))
 
 
 @cache
 def has_grouped_flash_attention() -> bool:
     """True if it is right for fewer key/value heads too."""
-    return has_flash_attention() and _is_right(lambda: _check_flash_attention(kv_heads=2))
+    return has_flash_attention() and is_right(lambda: _check_flash_attention(kv_heads=2))
 
 
 @cache
 def has_packed_linear() -> bool:
     """True if oneDNN's packed linears are right and weights come back bit for bit."""
-    return torch.backends.mkldnn.is_available() and _is_right(_check_packed_linear)
+    return torch.backends.mkldnn.is_available() and is_right(_check_packed_linear)
 
 
-def _is_right(check: Callable[[], bool]) -> bool:
+def is_right(check: Callable[[], bool], device_type: str = "cpu") -> bool:
     """Run a check of an operator. Whatever mode the first use happens in must not disturb it."""
     try:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        with torch.no_grad(), torch.autocast(device_type, enabled=False):
             return check()
     except (AttributeError, RuntimeError, TypeError):  # absent, refused, another signature
         return False
@@ -126,11 +222,11 @@ def _check_flash_attention(kv_heads: int) -> bool:
     are views of larger ones. Its backward pass would write past its results, so it is not tried.
     """
     heads, tokens, head_dim = 4, 24, 8
-    queries, key_storage, value_storage, grad = _made_up_numbers(4, (1, heads, tokens, head_dim))
+    queries, key_storage, value_storage, grad = made_up_numbers(4, (1, heads, tokens, head_dim))
     keys, values = key_storage[:, :kv_heads], value_storage[:, :kv_heads]
     operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     result = operator(queries, keys, values, 0.0, True)
-    expected = _public_attention(queries, keys, values, None, causal=True)
+    expected = public_attention(queries, keys, values, None, causal=True)
     if not _all_close(result, expected):
         return False
     start = torch.zeros(1, dtype=torch.int64, device=queries.device)
@@ -140,12 +236,12 @@ def _check_flash_attention(kv_heads: int) -> bool:
     inputs = (grad, queries, keys, values, *expected)
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     gradients = backward(*inputs, 0.0, True)
-    return _all_close(gradients, _public_attention_gradients(*inputs, causal=True))
+    return _all_close(gradients, public_attention_gradients(*inputs, causal=True))
 
 
 def _check_packed_linear() -> bool:
     """Compare every packed product with a plain one, and the unpacked weight with the original."""
-    weight, other = _made_up_numbers(2, (24, 40))
+    weight, other = made_up_numbers(2, (24, 40))
     x, bias, factor = other[:3], weight[:, 0].contiguous(), weight[:3, :24].contiguous()
     packed, plain = pack_weight(weight), F.linear(x, weight, bias)
     results = (
@@ -157,7 +253,7 @@ def _check_packed_linear() -> bool:
     return _all_close(results, expected) and torch.equal(packed.to_dense(), weight)
 
 
-def _made_up_numbers(count: int, shape: tuple[int, ...]) -> list[Tensor]:
+def made_up_numbers(count: int, shape: tuple[int, ...]) -> list[Tensor]:
     """Tensors of numbers between -1 and 1, without touching any random generator."""
     size = count * torch.Size(shape).numel()
     numbers = torch.arange(size, dtype=torch.float32, device="cpu").mul_(1.7).sin_()
@@ -169,9 +265,22 @@ def _all_close(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool
     return all(torch.allclose(a, e, rtol=1e-4, atol=1e-5) for a, e in pairs)
 
 
-def _public_attention(
-    queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, causal: bool
+def _flash_bounds(
+    of_queries: PackedSequences, of_keys: PackedSequences
+) -> tuple[Tensor, Tensor, int, int]:
+    """Where sequences lie. The longest is a bound: for 1, the kernel orders log sums otherwise."""
+    longest = max(2, of_queries.longest), max(2, of_keys.longest)
+    return of_queries.offsets, of_keys.offsets, *longest
+
+
+def public_attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor | None = None,
+    causal: bool = False,
 ) -> tuple[Tensor, Tensor]:
+    """The same as `flash_attention` on any device, from public operators."""
     kv_heads = keys.shape[1]
     folded = fold_groups(queries, kv_heads)
     bias = _bias_of_groups(queries, kv_heads, bias, causal)
@@ -179,15 +288,16 @@ def _public_attention(
     return out.reshape(queries.shape), log_sum.reshape(queries.shape[:-1])
 
 
-def _public_attention_gradients(
+def public_attention_gradients(
     grad: Tensor,
     queries: Tensor,
     keys: Tensor,
     values: Tensor,
     out: Tensor,
     log_sum: Tensor,
-    causal: bool,
+    causal: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """The same as `flash_attention_gradients` on any device, from public operators."""
     kv_heads = keys.shape[1]
     grad, out, log_sum = (fold_groups(tensor, kv_heads) for tensor in (grad, out, log_sum))
     bias = _bias_of_groups(queries, kv_heads, None, causal)

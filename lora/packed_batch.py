@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from data.examples import IGNORE_INDEX, Example
+from llama.attention import PackedSequences
 from llama.model import causal_attention
-from llama.private_ops import flash_attention, flash_attention_gradients
+from llama.packed_attention import merge, packed_attention, packed_attention_gradients
 
 
 class ForwardInputs:
@@ -64,6 +64,7 @@ class SharedPrefix(ForwardInputs):
                 if label != IGNORE_INDEX and 0 < place <= length:
                     targets[place - 1, label] += 1
         super().__init__(examples[0].input_ids[:length], range(length), targets, device)
+        self.sequences = PackedSequences([length], device)
         self.computed: list[Tensor] = []  # keys and values of layer after layer, [1, P, K, D] each
         self.leaves: list[Tensor] = []
 
@@ -77,7 +78,13 @@ class SharedPrefix(ForwardInputs):
             self.leaves += [
                 tensor.detach().requires_grad_(tensor.requires_grad) for tensor in (keys, values)
             ]
-        return causal_attention(layer, queries, keys, values)
+        if queries.is_cpu:
+            return causal_attention(layer, queries, keys, values)
+        # With fewer key/value heads than query heads, CUDA's kernels for float32 are not to be had
+        # in public: that would store all scores.
+        tensors = [tensor.transpose(1, 2) for tensor in (queries, keys, values)]
+        tensors = [tensor.to(values.dtype) for tensor in tensors]
+        return PackedAttention.apply(*[self.sequences] * 3, *tensors).transpose(1, 2)
 
     def backward(self, loss: Tensor) -> None:
         """Backpropagate the prefix's own `loss` and the gradients of its keys and values."""
@@ -110,50 +117,19 @@ class PackedBatch(ForwardInputs):
                 if label != IGNORE_INDEX:
                     targets[source, label] += 1
         super().__init__(tokens, positions, targets, device)
-        # With a prefix, queries stand at the end of their keys: the mask is causal from the lower
-        # right corner.
-        self.masks = []
-        if prefix.length and device.type != "cpu":
-            lengths = [end - begin for begin, end in self.spans]
-            everything = torch.ones(
-                max(lengths), prefix.length + max(lengths), dtype=torch.bool, device=device
-            )
-            everything = everything.tril(prefix.length)
-            self.masks = [everything[:length, : prefix.length + length] for length in lengths]
+        self.sequences = PackedSequences([end - begin for begin, end in self.spans], device)
+        self.whole = PackedSequences([len(tokens)], device)
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Block-diagonal causal attention, to the prefix as well.
 
         [1, N, H, D], [1, N, K, D], [1, N, K, D] -> [1, N, H, D].
         """
-        shared = [leaf.transpose(1, 2) for leaf in self.prefix.leaves[2 * layer : 2 * layer + 2]]
-        queries, keys, values = (
-            queries.transpose(1, 2),
-            keys.transpose(1, 2),
-            values.transpose(1, 2),
-        )
-        if queries.is_cpu:
-            tensors = [tensor.to(values.dtype) for tensor in (queries, keys, values, *shared)]
-            return PackedAttention.apply(self.spans, *tensors).transpose(1, 2)
-        outs = []
-        for index, (begin, end) in enumerate(self.spans):
-            own_keys, own_values = keys[:, :, begin:end], values[:, :, begin:end]
-            mask = None
-            if shared:
-                own_keys = torch.cat([shared[0], own_keys], dim=2)
-                own_values = torch.cat([shared[1], own_values], dim=2)
-                mask = self.masks[index]
-            outs.append(
-                F.scaled_dot_product_attention(
-                    queries[:, :, begin:end],
-                    own_keys,
-                    own_values,
-                    attn_mask=mask,
-                    is_causal=mask is None,
-                    enable_gqa=True,
-                )
-            )
-        return torch.cat(outs, dim=2).transpose(1, 2)
+        shared = self.prefix.leaves[2 * layer : 2 * layer + 2]
+        tensors = [tensor.transpose(1, 2) for tensor in (queries, keys, values, *shared)]
+        tensors = [tensor.to(values.dtype) for tensor in tensors]
+        sequences = self.sequences, self.whole, self.prefix.sequences
+        return PackedAttention.apply(*sequences, *tensors).transpose(1, 2)
 
 
 def micro_batches(examples: Sequence[Example], prefix: int, max_tokens: int) -> list[list[Example]]:
@@ -175,7 +151,7 @@ def micro_batches(examples: Sequence[Example], prefix: int, max_tokens: int) -> 
 
 
 class PackedAttention(torch.autograd.Function):
-    """Packed attention on the CPU that keeps no copies.
+    """Packed attention that keeps no copies and no scores.
 
     queries [1, H, N, D], keys and values [1, K, N, D] and, if there is a prefix, its keys and
     values [1, K, P, D] -> [1, H, N, D].
@@ -188,55 +164,32 @@ class PackedAttention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        spans: list[tuple[int, int]],
+        sequences: PackedSequences,
+        whole: PackedSequences,
+        prefix: PackedSequences,
         queries: Tensor,
         keys: Tensor,
         values: Tensor,
         *shared: Tensor,
     ) -> Tensor:
-        outs, log_sums = [], []
-        for begin, end in spans:
-            own_out, own_log_sum = flash_attention(
-                queries[:, :, begin:end],
-                keys[:, :, begin:end],
-                values[:, :, begin:end],
-                causal=True,
-            )
-            outs.append(own_out)
-            log_sums.append(own_log_sum)
-        out, log_sum = torch.cat(outs, dim=2), torch.cat(log_sums, dim=2)
+        out, log_sum = packed_attention(queries, keys, values, sequences, sequences, causal=True)
         if shared:
-            prefix_keys, prefix_values = shared
-            prefix_out, prefix_log_sum = flash_attention(queries, prefix_keys, prefix_values)
-            total = torch.logaddexp(log_sum, prefix_log_sum)
-            out *= (log_sum - total).exp_()[..., None]
-            out += prefix_out.mul_((prefix_log_sum - total).exp_()[..., None])
-            log_sum = total
-        ctx.spans = spans
+            over_prefix = packed_attention(queries, *shared, whole, prefix, causal=False)
+            out, log_sum = merge(out, log_sum, *over_prefix)
+        ctx.sequences = sequences, whole, prefix
         ctx.save_for_backward(out, log_sum, queries, keys, values, *shared)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        sequences, whole, prefix = ctx.sequences
         out, log_sum, queries, keys, values, *shared = ctx.saved_tensors
-        parts = []
-        for begin, end in ctx.spans:
-            parts.append(
-                flash_attention_gradients(
-                    grad[:, :, begin:end],
-                    queries[:, :, begin:end],
-                    keys[:, :, begin:end],
-                    values[:, :, begin:end],
-                    out[:, :, begin:end],
-                    log_sum[:, :, begin:end],
-                    causal=True,
-                )
-            )
-        grads = [torch.cat(tensors, dim=2) for tensors in zip(*parts, strict=True)]
-        if shared:
-            prefix_keys, prefix_values = shared
-            grad_queries, *grad_shared = flash_attention_gradients(
-                grad, queries, prefix_keys, prefix_values, out, log_sum
-            )
-            grads = [grads[0] + grad_queries, *grads[1:], *grad_shared]
-        return None, *grads
+        merged = out, log_sum
+        own = sequences, sequences
+        grads = packed_attention_gradients(grad, queries, keys, values, *merged, *own, causal=True)
+        if not shared:
+            return None, None, None, *grads
+        grad_queries, *grad_shared = packed_attention_gradients(
+            grad, queries, *shared, *merged, whole, prefix, causal=False
+        )
+        return None, None, None, grads[0] + grad_queries, *grads[1:], *grad_shared
