@@ -16,6 +16,7 @@ from torch import Tensor
 
 from llama import private_ops
 from llama.attention import PackedSequences
+from llama.notices import tell_once
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
@@ -152,6 +153,9 @@ def cuda_kernel(device: torch.device, dtype: torch.dtype, head_dim: int, groups:
         check = partial(is_right_kernel, kernel, device, dtype, head_dim, groups)
         if private_ops.is_right(check, device.type):
             return kernel
+    tell_once(
+        f"no attention kernel for training in {dtype} is right on {device}: plain products do"
+    )
     return PUBLIC
 
 

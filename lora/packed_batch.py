@@ -174,7 +174,10 @@ class PackedAttention(torch.autograd.Function):
     ) -> Tensor:
         out, log_sum = packed_attention(queries, keys, values, sequences, sequences, causal=True)
         if shared:
-            over_prefix = packed_attention(queries, *shared, whole, prefix, causal=False)
+            prefix_keys, prefix_values = shared
+            over_prefix = packed_attention(
+                queries, prefix_keys, prefix_values, whole, prefix, causal=False
+            )
             out, log_sum = merge(out, log_sum, *over_prefix)
         ctx.sequences = sequences, whole, prefix
         ctx.save_for_backward(out, log_sum, queries, keys, values, *shared)
@@ -184,12 +187,13 @@ class PackedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         sequences, whole, prefix = ctx.sequences
         out, log_sum, queries, keys, values, *shared = ctx.saved_tensors
-        merged = out, log_sum
-        own = sequences, sequences
-        grads = packed_attention_gradients(grad, queries, keys, values, *merged, *own, causal=True)
+        grads = packed_attention_gradients(
+            grad, queries, keys, values, out, log_sum, sequences, sequences, causal=True
+        )
         if not shared:
             return None, None, None, *grads
+        prefix_keys, prefix_values = shared
         grad_queries, *grad_shared = packed_attention_gradients(
-            grad, queries, *shared, *merged, whole, prefix, causal=False
+            grad, queries, prefix_keys, prefix_values, out, log_sum, whole, prefix, causal=False
         )
         return None, None, None, grads[0] + grad_queries, *grads[1:], *grad_shared
