@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from data.examples import IGNORE_INDEX, Example
 from llama import Decoder
+from llama.attention import PackedSequences
 from llama.model import SwiGLU
 from lora import LoRAConfig, lora_parameters
 from lora import loss as loss_module
@@ -152,8 +153,10 @@ def test_gradcheck_packed_attention(prefix):
     inputs = [
         torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes if shape[2]
     ]
+    lengths = ([5, 2], [7], [prefix])  # of the examples, of all their tokens, of the prefix
+    sequences = [PackedSequences(each, "cpu") for each in lengths]
     assert torch.autograd.gradcheck(
-        lambda *inputs: PackedAttention.apply([(0, 5), (5, 7)], *inputs), inputs
+        lambda *inputs: PackedAttention.apply(*sequences, *inputs), inputs
     )
 
 
