@@ -268,7 +268,7 @@ def _all_close(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool
 def _flash_bounds(
     of_queries: PackedSequences, of_keys: PackedSequences
 ) -> tuple[Tensor, Tensor, int, int]:
-    """Offsets and longest sequences. The latter are bounds: for 1, log sums come in another order."""
+    """Offsets and bounds of the longest: with a bound of 1, log sums come in another order."""
     longest = max(2, of_queries.longest), max(2, of_keys.longest)
     return of_queries.offsets, of_keys.offsets, *longest
 
