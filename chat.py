@@ -39,6 +39,8 @@ from llama.weights import load_model
 from lora import load_adapter, lora_disabled, set_lora_scale
 from reporting.plain_text import visible
 
+OUT_OF_MEMORY = "try --quantize int8, which changes some answers, or a smaller --model"
+
 CALL = Scope.CALL
 
 
@@ -251,7 +253,7 @@ def chat(settings: ChatSettings) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return cli.run_script(chat, parse_settings(ChatSettings, __doc__, argv))
+    return cli.run_script(chat, parse_settings(ChatSettings, __doc__, argv), OUT_OF_MEMORY)
 
 
 if __name__ == "__main__":

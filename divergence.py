@@ -47,6 +47,8 @@ from lora.kl import mean_divergences
 from lora.malloc import keep_freed_memory
 from lora.onednn import packed_weights
 
+OUT_OF_MEMORY = "try --device cpu, which is slower and holds what a GPU does not"
+
 
 @dataclass(frozen=True, kw_only=True)
 class DivergenceSettings:
@@ -250,7 +252,7 @@ def describe(summary: Mapping[str, Any]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return cli.run_script(measure, parse_arguments(argv))
+    return cli.run_script(measure, parse_arguments(argv), OUT_OF_MEMORY)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,11 @@ from llama.hub import resolve
 from llama.tokenizer import load_tokenizer
 from lora import adapter_fingerprint
 
+OUT_OF_MEMORY = (
+    "try a smaller --batch-size or --memory, which are slower and leave float32 answers as they "
+    "are; --quantize int8 changes them"
+)
+
 
 def parse_arguments(argv: Sequence[str] | None) -> AnsweringSettings:
     return parse_settings(AnsweringSettings, __doc__, argv)
@@ -203,7 +208,7 @@ def answer_tasks(settings: AnsweringSettings) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return cli.run_script(answer_tasks, parse_arguments(argv))
+    return cli.run_script(answer_tasks, parse_arguments(argv), OUT_OF_MEMORY)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,11 @@ from guards.safe_rates import format_table, measures_of
 from llama.tokenizer import load_tokenizer
 from reporting.plain_text import visible
 
+OUT_OF_MEMORY = (
+    "try a smaller --batch-size or --memory, which are slower and leave verdicts as they are; "
+    "--quantize int8 and a smaller --guard change them"
+)
+
 OLD_FILES = ("verdicts.jsonl", "judge.summary.json")  # of a version with one judge a run
 
 
@@ -220,7 +225,7 @@ def describe_verdicts(job: JudgingJob, summary: Record) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run_script(judge, parse_arguments(argv))
+    return cli.run_script(judge, parse_arguments(argv), OUT_OF_MEMORY)
 
 
 if __name__ == "__main__":

@@ -60,8 +60,8 @@ from lora.safe_lora import check_same_shape, project_onto_alignment
 from lora.trainer import Trainer, TrainerOptions
 
 OUT_OF_MEMORY = (
-    "try a smaller --micro-batch-tokens or --checkpoint-activations, which leave the result as it "
-    "is (--batch-size changes it)"
+    "try --micro-batch-tokens 512 or --checkpoint-activations (slower), which leave the result as "
+    "it is; --quantize int8 and --batch-size change it"
 )
 
 

@@ -10,13 +10,13 @@ from common.interrupts import MESSAGE, Interrupted, raised_signals
 from common.ranks import rank_prefix
 from common.run_folder import release_runs
 
-SMALLER_BATCH = "try a smaller --batch-size"
+NO_OPTION = "no option of this script needs less; use a machine with more memory"
 
 S = TypeVar("S")
 
 
 def run_script(
-    function: Callable[[S], object], settings: S, when_out_of_memory: str = SMALLER_BATCH
+    function: Callable[[S], object], settings: S, when_out_of_memory: str = NO_OPTION
 ) -> int:
     """Call a script's body with its settings; return the exit status.
 

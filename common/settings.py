@@ -35,7 +35,7 @@ class RunSettings:
     )
     model: str = option(
         DEFAULT_MODEL,
-        "local checkpoint folder, Hugging Face id, or the small model smollm2 (%(default)s)",
+        "checkpoint folder, FILE.gguf, Hugging Face id, or the small model smollm2 (%(default)s)",
     )
     dtype: str = option(
         "auto",

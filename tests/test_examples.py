@@ -2,12 +2,18 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from common.command_line import build_parser
+from docs.options_page import load_settings
+from tests.test_docs import script_calls
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
+CLUSTER = ROOT / "examples" / "slurm.sh"
 SMALL = """
 MODEL = {model!r}
 RUNS = {runs!r}
@@ -43,3 +49,16 @@ def test_the_notebook_runs_from_top_to_bottom(chat_checkpoint, tmp_path, monkeyp
     last = [cell for cell in notebook.cells if cell.cell_type == "code"][-1]
     printed = "".join(output.get("text", "") for output in last.outputs)
     assert "base: " in printed and "tuned:" in printed
+
+
+def test_the_cluster_script_calls_scripts_with_options_that_they_have():
+    text = CLUSTER.read_text(encoding="utf-8")
+    checked = subprocess.run(["bash", "-n", str(CLUSTER)], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+    calls = []
+    for line in text.splitlines():
+        for script, words in script_calls(line.removeprefix("#")):
+            build_parser(load_settings(script), None).parse_args(words)
+            calls.append(script)
+    answered = ["generate", "judge"]
+    assert calls == ["train", "generate", *answered, "train", *answered, "report"]

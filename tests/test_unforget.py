@@ -1,6 +1,8 @@
 """The console command and the package that pip installs."""
 
 import configparser
+import importlib
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,8 @@ from pathlib import Path
 import pytest
 
 import unforget
+from common.command_line import build_parser
+from docs.options_page import load_settings
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")} - {"unforget"}
@@ -146,3 +150,13 @@ def test_the_wheel_holds_every_module_and_data_file(tmp_path):
 def test_the_version_to_cite_is_this_one():
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\nversion: {unforget.version()}\n" in citation
+
+
+@pytest.mark.parametrize("name", sorted(SCRIPTS))
+def test_advice_when_memory_runs_out_names_options_of_that_script(name):
+    script = importlib.import_module(name)
+    advice = getattr(script, "OUT_OF_MEMORY", "")
+    parser = build_parser(load_settings(name), None)
+    known = set(parser._option_string_actions)
+    assert set(re.findall(r"--[a-z-]+", advice)) <= known
+    assert advice or not {"--batch-size", "--quantize"} & known, "there is something to advise"

@@ -107,7 +107,7 @@ def test_out_of_memory_says_what_to_do(error, capsys):
         raise error
 
     assert cli.run_script(script, None) == 2
-    assert "--batch-size" in capsys.readouterr().err
+    assert "out of memory: no option of this script" in capsys.readouterr().err
 
 
 def test_the_out_of_memory_line_names_what_helps_in_the_script(capsys):
