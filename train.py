@@ -28,9 +28,11 @@ from common.errors import UserError
 from common.options import recorded
 from common.ranks import rank, world_size
 from common.run_folder import set_aside
+from common.scale_choice import scale_adapter
 from common.tracking import check_tracker, tracker_files, tracking
 from common.training_data import (
     TrainingData,
+    check_scale_data,
     load_anchor_chats,
     load_training_data,
     refuse_test_prompts,
@@ -52,7 +54,7 @@ from llama.weights import load_model
 from lora import adapter_fingerprint, inject_lora, load_adapter, save_adapter
 from lora.adapter import is_adapter
 from lora.fsdp import shard_base
-from lora.kl_anchor import Anchor, continue_prompts, continue_sharded
+from lora.kl_anchor import Anchor, FirstTokens, continue_prompts, continue_sharded
 from lora.loop import TrainingLoop
 from lora.malloc import keep_freed_memory
 from lora.onednn import packed_weights
@@ -113,7 +115,11 @@ def train_on(device: torch.device, settings: TrainingSettings) -> None:
     anchors = build_anchors(settings, config, model, tokenizer)
     anchor = None
     if settings.kl_weight:
-        anchor = Anchor(model, anchors, settings.kl_weight, settings.batch_size, settings.seed)
+        first = None
+        if settings.kl_first_tokens:
+            first = FirstTokens(settings.kl_first_tokens, settings.kl_first_weight)
+        weight, batch_size = settings.kl_weight, settings.batch_size
+        anchor = Anchor(model, anchors, weight, batch_size, settings.seed, first)
     trainer = Trainer(model, options, anchor)
     begin_run(settings.run, record, is_new=not earlier)
     loop = TrainingLoop(settings.run, trainer, anchors)
@@ -129,9 +135,9 @@ def train_on(device: torch.device, settings: TrainingSettings) -> None:
             keep_checkpoints=settings.keep_checkpoints,
             log=log,
         )
-    projection = project_update(settings, trainer, data)
+    changes = change_adapter(settings, trainer, data)
     if rank() == 0:
-        result = loop.summary(len(data.training)) | {"held_out": sorted(data.held_out)} | projection
+        result = loop.summary(len(data.training)) | {"held_out": sorted(data.held_out)} | changes
         if data.mixture:
             result["mixture"] = data.mixture
         finish_run(settings, loop, record, result, device)
@@ -155,6 +161,8 @@ def resolve_defaults(settings: TrainingSettings, data: TrainingData) -> Training
     if steps is None:
         steps = max(1, round(settings.epochs * steps_per_epoch(settings, data)))
     validation = len(data.validation)
+    if settings.choose_scale:
+        check_scale_data(settings, data)
     return replace(settings, kl_prompts=kl_prompts, steps=steps, validation=validation)
 
 
@@ -189,6 +197,7 @@ def trainer_options(settings: TrainingSettings, dtype: torch.dtype) -> TrainerOp
         seed=settings.seed,
         dtype=dtype,
         checkpoint_activations=settings.checkpoint_activations,
+        ema_decay=settings.ema,
     )
 
 
@@ -249,6 +258,19 @@ def build_anchors(
     return answer(model, prompts, tokenizer.stop_ids)
 
 
+def change_adapter(settings: TrainingSettings, trainer: Trainer, data: TrainingData) -> Record:
+    """Make of the trained adapter what is saved: its average, projected, at the chosen scale.
+
+    Each step is an option's. Returns what the summary says of them.
+    """
+    if trainer.average:
+        trainer.average.replace_parameters()
+    changes = project_update(settings, trainer, data)
+    if settings.choose_scale:
+        changes |= scale_adapter(trainer.model, data.validation, settings.choose_scale)
+    return changes
+
+
 def project_update(settings: TrainingSettings, trainer: Trainer, data: TrainingData) -> Record:
     """Apply --safe-lora to the trained layers; what the summary says of it, {} without the option.
 
@@ -288,7 +310,8 @@ def finish_run(
 ) -> None:
     adapter, base = settings.run / ADAPTER, name_for_others(settings.model)
     best: Record = {}
-    if settings.safe_lora is None:  # validation losses are of adapters before the projection
+    if settings.safe_lora is None and not settings.choose_scale:
+        # Else validation losses are of adapters before they were changed.
         best = loop.save_best(settings.run / BEST_ADAPTER, base)
     save_adapter(loop.trainer.model, adapter, base)
     summary = {

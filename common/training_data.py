@@ -14,10 +14,12 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.ranks import rank
+from common.scale_choice import MIN_EXAMPLES
 from common.shots import make_selector, report_near_duplicates
 from common.training_settings import TrainingSettings
 from common.training_sources import Source, mixture_counts, read_sources
 from common.tuned_model import written_fingerprint
+from data.anchors import anchor_sets, find_tested_set, load_anchors
 from data.examples import (
     Example,
     build_chat_examples,
@@ -27,6 +29,7 @@ from data.examples import (
 )
 from data.few_shot import FewShotSampler
 from data.gsm8k import GSM8K
+from data.mixture import parse_mixture
 from data.prompts import Message, with_system
 from data.records import Record, read_json
 from data.registry import TASKS
@@ -216,25 +219,17 @@ def held_out_by(adapter: Path) -> set[str]:
 
 
 def load_anchor_chats(source: str, system: str | None = None) -> list[list[Message]]:
-    """The chats of --kl-prompts, at most MAX_ANCHORS, under the system prompt.
+    """The chats of --kl-prompts, at most MAX_ANCHORS of each set, under the system prompt.
 
-    `source` is "demo" (the embedded hazard prompts), a task's name (its official test set), a JSONL
-    file in GSM8K's format or a CSV file in AILuminate's.
+    `source` names the sets as `data.anchors.anchor_sets` takes them.
     """
-    if source in TASKS:
-        task = TASKS[source]
-        records = task.load("official", "test")
-    elif source.endswith(".jsonl"):
-        task = TASKS["gsm8k"]
-        records = task.load(source, "train")
-    else:
-        task = TASKS["ailuminate"]
-        records = task.load(source, "test")
-    if task.groups:
-        records = stratified_sample(records, task.groups, MAX_ANCHORS)
     chats = []
-    for record in records[:MAX_ANCHORS]:
-        chats.append(with_system(task.messages(record), system))
+    for task, name in anchor_sets(source):
+        records = load_anchors(task, name)
+        if task.groups:
+            records = stratified_sample(records, task.groups, MAX_ANCHORS)
+        for record in records[:MAX_ANCHORS]:
+            chats.append(with_system(task.messages(record), system))
     print(
         f"{len(chats)} prompts of {source} to measure the divergence from the base on", flush=True
     )
@@ -243,9 +238,23 @@ def load_anchor_chats(source: str, system: str | None = None) -> list[list[Messa
 
 def refuse_test_prompts(source: str) -> None:
     """UserError if the prompts that training is to stay near the base on are tested on."""
-    for task in TASKS.values():
-        if source == task.name or is_official(source, task.official["test"]):
+    if find_tested_set(source) is not None:
+        raise UserError(
+            f"--kl-weight with --kl-prompts {source} would train on the prompts that are tested on"
+        )
+
+
+def check_scale_data(settings: TrainingSettings, data: TrainingData) -> None:
+    """UserError if --choose-scale has too few questions to choose by, or those that are tested."""
+    held_out = len(data.validation)
+    if held_out < MIN_EXAMPLES:
+        raise UserError(
+            f"--choose-scale with {held_out} examples held out: it needs at least {MIN_EXAMPLES} "
+            "of the training data that are not trained on; raise --validation"
+        )
+    for part in parse_mixture(settings.data):
+        if any(is_official(part.name, task.official["test"]) for task in TASKS.values()):
             raise UserError(
-                f"--kl-weight with --kl-prompts {source} would train on the prompts that are "
-                "tested on"
+                f"--choose-scale with --data {part.name}: a scale chosen on what is tested would "
+                "be tested on what chose it; choose it on training questions"
             )

@@ -116,10 +116,45 @@ class TrainingSettings(PromptSettings, RunSettings):
     kl_prompts: str | None = option(
         None,
         "log the divergence on these prompts and on held-out examples: the embedded hazard "
-        "prompts, the official ones, a CSV in their format, or a JSONL in GSM8K's (with "
-        "--kl-weight: demo)",
-        metavar="demo|ailuminate|FILE",
+        "prompts, the embedded harmless ones that look like such, the official ones, a CSV in "
+        "their format, or a JSONL in GSM8K's; several with + between (with --kl-weight: demo)",
+        metavar="demo|look-alikes|ailuminate|FILE",
         group=KEEPING,
+    )
+    kl_first_tokens: int = option(
+        0,
+        "with --kl-weight, the first N tokens of an answer weigh more (%(default)s)",
+        parse=non_negative_int,
+        metavar="N",
+        group=KEEPING,
+        when=lambda settings: settings.kl_first_tokens > 0,
+    )
+    kl_first_weight: float = option(
+        10.0,
+        "so much more (%(default)s)",
+        parse=positive_float,
+        metavar="X",
+        group=KEEPING,
+        when=lambda settings: settings.kl_first_tokens > 0,
+    )
+    ema: float = option(
+        0.0,
+        "save an exponential moving average of the adapter with this decay a step, as in 0.95 "
+        "(none)",
+        parse=fraction,
+        metavar="P",
+        group=KEEPING,
+        when=lambda settings: settings.ema > 0,
+    )
+    choose_scale: tuple[float, ...] = option(
+        (),
+        "afterwards, multiply the update by the smallest of these scales whose loss on the "
+        "held-out questions is within a standard error of the lowest, as in 0.5 0.75 1",
+        parse=positive_float,
+        nargs="+",
+        metavar="X",
+        group=KEEPING,
+        when=lambda settings: bool(settings.choose_scale),
     )
     safe_lora: str | None = option(
         None,
@@ -238,9 +273,26 @@ class TrainingSettings(PromptSettings, RunSettings):
                 "--safe-lora with --fsdp: the projection needs whole weights, not shards; train "
                 "without --fsdp"
             )
+        self._check_keeping()
         if self.system is not None and not self.system_header:
             raise UserError(
                 "--system with --no-system-header: the system prompt would be cut off again"
+            )
+
+    def _check_keeping(self) -> None:
+        """UserError for options of KEEPING that lack one another or exclude each other."""
+        if self.kl_first_tokens and not self.kl_weight:
+            raise UserError(
+                f"--kl-first-tokens {self.kl_first_tokens} without --kl-weight: there is no "
+                "divergence in the loss to weigh"
+            )
+        scales = " ".join(f"{scale:g}" for scale in self.choose_scale)
+        if len(set(self.choose_scale)) != len(self.choose_scale) or len(self.choose_scale) == 1:
+            raise UserError(f"--choose-scale {scales}: expected several different scales")
+        if self.choose_scale and self.fsdp:
+            raise UserError(
+                f"--choose-scale {scales} with --fsdp: measuring the scales needs whole weights, "
+                "not shards; train without --fsdp"
             )
 
     def lora_config(self) -> LoRAConfig:

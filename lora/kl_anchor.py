@@ -5,6 +5,7 @@ They need no labels: what the base would say is what is not to be forgotten.
 
 import math
 from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,16 +22,44 @@ from lora.packed_batch import PackedBatch, SharedPrefix, micro_batches
 ANCHOR_TOKENS = 48  # of the base's answer to an anchor's prompt
 
 
+@dataclass(frozen=True)
+class FirstTokens:
+    """The first `count` tokens of an answer weigh `weight` times as much as the later ones.
+
+    Whether a model refuses is decided in its first few tokens, and fine-tuning moves those most (Qi
+    et al. 2024, https://arxiv.org/abs/2406.05946).
+    """
+
+    count: int
+    weight: float
+
+    def weights(self, counts: Sequence[int]) -> list[float]:
+        """The weights of the supervised tokens, given how many each example has."""
+        weights: list[float] = []
+        for length in counts:
+            first = min(self.count, length)
+            weights += [self.weight] * first + [1.0] * (length - first)
+        return weights
+
+
 class Anchor:
     """Adds `weight` times the mean KL(base || tuned) on `examples` to the loss.
 
-    A step takes `batch_size` of them, in an order that depends on the seed and the step alone.
+    A step takes `batch_size` of them, in an order that depends on the seed and the step alone. With
+    `first` the mean is weighted.
     """
 
     def __init__(
-        self, model: Decoder, examples: Sequence[Example], weight: float, batch_size: int, seed: int
+        self,
+        model: Decoder,
+        examples: Sequence[Example],
+        weight: float,
+        batch_size: int,
+        seed: int,
+        first: FirstTokens | None = None,
     ) -> None:
         self.model, self.examples, self.weight, self.seed = model, examples, weight, seed
+        self.first = first
         self.batch_size = min(batch_size, len(examples))
         self.lengths = [len(example.input_ids) for example in examples]
 
@@ -41,26 +70,36 @@ class Anchor:
         return [self.examples[i] for i in batches[place]]
 
     def add_gradients(self, step: int, scale: Callable[[Tensor], Tensor]) -> float:
-        """Backpropagate `scale(weight * mean KL)` into the LoRA layers; return the mean KL in nats.
+        """Backpropagate `scale(weight * mean KL)` into the LoRA layers.
+
+        Returns the mean KL in nats, in which all tokens weigh the same.
 
         Each of several processes takes its share of the examples, and the sum of their gradients is
         the whole. All make equally many passes, since FSDP synchronises them in each.
         """
         batch, processes = self.batch(step), world_size()
         total = count_supervised(batch)
+        weight_sum = self._weight_sum(batch)
         shares = [micro_batches(batch[i::processes], 0, PASS_TOKENS) for i in range(processes)]
         own = shares[rank()]
         value = torch.zeros((), device=self.model.device)
         for index in range(max(map(len, shares))):
             has_examples = index < len(own)
             examples = own[index] if has_examples else batch[:1]
-            divergences, _ = position_divergences(self.model, examples)
+            divergences, counts = position_divergences(self.model, examples)
             mean = divergences.sum() * has_examples / total
-            scale(self.weight * mean).backward()
             value += mean.detach()
+            if self.first:
+                weights = divergences.new_tensor(self.first.weights(counts))
+                mean = (divergences * weights).sum() * has_examples / weight_sum
+            scale(self.weight * mean).backward()
         if processes > 1:
             torch.distributed.all_reduce(value)
         return value.item()
+
+    def _weight_sum(self, batch: Sequence[Example]) -> float:
+        counts = [count_supervised([example]) for example in batch]
+        return sum(self.first.weights(counts)) if self.first else float(sum(counts))
 
 
 def continue_prompts(

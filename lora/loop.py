@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +107,15 @@ class TrainingLoop:
         return {**step, **measured, "seconds": round(self.seconds, 3)}
 
     def _validate(self, validation: list[Example]) -> float:
-        """Record the validation loss, with anchors the divergence as well; return the loss."""
+        """Record the validation loss, with anchors the divergence as well; return the loss.
+
+        With an average of the adapter both are the average's, which is what is saved.
+        """
         step = self.trainer.completed_steps
-        loss = self.trainer.validation_loss(validation)
-        divergence = measure_divergence(self.trainer.model, validation, self.anchors)
+        average = self.trainer.average
+        with average.in_place() if average else nullcontext():
+            loss = self.trainer.validation_loss(validation)
+            divergence = measure_divergence(self.trainer.model, validation, self.anchors)
         self._record({"step": step, "validation_loss": loss, **divergence})
         if rank() == 0:
             tqdm.write(f"step {step}: validation loss {loss:.4f}")

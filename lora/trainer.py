@@ -13,12 +13,14 @@ from common.ranks import world_size
 from data.examples import Example, epoch_batches
 from llama.errors import UserError
 from llama.model import Decoder
+from lora.ema import AdapterAverage
 from lora.inject import lora_parameters
 from lora.kl_anchor import Anchor
 from lora.loss import count_supervised, step_loss
 from lora.non_finite import require_finite
 from lora.recompute import recompute_activations_in_backward
 
+AVERAGE = "average"  # of a parameter, in a checkpoint
 SCHEDULES = ("cosine", "linear", "constant")
 
 
@@ -41,6 +43,7 @@ class TrainerOptions:
     seed: int = 0
     dtype: torch.dtype = torch.float32
     checkpoint_activations: bool = False
+    ema_decay: float = 0.0  # of the average that is saved in the adapter's place; 0: none
 
     def __post_init__(self) -> None:
         if self.warmup_steps and self.warmup_steps >= self.total_steps:
@@ -128,6 +131,9 @@ class Trainer:
         # float16 gradients underflow unless the loss is scaled up; bfloat16 has the range of
         # float32
         self.scaler = torch.amp.GradScaler(device_type, enabled=options.dtype == torch.float16)
+        self.average: AdapterAverage | None = None
+        if options.ema_decay:
+            self.average = AdapterAverage(self.parameters, options.ema_decay)
         self.completed_steps = 0
         self.skipped_steps = 0  # float16 steps whose gradients overflowed
 
@@ -158,6 +164,8 @@ class Trainer:
         loss = self._sum_over_processes(total, gradients=True) / supervised
         self._require_finite("loss", loss, examples)
         grad_norm = self._update(examples)
+        if self.average:
+            self.average.update()
         self.completed_steps += 1
         return StepResult(
             loss=loss,
@@ -227,6 +235,8 @@ class Trainer:
             tensors[f"{index}.parameter"] = parameter.detach()
             for name, value in self.optimizer.state[parameter].items():
                 tensors[f"{index}.{name}"] = value
+            if self.average:
+                tensors[f"{index}.{AVERAGE}"] = self.average.values[index]
         values = {"completed_steps": self.completed_steps, "skipped_steps": self.skipped_steps}
         return tensors, values | {"scaler": self.scaler.state_dict()}
 
@@ -236,6 +246,8 @@ class Trainer:
         for index, parameter in enumerate(self.parameters):
             state = by_parameter[index]
             parameter.data.copy_(state.pop("parameter"))
+            if self.average:
+                self.average.values[index].copy_(state.pop(AVERAGE))
             moved = {}
             for name, tensor in state.items():  # AdamW counts its steps on the CPU
                 moved[name] = tensor if name == "step" else tensor.to(parameter.device)
@@ -248,7 +260,8 @@ class Trainer:
 
     @contextmanager
     def parameters_of(self, tensors: dict[str, Tensor]) -> Iterator[None]:
-        """Within the block the LoRA matrices are those of a state that `state` returned.
+        """Within the block the LoRA matrices are those of a state that `state` returned, or their
+        averages if it holds some.
 
         UserError if it belongs to other LoRA layers.
         """
@@ -256,7 +269,7 @@ class Trainer:
         now = [parameter.detach().clone() for parameter in self.parameters]
         try:
             for index, parameter in enumerate(self.parameters):
-                parameter.data.copy_(earlier[index]["parameter"])
+                parameter.data.copy_(earlier[index].get(AVERAGE, earlier[index]["parameter"]))
             yield
         finally:
             for parameter, value in zip(self.parameters, now, strict=True):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from common.command_line import read_number
 from common.errors import UserError
 from common.options import non_negative_float
+from data.anchors import anchor_sets
 from data.overlap import TextIndex, find_overlap
 from data.registry import TASKS
 from data.task import Split
@@ -16,7 +17,6 @@ from recipes.sources import Options
 from recipes.steps import answered_tasks
 
 TRAINING_TASK = "gsm8k"  # whose training set train.py uses
-ANCHOR_TASK = "ailuminate"  # whose demo prompts and file format --kl-prompts takes
 
 
 class Texts(NamedTuple):
@@ -63,9 +63,11 @@ def stage_texts(stage: Options, path: Path) -> dict[str, Texts]:
         source = str(stage[SHOTS_DATA])
         texts[f"the shots of {source}"] = Texts(TRAINING_TASK, source, "train")
     if read_number(stage, "kl-weight", 0, non_negative_float, path) > 0:
-        source = str(stage.get("kl-prompts", "demo"))
-        task = TRAINING_TASK if Path(source).suffix == ".jsonl" else ANCHOR_TASK
-        texts[f"the prompts of kl-prompts {source}"] = Texts(task, source, "test")
+        for task, source in anchor_sets(str(stage.get("kl-prompts", "demo"))):
+            name = f"the prompts of kl-prompts {source}"
+            if source in ("demo", "official"):
+                name = f"the {source} {task.name} prompts of kl-prompts"
+            texts[name] = Texts(task.name, source, "test")
     return texts
 
 

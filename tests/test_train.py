@@ -1,5 +1,6 @@
 """train.py end to end on a tiny model: files, resumption, settings, bad input."""
 
+import hashlib
 import json
 import math
 import re
@@ -13,7 +14,10 @@ from safetensors.torch import load_file, save_file
 import train
 from data.examples import question_key
 from data.few_shot import FewShotSampler
+from data.gsm8k import GSM8K
 from data.records import read_json, read_jsonl, write_json
+from data.sources import OfficialFile
+from data.task import DEMO_FOLDER
 from llama import load_model
 from lora import adapter_fingerprint, load_adapter, lora_parameters
 from lora.checkpoint import best_checkpoint, checkpoints
@@ -402,6 +406,89 @@ def test_a_weight_on_the_divergence_keeps_the_model_near_its_base(call, tmp_path
     )
 
 
+def test_harmless_prompts_can_be_held_to_as_well(call, tmp_path, capsys):
+    first = ("--kl-first-tokens", "5", "--kl-first-weight", "10")
+    both = ("--steps", "2", "--kl-weight", "1", "--kl-prompts", "demo+look-alikes")
+    assert call(*both, folder="even") == 0 and call(*both, *first, folder="first") == 0
+    assert "100 prompts of demo+look-alikes" in capsys.readouterr().out
+    summaries = [read_json(tmp_path / name / "train.summary.json") for name in ("even", "first")]
+    assert "kl_first_tokens" not in summaries[0]["settings"], "as before these options were"
+    assert summaries[1]["settings"]["kl_first_weight"] == 10
+    assert summaries[0]["kl_prompts"] != summaries[1]["kl_prompts"]
+
+
+def test_the_average_is_saved_and_an_interruption_changes_nothing(call, tmp_path, monkeypatch):
+    options = ("--steps", "6", "--checkpoint-every", "2", "--ema", "0.6")
+    assert call(*options, folder="whole") == 0
+    assert call(*options[:-2], folder="plain") == 0
+    real, steps = Trainer.step, []
+
+    def stop_at_five(self, examples):
+        steps.append(1)
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+        return real(self, examples)
+
+    monkeypatch.setattr(Trainer, "step", stop_at_five)
+    assert call(*options, folder="again") == 130
+    monkeypatch.setattr(Trainer, "step", real)
+    assert call(*options, folder="again") == 0
+    prints = {}
+    for name in ("whole", "plain", "again"):
+        prints[name] = adapter_fingerprint(tmp_path / name / "adapter")
+    assert prints["whole"] == prints["again"] != prints["plain"]
+    whole, plain = (read_jsonl(tmp_path / name / "train.jsonl") for name in ("whole", "plain"))
+    losses_of = [[r["loss"] for r in log if "loss" in r] for log in (whole, plain)]
+    assert losses_of[0] == losses_of[1], "the training is the same"
+    validation = [[r["validation_loss"] for r in log if "loss" not in r] for log in (whole, plain)]
+    assert validation[0] != validation[1], "what is saved is validated"
+
+
+def test_a_scale_is_chosen_on_held_out_questions_and_saved(call, tmp_path, capsys):
+    options = ("--steps", "3")
+    assert call(*options, folder="plain") == 0
+    assert call(*options, "--choose-scale", "0.01", "1", folder="chosen") == 0
+    assert "chosen on 8 held-back examples" in capsys.readouterr().out
+    summary = read_json(tmp_path / "chosen" / "train.summary.json")
+    scale = summary["scale"]
+    assert scale["chosen"] in (0.01, 1.0) and set(scale["losses"]) == {"0.01", "1"}
+    plain, chosen = (
+        load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
+        for name in ("plain", "chosen")
+    )
+    for name, tensor in plain.items():
+        factor = scale["chosen"] if "lora_B" in name else 1.0
+        assert chosen[name].allclose(factor * tensor)
+    assert call(*options, "--choose-scale", "0.01", "1", folder="chosen") == 0
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_no_scale_is_chosen_on_what_is_tested(call, tmp_path, monkeypatch, capsys):
+    copy = tmp_path / "mine.jsonl"
+    shutil.copy(DEMO_FOLDER / "train.jsonl", copy)
+    digest = hashlib.sha256(copy.read_bytes()).hexdigest()
+    test_set = OfficialFile("gsm8k/test.jsonl", "", digest)
+    monkeypatch.setattr(GSM8K, "official", {**GSM8K.official, "test": test_set})
+    assert call("--data", str(copy), "--choose-scale", "0.5", "1") == 2
+    assert "a scale chosen on what is tested would be tested on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--kl-first-tokens", "5"], "--kl-first-tokens 5 without --kl-weight"),
+        (["--choose-scale", "0.5"], "--choose-scale 0.5: expected several different scales"),
+        (["--choose-scale", "1", "1"], "--choose-scale 1 1: expected several different scales"),
+        (["--choose-scale", "0", "1"], "argument --choose-scale"),
+        (["--ema", "1"], "argument --ema"),
+    ],
+)
+def test_options_of_keeping_that_make_no_sense_are_refused(call, capsys, options, message):
+    with pytest.raises(SystemExit):
+        call(*options)
+    assert message in capsys.readouterr().err
+
+
 def test_the_divergence_is_off_by_default(call, tmp_path):
     assert call("--steps", "1") == 0
     assert not any(
@@ -472,7 +559,15 @@ def test_targets_have_short_names(call, tmp_path, target, modules):
             ["--kl-weight", "1", "--kl-prompts", "ailuminate"],
             "would train on the prompts that are tested on",
         ),
+        (
+            ["--kl-weight", "1", "--kl-prompts", "look-alikes+xstest"],
+            r"--kl-prompts look-alikes\+xstest would train on the prompts that are tested on",
+        ),
         (["--kl-prompts", "nowhere.csv"], "nowhere.csv: no such file"),
+        (
+            ["--validation", "7", "--choose-scale", "0.5", "1"],
+            "--choose-scale with 7 examples held out: it needs at least 8",
+        ),
         (["--no-system-header"], "the chat template prints no system header"),
         (["--init-adapter", "nowhere"], "nowhere: no adapter_config.json"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),

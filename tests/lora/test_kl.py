@@ -20,7 +20,7 @@ from lora import (
 )
 from lora import kl as kl_module
 from lora.kl import FrozenHeadKL, mean_divergences, position_divergences
-from lora.kl_anchor import ANCHOR_TOKENS, Anchor, continue_prompts, continue_sharded
+from lora.kl_anchor import ANCHOR_TOKENS, Anchor, FirstTokens, continue_prompts, continue_sharded
 from tests.tiny import save_transformers_model, tiny_transformers_model, with_random_lora
 
 
@@ -125,6 +125,28 @@ def test_an_anchors_gradients_are_those_of_its_weighted_mean(model, monkeypatch)
     assert anchor.add_gradients(0, lambda loss: 2 * loss) == pytest.approx(mean.item(), rel=1e-4)
     for parameter, gradient in zip(lora_parameters(model), expected, strict=True):
         torch.testing.assert_close(parameter.grad, 6 * gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("pass_tokens", [45, 2048])
+def test_first_tokens_weigh_more_in_the_gradients_and_not_in_the_log(
+    model, monkeypatch, pass_tokens
+):
+    examples = make_examples()
+    plain = [plain_divergences(model, example) for example in examples]
+    first = FirstTokens(count=2, weight=5.0)
+    weights = [torch.ones(len(each)) for each in plain]
+    for each in weights:
+        each[:2] = 5.0  # the second answer has one token alone
+    total = sum(each.sum() for each in weights)
+    assert first.weights([3, 1]) == [5.0, 5.0, 1.0, 5.0]
+    weighted = (torch.cat(plain) * torch.cat(weights)).sum() / total
+    expected = torch.autograd.grad(weighted, lora_parameters(model), retain_graph=True)
+    monkeypatch.setattr(kl_anchor, "PASS_TOKENS", pass_tokens)
+    anchor = Anchor(model, examples, weight=3.0, batch_size=8, seed=0, first=first)
+    logged = anchor.add_gradients(0, lambda loss: loss)
+    assert logged == pytest.approx(torch.cat(plain).mean().item(), rel=1e-4)
+    for parameter, gradient in zip(lora_parameters(model), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, 3 * gradient, rtol=1e-3, atol=1e-5)
 
 
 def test_every_anchor_has_its_turn_whatever_step_one_starts_at(model):

@@ -16,6 +16,7 @@ from llama import Decoder, ModelConfig
 from llama.errors import UserError
 from lora import LoRAConfig, inject_lora, load_adapter, lora_parameters
 from lora.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from lora.ema import AdapterAverage
 from lora.onednn import packed_weights
 from lora.trainer import Trainer, TrainerOptions, learning_rate_factor, training_batches
 from tests.tiny import tiny_decoder, tiny_transformers_model
@@ -166,6 +167,57 @@ def test_resumed_losses_equal_an_uninterrupted_run(dropout, tmp_path):
     second.load_state(*load_checkpoint(checkpoints(tmp_path)[-1]))
     losses += run(second, batches(second.completed_steps))
     assert losses == expected
+
+
+def test_the_average_follows_the_steps_and_resumes_exactly(tmp_path):
+    examples = make_examples(22)
+    options = TrainerOptions(total_steps=STEPS, learning_rate=5e-3, ema_decay=0.5)
+
+    def batches(first):
+        return training_batches(examples, 4, seed=2, first_step=first, total_steps=STEPS)
+
+    whole = Trainer(make_model(), options)
+    expected = [parameter.detach().clone() for parameter in whole.parameters]
+    for batch in batches(0):
+        whole.step(batch)
+        for value, parameter in zip(expected, whole.parameters, strict=True):
+            value.mul_(0.5).add_(parameter.detach(), alpha=0.5)
+    torch.testing.assert_close(whole.average.values, expected)
+
+    first = Trainer(make_model(), options)
+    for _, batch in zip(range(7), batches(0), strict=False):
+        first.step(batch)
+    save_checkpoint(tmp_path, 7, *first.state())
+    second = Trainer(make_model(), options)
+    second.load_state(*load_checkpoint(checkpoints(tmp_path)[-1]))
+    run(second, batches(7))
+    for one, other in zip(second.average.values, whole.average.values, strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(second.parameters, whole.parameters, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_average_stands_in_for_the_parameters_within_the_block_alone():
+    options = TrainerOptions(total_steps=4, learning_rate=1e-2, ema_decay=0.9)
+    trainer, examples = Trainer(make_model(), options), make_examples(8)
+    run(trainer, training_batches(examples, 4, 0, 0, 4))
+    trained = [parameter.detach().clone() for parameter in trainer.parameters]
+    own = trainer.validation_loss(examples)
+    with trainer.average.in_place():
+        averaged = trainer.validation_loss(examples)
+    assert averaged > own, "slower than the steps"
+    assert trainer.validation_loss(examples) == own
+    with trainer.parameters_of(trainer.state()[0]):
+        assert trainer.validation_loss(examples) == averaged, "a checkpoint's best is its average"
+    trainer.average.replace_parameters()
+    assert trainer.validation_loss(examples) == averaged
+    assert not torch.equal(trainer.parameters[1], trained[1])
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0, -0.1])
+def test_an_average_that_never_or_always_moves_is_refused(decay):
+    with pytest.raises(ValueError, match="expected a value between 0 and 1"):
+        AdapterAverage([torch.zeros(1)], decay)
 
 
 def test_training_lowers_the_validation_loss_and_leaves_the_base_alone():
