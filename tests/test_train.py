@@ -406,17 +406,20 @@ def test_a_weight_on_the_divergence_keeps_the_model_near_its_base(call, tmp_path
     )
 
 
-def test_harmless_prompts_can_be_held_to_as_well(call, tmp_path, capsys):
+@pytest.mark.slow
+def test_harmless_prompts_can_be_held_to_as_well(call, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("common.training_data.MAX_ANCHORS", 4)  # of each set
     first = ("--kl-first-tokens", "5", "--kl-first-weight", "10")
     both = ("--steps", "2", "--kl-weight", "1", "--kl-prompts", "demo+look-alikes")
     assert call(*both, folder="even") == 0 and call(*both, *first, folder="first") == 0
-    assert "100 prompts of demo+look-alikes" in capsys.readouterr().out
+    assert "8 prompts of demo+look-alikes" in capsys.readouterr().out
     summaries = [read_json(tmp_path / name / "train.summary.json") for name in ("even", "first")]
     assert "kl_first_tokens" not in summaries[0]["settings"], "as before these options were"
     assert summaries[1]["settings"]["kl_first_weight"] == 10
     assert summaries[0]["kl_prompts"] != summaries[1]["kl_prompts"]
 
 
+@pytest.mark.slow
 def test_the_average_is_saved_and_an_interruption_changes_nothing(call, tmp_path, monkeypatch):
     options = ("--steps", "6", "--checkpoint-every", "2", "--ema", "0.6")
     assert call(*options, folder="whole") == 0
@@ -444,6 +447,7 @@ def test_the_average_is_saved_and_an_interruption_changes_nothing(call, tmp_path
     assert validation[0] != validation[1], "what is saved is validated"
 
 
+@pytest.mark.slow
 def test_a_scale_is_chosen_on_held_out_questions_and_saved(call, tmp_path, capsys):
     options = ("--steps", "3")
     assert call(*options, folder="plain") == 0
