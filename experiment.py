@@ -76,7 +76,7 @@ def parse_arguments(argv: list[str] | None) -> ExperimentSettings:
 
 def option_names() -> dict[str, set[str]]:
     """The options that each section of a recipe may hold: those of its script."""
-    scripts = {"self-instruct": generate, "train": train, "judge": judge}
+    scripts = {"self-instruct": generate, "own-answers": generate, "train": train, "judge": judge}
     scripts |= dict.fromkeys(TASKS, generate)
     names = {}
     for section, script in scripts.items():

@@ -14,6 +14,10 @@ for train.py --data:
 --mode rewrite   the gold answers in the model's own words
 --mode sample    its own solutions; of --samples the first that has the right number, or with
                  --keep distinct every one of those that reasons in another way
+
+--task own-answers answers the embedded hazard prompts and harmless look-alikes, and leaves the
+refusals of the former and the answers to the latter in RUN/own-answers.train.jsonl, for
+train.py --data gsm8k:0.97 RUN/own-answers.train.jsonl:0.03
 """
 
 if __name__ == "__main__":  # before the imports, which take seconds
@@ -34,6 +38,7 @@ from common.decoding_estimate import estimate_memory, measure_speed
 from common.devices import resolve_device, resolve_dtype
 from common.distributed import device_of_rank, inference_group, rank_zero_first
 from common.errors import UserError
+from common.own_answers_job import OwnAnswersJob
 from common.ranks import rank, world_size
 from common.self_instruct_job import SelfInstructJob
 from common.tuned_model import ADAPTER, chosen_adapter, is_choice, written_fingerprint
@@ -41,6 +46,7 @@ from common.voting_job import VotingJob
 from data.records import Record, read_json
 from data.self_instruct import SelfInstruct
 from data.task import Task
+from guards.own_answers import OwnAnswers
 from llama.config import ModelConfig
 from llama.fingerprint import model_fingerprint
 from llama.hub import resolve
@@ -144,6 +150,8 @@ def make_job(task: Task, source: str, answerer: Answerer, identity: Record) -> A
     """Make the job of a task; `source` is `choose_tasks`'s, `identity` the model's settings."""
     if isinstance(task, SelfInstruct):
         return SelfInstructJob(task, source, answerer, identity)
+    if isinstance(task, OwnAnswers):
+        return OwnAnswersJob(task, source, answerer, identity)
     if answerer.settings.samples > 1:
         return VotingJob(task, source, answerer, identity)
     return AnsweringJob(task, source, answerer, identity)

@@ -33,6 +33,7 @@ from data.records import Record
 from data.registry import TASKS, get_task
 from data.self_instruct import SelfInstruct
 from data.task import SPLITS, Split, Task
+from guards.own_answers import OwnAnswers
 from llama.config import ModelConfig
 from llama.decoding import check_prompts
 from llama.tokenizer import Tokenizer
@@ -63,7 +64,8 @@ class AnsweringSettings(DecodingSettings, SelfInstructSettings, PromptSettings, 
     )
     task: tuple[str, ...] = option(
         (),
-        f"one or more of {', '.join(TASKS)}, or self-instruct ({','.join(DEFAULT_TASKS)})",
+        f"one or more of {', '.join(TASKS)}, or self-instruct, own-answers "
+        f"({','.join(DEFAULT_TASKS)})",
         parse=task_names,
         metavar="NAME[,NAME...]",
         scope=Scope.CALL,
@@ -162,7 +164,9 @@ def make_task(name: str, settings: AnsweringSettings) -> Task:
     """The task called `name`. UserError, with the nearest name, if there is none."""
     if name == SelfInstruct.name:
         return SelfInstruct(settings.mode, settings.samples)
-    return get_task(name, SelfInstruct.name)
+    if name == OwnAnswers.name:
+        return OwnAnswers()
+    return get_task(name, SelfInstruct.name, OwnAnswers.name)
 
 
 def choose_tasks(settings: AnsweringSettings) -> tuple[list[Task], str]:

@@ -12,6 +12,7 @@ from data.anchors import anchor_sets
 from data.overlap import TextIndex, find_overlap
 from data.registry import TASKS
 from data.task import Split
+from guards.own_answers import PROMPTS
 from recipes.schema import SHOTS_DATA, Recipe
 from recipes.sources import Options
 from recipes.steps import answered_tasks
@@ -37,12 +38,17 @@ class Overlap(NamedTuple):
 def check_overlap(recipe: Recipe, data: str, limits: Mapping[str, int]) -> None:
     """UserError if a text that is trained on is also tested, exactly or nearly, by content.
 
-    Seen are the training questions, the file of --shots-data and, with --kl-weight, the prompts of
-    --kl-prompts. `data` is "official" or "demo", `limits` the number of test records by task.
+    Seen are the training questions, the file of --shots-data, the prompts of own answers and, with
+    --kl-weight, those of --kl-prompts. `data` is "official" or "demo", `limits` the number of test
+    records by task.
     """
     if not recipe.train:
         return
     trained = {"the training questions": Texts(TRAINING_TASK, data, "train")}
+    if recipe.own_answers is not None:
+        for prompts, source in anchor_sets(PROMPTS):
+            name = f"the embedded {prompts.name} prompts of own-answers"
+            trained[name] = Texts(prompts.name, source, "test")
     for stage in recipe.train:
         trained |= stage_texts(stage, recipe.path)
     for task in answered_tasks(recipe, data):

@@ -17,7 +17,8 @@ the step, without their dashes. `adapter: NAME` answers with the adapter of anot
 `self-instruct: NAME` trains on the answers that another recipe has had written, and
 `shots-data: self-instruct` shows such answers as shots at test. `rounds: 2` among the options of
 self-instruct has the model that the first round trained write the data of the second; every round
-trains from the untouched model.
+trains from the untouched model. `own-answers: {weight: 0.03}` mixes 3 % of the untouched model's
+answers to the embedded prompts into the training data.
 """
 
 import copy
@@ -32,14 +33,19 @@ from common.command_line import check_keys
 from common.errors import UserError
 from common.yaml_files import parse_yaml, read_yaml
 from data.registry import TASKS
+from recipes.own_options import (
+    OWN_ANSWERS,
+    SELF_INSTRUCT,
+    own_names,
+    take_rounds,
+    take_weight,
+)
 from recipes.sources import Options, read_sources, values_by_source
 
 SHIPPED = Path(__file__).parent  # this project's own recipes, installed with the package
-SELF_INSTRUCT = "self-instruct"
 SHOTS_DATA = "shots-data"
-ROUNDS, MAX_ROUNDS = "rounds", 9  # of self-instruct
 # In the order of the steps; a task's section is called as the task.
-SECTIONS = (SELF_INSTRUCT, "train", *TASKS, "judge")
+SECTIONS = (SELF_INSTRUCT, OWN_ANSWERS, "train", *TASKS, "judge")
 KEYS = ("title", "about", "original", "sources", "adapter", "sweep", *SECTIONS)
 ORIGINALS = ("gsm8k", "safe")
 RESERVED_NAMES = ("report",)  # what lies beside the runs of the recipes
@@ -69,6 +75,8 @@ class Recipe:
     train: list[Options]
     self_instruct: Options | str | None
     rounds: int  # of self-instruct, each with a training behind it
+    own_answers: Options | None  # to other prompts, mixed into the training data
+    own_weight: float  # their share of these
     adapter: str | None
     sweep: list[float]  # scales of the adapter that are answered with as well
     original: dict[str, float] = field(default_factory=dict)  # in percent
@@ -135,13 +143,14 @@ def load_recipe(
     raw = read_yaml(path)
     check_keys(raw, KEYS, str(path), "key")
     for setting in settings:
-        names = _names(options, setting.section)
+        names = own_names(options, setting.section)
         check_keys([setting.option], names, str(path), f"option of {setting.section}")
         _overrule(raw, setting, path)
     if "title" not in raw:
         raise UserError(f"{path}: the key 'title' is missing")
     sections = _read_sections(raw, options, path)
-    rounds = _take_rounds(sections, path)
+    rounds = take_rounds(sections, path)
+    own_weight = take_weight(sections, path)
     borrowed = raw.get("self-instruct") if isinstance(raw.get("self-instruct"), str) else None
     if borrowed is not None:
         _checked_name(borrowed, f"{path}: self-instruct")
@@ -154,6 +163,8 @@ def load_recipe(
         train=sections.get("train", []),
         self_instruct=borrowed or sections.get("self-instruct", [None])[0],
         rounds=rounds,
+        own_answers=sections.get(OWN_ANSWERS, [None])[0],
+        own_weight=own_weight,
         adapter=_read_adapter(raw, path),
         sweep=_read_sweep(raw, path),
         original=_read_original(raw, path),
@@ -229,34 +240,11 @@ def _read_sections(
         sections[section] = []
         for stage in stages:
             checked = _typed({} if stage is None else stage, dict, path, section)
-            check_keys(checked, _names(options, section), str(path), f"option of {section}")
+            check_keys(checked, own_names(options, section), str(path), f"option of {section}")
             for option, value in checked.items():
                 _check_value(value, f"{path}: {section}: {option}")
             sections[section].append(dict(checked))
     return sections
-
-
-def _names(options: Mapping[str, set[str]], section: str) -> list[str]:
-    """The options that the section may hold, in order."""
-    own = {ROUNDS} if section == SELF_INSTRUCT else set()
-    return sorted(options[section] | own)
-
-
-def _take_rounds(sections: dict[str, list[Options]], path: Path) -> int:
-    """Take `rounds`, which is no option of the script, out of self-instruct's options."""
-    [own] = sections.get(SELF_INSTRUCT, [{}])
-    rounds = own.pop(ROUNDS, 1)
-    if type(rounds) is not int or not 1 <= rounds <= MAX_ROUNDS:
-        raise UserError(
-            f"{path}: {SELF_INSTRUCT}: {ROUNDS} should be a whole number from 1 to {MAX_ROUNDS}, "
-            f"found {rounds!r}"
-        )
-    if rounds > 1 and not sections.get("train"):
-        raise UserError(
-            f"{path}: {SELF_INSTRUCT}: {ROUNDS}: {rounds} without 'train': the model that writes "
-            "the data of a later round is trained on those of the one before"
-        )
-    return rounds
 
 
 def _check_value(value: Any, where: str) -> None:

@@ -12,8 +12,10 @@ from data.records import read_json
 from data.registry import TASKS
 from data.self_instruct import training_file
 from data.voting import samples_stem
+from guards import own_answers
 from guards.registry import GUARDS
-from recipes.schema import SELF_INSTRUCT, SHOTS_DATA, Recipe
+from recipes.own_options import OWN_ANSWERS, SELF_INSTRUCT
+from recipes.schema import SHOTS_DATA, Recipe
 from recipes.settings import ExperimentSettings
 from recipes.sources import Options
 
@@ -90,6 +92,14 @@ class Training:
         name = source if isinstance(source, str) else self.recipe.name
         return training_file(self.settings.folder / name)
 
+    def training_data(self, data: str) -> list[str]:
+        """What train.py --data takes: `data`, or its mixture with the recipe's own answers."""
+        recipe = self.recipe
+        if recipe.own_answers is None:
+            return [data]
+        own = own_answers.training_file(self.settings.folder / recipe.name)
+        return [f"{data}:{1 - recipe.own_weight:g}", f"{own}:{recipe.own_weight:g}"]
+
     def adapter_source(self) -> Path | None:
         """The run folder of the recipe whose adapter this one answers with, if it borrows one."""
         if self.recipe.adapter is None:
@@ -147,6 +157,8 @@ def plan(training: Training) -> list[Step]:
     """The steps of a training in the order they run."""
     recipe, settings, run = training.recipe, training.settings, training.run
     steps: list[Step] = []
+    if recipe.own_answers is not None and training.number == 0:
+        steps.append(own_answers_step(training, recipe.own_answers))
     if isinstance(recipe.self_instruct, dict) and training.number == 0:
         steps += self_instruct_steps(training, recipe.self_instruct)
     own_words = training.own_words()
@@ -171,7 +183,7 @@ def training_steps(
         last = number == len(training.recipe.train)
         stage_run = run if last else run / f"stage-{number}"
         argv = ["--run", str(stage_run), *_machine(settings), *_amount(settings)]
-        argv += ["--data", data, *to_argv(stage), *_embedder(settings)]
+        argv += ["--data", *training.training_data(data), *to_argv(stage), *_embedder(settings)]
         if "safe-lora" in stage and settings.untuned:
             argv += ["--safe-lora", settings.untuned]
         if adapter:
@@ -190,6 +202,14 @@ def training_work(stage: Options, training: Training) -> Work:
         examples = read_number(stage, "batch-size", 16, positive_int, path)
         return Work(TRAIN, None, count=int(steps * examples))
     return Work(TRAIN, limit, read_number(stage, "epochs", 1, positive_float, path))
+
+
+def own_answers_step(training: Training, options: Options) -> Step:
+    """Have the untouched model answer the embedded prompts."""
+    run = training.run
+    argv = ["--task", OWN_ANSWERS, "--run", str(run), "--no-adapter", *_machine(training.settings)]
+    summary = run / f"{OWN_ANSWERS}.summary.json"
+    return Step("own answers", "generate", [*argv, *to_argv(options)], summary)
 
 
 def self_instruct_steps(training: Training, options: Options) -> Iterator[Step]:

@@ -11,7 +11,7 @@ from data.records import read_json
 from data.registry import TASKS
 from data.self_instruct import SelfInstruct
 from recipes.overlap import TRAINING_TASK
-from recipes.schema import SELF_INSTRUCT
+from recipes.own_options import SELF_INSTRUCT
 from recipes.steps import TRAIN, Step, Work
 
 MAX_HOURS_IN_MINUTES = 2  # up to so many hours a time is told in minutes

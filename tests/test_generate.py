@@ -572,6 +572,57 @@ def test_self_instruct_without_a_right_answer_says_so(chat_checkpoint, tmp_path,
     assert training["sources"] == {"gold": 7} and training["log_likelihood"] is None
 
 
+def own_answers(chat_checkpoint, run, *more: str) -> int:
+    options = ["--task", "own-answers", "--max-new-tokens", "3", *more]
+    return generate.main(["--model", str(chat_checkpoint), "--run", str(run), *options])
+
+
+@pytest.mark.slow
+def test_own_answers_to_other_prompts_become_training_data(
+    chat_checkpoint, tmp_path, monkeypatch, capsys
+):
+    """Every third prompt is refused, whatever it asks; all answers end by themselves."""
+
+    def answer_all(model, prompts, *arguments, on_finish, **options):
+        for i in range(len(prompts)):
+            on_finish(i, Output([5, i], "stop"))
+
+    def decode(self, ids, skip_special_tokens=True):
+        return "I cannot do that." if len(ids) == 2 and ids[1] % 3 == 0 else "Here it is."
+
+    monkeypatch.setattr(answering_job, "generate", answer_all)
+    monkeypatch.setattr("llama.tokenizer.Tokenizer.decode", decode)
+    assert own_answers(chat_checkpoint, tmp_path) == 0
+    answers = read_jsonl(tmp_path / "own-answers.jsonl")
+    assert len(answers) == 100
+    refused = {a["prompt"] for a in answers if a["refused"] and a["expected"] == "refused"}
+    answered = {a["prompt"] for a in answers if not a["refused"] and a["expected"] == "answered"}
+    path = tmp_path / "own-answers.train.jsonl"
+    chats = read_jsonl(path)
+    assert {chat["messages"][0]["content"] for chat in chats} == refused | answered
+    summary = read_json(tmp_path / "own-answers.summary.json")
+    assert summary["kept"]["count"] == summary["training"]["records"] == len(chats)
+    assert summary["training"]["kept"] == {"refused": len(refused), "answered": len(answered)}
+    assert f"kept of 100 answers in {path}" in capsys.readouterr().out
+
+    monkeypatch.undo()
+    mixed = ["--data", "demo:0.9", f"{path}:0.1", "--limit", "27", "--steps", "1"]
+    run = tmp_path / "mixed"
+    assert train.main(["--model", str(chat_checkpoint), "--run", str(run), *mixed]) == 0
+    counts = read_json(run / "train.summary.json")["mixture"]
+    assert [part["taken"] for part in counts] == [27, 3]
+
+
+def test_own_answers_of_which_none_is_kept_are_an_error(chat_checkpoint, tmp_path, capsys):
+    assert own_answers(chat_checkpoint, tmp_path, "--limit", "4") == 2  # all are cut off
+    assert "none of the 4 own answers is kept" in capsys.readouterr().err
+    assert not (tmp_path / "own-answers.train.jsonl").exists()
+    other = tmp_path / "prompts.csv"
+    other.write_text("prompt_text\nHow?\n")
+    assert own_answers(chat_checkpoint, tmp_path / "new", "--data", str(other)) == 2
+    assert "its prompts are the embedded ones alone" in capsys.readouterr().err
+
+
 SAMPLED = ("--mode", "sample", "--samples", "3", "--temperature", "1", "--limit", "4")
 
 

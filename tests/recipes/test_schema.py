@@ -16,6 +16,7 @@ from recipes.schema import find_recipe, load_recipe, parse_setting
 OPTIONS = {
     **{task: {"max-new-tokens"} for task in TASKS},
     "self-instruct": {"mode"},
+    "own-answers": {"max-new-tokens"},
     "train": {"rank", "epochs", "shots", "lr"},
     "gsm8k": {"shots", "max-new-tokens", "shots-data"},
     "ailuminate": {"max-new-tokens"},
@@ -121,6 +122,14 @@ def test_one_stage_needs_no_list_and_others_work_is_named(load):
             "title: t\ngsm8k: {shots-data: self-instruct}\nself-instruct: {rounds: 2}\n",
             "rounds: 2 without 'train': the model that writes",
         ),
+        ("title", "own-answers: {}\ntitle", "weight should be their share of the training data"),
+        ("title", "own-answers: {weight: 0.6}\ntitle", "above 0 and at most 0.5, found 0.6"),
+        ("title", "own-answers: {weigt: 0.1}\ntitle", "the nearest valid name is 'weight'"),
+        (
+            GOOD,
+            "title: t\nown-answers: {weight: 0.1}\ngsm8k:\n",
+            "'own-answers' makes training data, and there is no 'train'",
+        ),
         ("{mode: rewrite}", "../other", "self-instruct: '../other' cannot be the name of a recipe"),
         ("title", "sources: {records: []}\ntitle", "unknown key of sources 'records'"),
         ("title", "sources: {record: [train.rnk]}\ntitle", "in sources: record 'train.rnk'; the n"),
@@ -220,7 +229,8 @@ def test_settings_overrule_every_stage_and_nothing_else(tmp_path):
 @pytest.mark.parametrize("text", ["train.lr", "lr=1", "training.lr=1", "train.=1"])
 def test_a_setting_that_names_no_option_is_refused(text):
     with pytest.raises(
-        UserError, match=r"expected SECTION\.OPTION=VALUE with a section of self-instruct, train"
+        UserError,
+        match=r"expected SECTION\.OPTION=VALUE with a section of self-instruct, own-answers, tr",
     ):
         parse_setting(text)
 

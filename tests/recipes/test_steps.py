@@ -10,6 +10,7 @@ from recipes.steps import plan, trainings
 OPTIONS = {
     "train": {"seed", "safe-lora"},
     "self-instruct": {"mode"},
+    "own-answers": {"max-new-tokens"},
     **{task: {"shots", "samples"} for task in TASKS},
 }
 RECIPE = """\
@@ -99,3 +100,21 @@ def test_votes_have_a_summary_of_their_own_and_no_divergence(planned, tmp_path):
     assert steps[0].work.passes == 8
     [steps] = planned(f"{text}ailuminate:\n")
     assert [step.script for step in steps] == ["generate", "generate", "judge", "divergence"]
+
+
+def test_own_answers_are_written_once_and_mixed_into_every_stage(planned, tmp_path):
+    text = RECIPE.replace("rounds: 2", "rounds: 1")
+    text += "own-answers: {weight: 0.03, max-new-tokens: 9}\n"
+    first, second = planned(text, seeds=2)
+    run = tmp_path / "m" / "row"
+    assert first[0].name == "own answers" and first[0].summary == run / "own-answers.summary.json"
+    assert value(first[0], "--task") == "own-answers" and "--no-adapter" in first[0].argv
+    assert "--max-new-tokens=9" in first[0].argv
+    assert not any("weight" in word for word in first[0].argv)
+    assert not any(step.name == "own answers" for step in second)
+    mixture = [f"{run}/self-instruct.train.jsonl:0.97", f"{run}/own-answers.train.jsonl:0.03"]
+    for steps in (first, second):
+        for step in steps:
+            if step.script == "train":
+                place = step.argv.index("--data")
+                assert step.argv[place + 1 : place + 3] == mixture
