@@ -93,7 +93,7 @@ class Training:
         return training_file(self.settings.folder / name)
 
     def training_data(self, data: str) -> list[str]:
-        """What train.py --data takes: `data`, or its mixture with the recipe's own answers."""
+        """The words of train.py --data: `data`, or its mixture with the recipe's own answers."""
         recipe = self.recipe
         if recipe.own_answers is None:
             return [data]
