@@ -10,7 +10,7 @@ exactly (online softmax, Milakov & Gimelshein 2018, https://arxiv.org/abs/1805.0
 """
 
 from collections import abc
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -63,8 +63,7 @@ class KVCache:
         self.values[:, target, :, :length] = self.values[:, source, :, :length]
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """`length` tokens of one sequence in a forward pass, the first at place `start` of `slot`."""
 
     slot: int

@@ -40,8 +40,8 @@ class DecodingGraphs:
 
     def __init__(self, model: Decoder, cache: KVCache) -> None:
         self.model, self.cache = model, cache
-        self.input_ids = torch.zeros(1, cache.slots, dtype=torch.int64, device=model.device)
-        self.offsets = torch.zeros(cache.slots, dtype=torch.int64, device=model.device)
+        # Each slot's token, and the place in the slot where it belongs.
+        self.inputs = torch.zeros(2, cache.slots, dtype=torch.int64, device=model.device)
         self.captured: dict[int, CapturedStep] = {}  # by the number of keys attended to
         self.stream: torch.cuda.Stream | None = None  # both made at the first capture
         self.pool: Any = None
@@ -52,13 +52,15 @@ class DecodingGraphs:
         offsets = [self.cache.capacity - 1] * self.cache.slots
         for segment, token_id in zip(segments, token_ids, strict=True):
             input_ids[segment.slot], offsets[segment.slot] = token_id, segment.start
-        self.input_ids.copy_(torch.tensor([input_ids]))
-        self.offsets.copy_(torch.tensor(offsets))
-        needed = max(segment.start for segment in segments) + 1
+        slots = [segment.slot for segment in segments]
+        self.inputs.copy_(torch.tensor([input_ids, offsets]))
+        needed = max(offsets[slot] for slot in slots) + 1
         rounded_up = -(-needed // BUCKET) * BUCKET
         longest = min(self.cache.capacity, rounded_up)
         logits = self._run(longest)
-        return logits[[segment.slot for segment in segments]]
+        if slots == list(range(len(slots))):  # a view needs no copy of the slots' numbers
+            return logits[: len(slots)]
+        return logits[slots]
 
     def _run(self, longest: int) -> Tensor:
         """Logits [slots, V] of what the buffers hold, of steps that attend to `longest` keys."""
@@ -72,8 +74,9 @@ class DecodingGraphs:
         return step.logits
 
     def _compute(self, longest: int) -> Tensor:
-        attention = StaticStepAttention(self.cache, self.offsets, longest)
-        hidden = self.model(self.input_ids, attention.positions[None], attention.attend)
+        input_ids, offsets = self.inputs
+        attention = StaticStepAttention(self.cache, offsets, longest)
+        hidden = self.model(input_ids[None], attention.positions[None], attention.attend)
         return self.model.logits(hidden[0])
 
     def _capture_or_refuse(self, longest: int) -> CapturedStep:

@@ -1,4 +1,4 @@
-"""The scheduler behind `generate`: continuous batching over a key/value cache.
+"""The engine behind `generate`: continuous batching over a key/value cache.
 
 A finished sequence leaves at once and the next prompt takes its slot. Prompts are prefilled in
 chunks beside the decoding sequences, without padding: a long prompt neither stalls the others nor
@@ -11,48 +11,28 @@ bound.
 """
 
 from collections import abc, deque
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from llama import cuda_graphs
-from llama.cache import KVCache, PrefixAttention, Segment, StepAttention, bytes_per_token
+from llama import cuda_graphs, scheduler
+from llama.cache import KVCache, PrefixAttention, StepAttention, bytes_per_token
 from llama.device_memory import free_bytes
 from llama.errors import UserError
 from llama.finite import NonFiniteLogits
 from llama.generation_config import DecodingStats, GenerationConfig, OnFinish
 from llama.model import Attend, Decoder
 from llama.notices import tell_once
-from llama.prompt_lookup import MAX_DRAFT_TOKENS, Drafter
+from llama.prompt_lookup import MAX_DRAFT_TOKENS
 from llama.sampling import SeedIndex
+from llama.scheduler import Scheduler, StepInput
 from llama.sequence import LogitsRequest, Output, Sequence, common_prefix_length, shared_length
 from llama.token_choice import choose_tokens
 
-PREFILL_CHUNK = 512  # prompt tokens computed in one forward pass
-VERIFIED_TOKENS = 24  # a forward pass over so many tokens costs little more than over one
-DRAFTED_TOKENS = 192  # in one forward pass: each needs the output head
 CACHE_SHARE = 0.8  # of a CUDA device's free memory; the rest is for what a step computes
-WORTH_COPYING = 16  # tokens a prompt must share with another slot before it waits for them
 
 NewTokens = list[tuple[Sequence, list[int]]]
-
-
-@dataclass
-class StepInput:
-    """The tokens of one forward pass, and the positions among them that need logits."""
-
-    segments: list[Segment] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    requests: list[LogitsRequest] = field(default_factory=list)
-    logits_positions: list[int] = field(default_factory=list)
-
-    @property
-    def is_plain_decoding(self) -> bool:
-        """True if every sequence reads one token, drafts none and needs logits."""
-        single = all(segment.length == 1 for segment in self.segments)
-        return single and len(self.requests) == len(self.segments)
 
 
 class Engine:
@@ -76,6 +56,8 @@ class Engine:
             self.waiting.append(self._make_sequence(index, prompt, indices[index]))
         longest = max(seq.prompt_length + seq.max_new_tokens for seq in self.waiting)
         self.capacity = longest + MAX_DRAFT_TOKENS  # a draft may go beyond the last new token
+        drafting = generation_config.sampling.is_greedy and not generation_config.allowed_tokens_fn
+        self.scheduler = Scheduler(self.prefix, drafting, stats)
         self._cache: KVCache | None = None
         self.graphs: cuda_graphs.DecodingGraphs | None = None
         self.use_graphs = generation_config.graphs and model.device.type in cuda_graphs.DEVICES
@@ -167,8 +149,8 @@ class Engine:
         )
         if self.use_graphs:
             self.graphs = cuda_graphs.DecodingGraphs(self.model, self.cache)
-        for start in range(0, len(self.prefix), PREFILL_CHUNK):
-            token_ids = self.prefix[start : start + PREFILL_CHUNK]
+        for start in range(0, len(self.prefix), scheduler.PREFILL_CHUNK):
+            token_ids = self.prefix[start : start + scheduler.PREFILL_CHUNK]
             attention = PrefixAttention(self.cache, start, len(token_ids))
             self._forward(token_ids, attention.positions, attention.attend)
             self.stats.prefill_tokens += len(token_ids)
@@ -216,19 +198,18 @@ class Engine:
 
     def _extend(self, sequence: Sequence, token_ids: list[int], on_finish: OnFinish | None) -> None:
         """Append chosen tokens and those that are forced after them, up to the sequence's end."""
-        coming = deque(token_ids)
-        while coming:
-            token = coming.popleft()
-            sequence.append(token)
-            self.stats.new_tokens += 1
-            if self.generation_config.on_token:
-                self.generation_config.on_token(sequence.index, token)
-            stopped = token in self.generation_config.stop_ids
-            if stopped or sequence.num_new_tokens == sequence.max_new_tokens:
-                self._finish(sequence, "stop" if stopped else "length", on_finish)
-                return
-            if not coming:
-                coming.extend(self._forced_tokens(sequence))
+        config = self.generation_config
+        while token_ids:
+            for token in token_ids:
+                sequence.append(token)
+                self.stats.new_tokens += 1
+                if config.on_token:
+                    config.on_token(sequence.index, token)
+                stopped = token in config.stop_ids
+                if stopped or sequence.num_new_tokens == sequence.max_new_tokens:
+                    self._finish(sequence, "stop" if stopped else "length", on_finish)
+                    return
+            token_ids = self._forced_tokens(sequence)
 
     def _finish(self, sequence: Sequence, reason: str, on_finish: OnFinish | None) -> None:
         output = Output(sequence.new_tokens, reason)
@@ -239,6 +220,8 @@ class Engine:
 
     def _forced_tokens(self, sequence: Sequence) -> list[int]:
         """The next token, if only one is allowed; else none."""
+        if self.generation_config.allowed_tokens_fn is None:
+            return []
         allowed = self.generation_config.allowed_tokens(sequence.new_tokens)
         return allowed if allowed is not None and len(allowed) == 1 else []
 
@@ -259,7 +242,7 @@ class Engine:
 
     def _step(self, running: list[Sequence]) -> NewTokens:
         """Run one forward pass; return the new tokens of every sequence that has no other left."""
-        step = self._schedule(running)
+        step = self.scheduler.schedule(running, self.stored, self.cache)
         logits = self._logits_from_graph(step)
         if logits is not None:
             return self._accept(logits, step.requests)
@@ -282,88 +265,6 @@ class Engine:
         self.stats.forward_passes += 1
         return logits
 
-    def _schedule(self, running: list[Sequence]) -> StepInput:
-        """Choose the tokens of the next forward pass, at most PREFILL_CHUNK prompt tokens of it."""
-        drafts, budget, step = self._draft_tokens(running), PREFILL_CHUNK, StepInput()
-        # All lengths before any token of this step counts as cached.
-        lengths = [self._schedule_prefill(slot, running) for slot in range(len(running))]
-        for slot, sequence in enumerate(running):
-            length = lengths[slot]
-            if length > 1:
-                length = min(length, budget)
-                budget -= length
-            if length:
-                self._add_segment(step, slot, sequence, length, drafts.get(sequence.index, []))
-        return step
-
-    def _add_segment(
-        self, step: StepInput, slot: int, sequence: Sequence, length: int, draft: list[int]
-    ) -> None:
-        """Add the next `length` tokens of a sequence, and a draft of those to come, to the step."""
-        start = sequence.num_cached_tokens
-        prompt_tokens = min(sequence.prompt_length - start, length)
-        self.stats.prefill_tokens += max(0, prompt_tokens)
-        step.segments.append(Segment(slot, start, length + len(draft)))
-        step.token_ids += sequence.tokens[start : start + length] + draft
-        sequence.num_cached_tokens += length
-        self.stored[slot] = sequence
-        if sequence.num_uncached_tokens == 0:
-            end = len(step.token_ids)
-            step.logits_positions += range(end - len(draft) - 1, end)
-            step.requests.append(LogitsRequest(sequence, draft))
-
-    def _schedule_prefill(self, slot: int, running: list[Sequence]) -> int:
-        """The number of tokens a sequence has to compute, after copying what another slot holds.
-
-        0 while it waits for a sequence before it that shares more of its tokens than any slot does.
-        """
-        sequence = running[slot]
-        if sequence.num_uncached_tokens == 1:
-            return 1
-        tokens, most = sequence.tokens, len(sequence.tokens) - 1
-        worthwhile = sequence.num_cached_tokens + WORTH_COPYING
-        donor, copied = slot, worthwhile - 1
-        for other, stored in enumerate(self.stored):
-            if stored is None or stored is sequence:
-                continue
-            limit = min(stored.num_cached_tokens, most)
-            common = shared_length(tokens, stored.tokens, limit)
-            if common > copied:
-                donor, copied = other, common
-        for earlier in running:
-            is_prefilled = earlier.num_uncached_tokens > 1 and earlier.index < sequence.index
-            if is_prefilled and shared_length(tokens, earlier.tokens, most) > copied:
-                return 0
-        if copied >= worthwhile:
-            if donor != slot:
-                self.cache.copy(donor, slot, copied)
-            sequence.num_cached_tokens, self.stored[slot] = copied, sequence
-        return sequence.num_uncached_tokens
-
-    def _draft_tokens(self, running: list[Sequence]) -> dict[int, list[int]]:
-        """Tokens that decoding sequences are to verify, by the sequence's index.
-
-        Those with a streak of right drafts always draft; the others do if they are few.
-        """
-        sampling = self.generation_config.sampling
-        if not sampling.is_greedy or self.generation_config.allowed_tokens_fn:
-            return {}
-        decoding = [sequence for sequence in running if sequence.num_uncached_tokens == 1]
-        if not decoding:
-            return {}
-        free = VERIFIED_TOKENS // len(decoding) - 1  # tokens that verifying costs little
-        drafts, budget = {}, DRAFTED_TOKENS
-        for sequence in decoding:
-            if sequence.drafter is None:
-                sequence.drafter = Drafter(self.prefix + sequence.tokens)
-            room = sequence.max_new_tokens - sequence.num_new_tokens - 1
-            length = min(sequence.drafter.trusted_length or free, room, budget)
-            draft = sequence.drafter.draft(length) if length > 0 else []
-            if draft:
-                drafts[sequence.index] = draft
-                budget -= len(draft)
-        return drafts
-
     def _accept(self, logits: Tensor, requests: list[LogitsRequest]) -> NewTokens:
         """The new tokens of each sequence, from logits [positions, V] of all of them.
 
@@ -372,28 +273,30 @@ class Engine:
         """
         owners: list[Sequence] = []
         for request in requests:
-            owners += [request.sequence] * request.num_positions
-        chosen = choose_tokens(logits, owners, self.generation_config)
-        accepted, begin = [], 0
-        for request in requests:
-            own = chosen[begin : begin + request.num_positions]
-            greedy = [choice.token_id for choice in own]
-            right = shared_length(request.draft, greedy, len(request.draft))
-            for place, choice in enumerate(own[: right + 1]):
-                if not choice.finite:
-                    raise self._non_finite(request, place)
+            owners += [request.sequence] * (len(request.draft) + 1)
+        chosen, finite = choose_tokens(logits, owners, self.generation_config)
+        all_finite = all(finite)
+        accepted: NewTokens = []
+        begin = 0
+        for sequence, draft in requests:
+            own = chosen[begin : begin + len(draft) + 1]
+            right = shared_length(draft, own, len(draft)) if draft else 0
+            if not all_finite:
+                self._check_finite(finite[begin : begin + right + 1], sequence, draft)
             # What is stored of a refused draft is overwritten by the next step.
-            request.sequence.num_cached_tokens += right
-            accepted.append((request.sequence, greedy[: right + 1]))
-            begin += request.num_positions
+            sequence.num_cached_tokens += right
+            accepted.append((sequence, own[: right + 1]))
+            begin += len(own)
         return accepted
 
-    def _non_finite(self, request: LogitsRequest, place: int) -> NonFiniteLogits:
-        """The error for the logits behind the first `place` tokens of a request's draft."""
-        sequence = request.sequence
-        token_ids = self.prefix + sequence.tokens + request.draft[:place]
+    def _check_finite(self, finite: list[bool], sequence: Sequence, draft: list[int]) -> None:
+        """NonFiniteLogits for the first False, which is of the logits behind as much of a draft."""
+        if all(finite):
+            return
+        place = finite.index(False)
+        token_ids = self.prefix + sequence.tokens + draft[:place]
         step = sequence.num_new_tokens + place + 1
-        return NonFiniteLogits(sequence.index, token_ids, step)
+        raise NonFiniteLogits(sequence.index, token_ids, step)
 
     def _forward(self, token_ids: list[int], positions: Tensor, attend: Attend) -> Tensor:
         """Hidden states [N, E] of a flat list of N tokens."""

@@ -2,10 +2,13 @@
 
 from collections import abc
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from llama.prompt_lookup import Drafter
+
+BLOCK = 32  # tokens compared at once
 
 
 @dataclass(frozen=True)
@@ -64,24 +67,23 @@ class Sequence:
         return len(self.tokens) - self.num_cached_tokens
 
 
-@dataclass(frozen=True)
-class LogitsRequest:
+class LogitsRequest(NamedTuple):
     """A sequence that needs logits in this step, at `len(draft) + 1` positions."""
 
     sequence: Sequence
     draft: list[int]
 
-    @property
-    def num_positions(self) -> int:
-        return len(self.draft) + 1
 
-
-def shared_length(a: abc.Sequence[int], b: abc.Sequence[int], limit: int) -> int:
+def shared_length(a: list[int], b: list[int], limit: int) -> int:
     """The number of leading tokens, at most `limit`, that two sequences have in common."""
     limit = min(limit, len(a), len(b))
-    for place in range(limit):
-        if a[place] != b[place]:
-            return place
+    for begin in range(0, limit, BLOCK):
+        end = min(begin + BLOCK, limit)
+        if a[begin:end] == b[begin:end]:
+            continue
+        for place in range(begin, end):
+            if a[place] != b[place]:
+                return place
     return limit
 
 

@@ -1,7 +1,6 @@
 """The next tokens from logits: constrained, greedy or sampled, and checked to be finite."""
 
 from collections import abc
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,21 +10,13 @@ from llama.sampling import sample
 from llama.sequence import Sequence
 
 
-@dataclass(frozen=True)
-class TokenChoice:
-    """A chosen token id; `finite` is False if its logits hold NaN or infinity."""
-
-    token_id: int
-    finite: bool
-
-
 def choose_tokens(
     logits: Tensor, sequences: abc.Sequence[Sequence], config: GenerationConfig
-) -> list[TokenChoice]:
+) -> tuple[list[int], list[bool]]:
     """The next token of each sequence from logits [sequences, V], which are changed in place.
 
-    Logits that are not finite give a meaningless token and `finite=False`. They are noticed by
-    their maximum, which NaN and infinity pass through and which is needed anyway.
+    With it comes whether its logits are finite; if not, the token is meaningless. They are noticed
+    by their maximum, which NaN and infinity pass through and which is needed anyway.
     """
     sampling = config.sampling
     highest = None
@@ -42,8 +33,8 @@ def choose_tokens(
     finite = scores.isfinite()
     if highest is not None:
         finite &= highest.isfinite()
-    pairs = torch.stack((chosen, finite), dim=1).tolist()  # both in one copy to the host
-    return [TokenChoice(token_id, bool(is_finite)) for token_id, is_finite in pairs]
+    token_ids, flags = torch.stack((chosen, finite)).tolist()  # both in one copy to the host
+    return token_ids, [flag == 1 for flag in flags]
 
 
 def _mask_disallowed(logits: Tensor, allowed: list[list[int] | None]) -> None:

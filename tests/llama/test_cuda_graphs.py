@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from llama import cuda_graphs, engine, generate, load_model, notices
+from llama import cuda_graphs, generate, load_model, notices, scheduler
 from llama.cache import Segment
 
 STOP_IDS = frozenset(range(3, 60, 7))
@@ -29,7 +29,7 @@ def ragged_prompts(prefix: int) -> list[list[int]]:
 @pytest.mark.parametrize("prefix", [0, 17])
 def test_static_steps_choose_the_same_tokens(model, prefix, monkeypatch):
     monkeypatch.setattr(
-        engine, "VERIFIED_TOKENS", 0
+        scheduler, "VERIFIED_TOKENS", 0
     )  # drafts are verified by the other kind of step
     prompts = ragged_prompts(prefix)
     expected = {

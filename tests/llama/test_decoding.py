@@ -9,7 +9,7 @@ import torch
 
 from data.few_shot import FewShotSampler
 from data.gsm8k import GSM8K
-from llama import cache, engine, generate, load_model, load_tokenizer, prompt_lookup
+from llama import cache, generate, load_model, load_tokenizer, prompt_lookup, scheduler
 from llama.cache import bytes_per_token
 from llama.engine import DecodingStats
 from llama.sequence import common_prefix_length
@@ -105,7 +105,7 @@ def test_small_chunks_change_nothing(models, monkeypatch):
     _, ours = models
     prompts = ragged_prompts(5, prefix=40)
     whole = generate(ours, prompts, 20, STOP_IDS, batch_size=4)
-    monkeypatch.setattr(engine, "PREFILL_CHUNK", 7)
+    monkeypatch.setattr(scheduler, "PREFILL_CHUNK", 7)
     assert generate(ours, prompts, 20, STOP_IDS, batch_size=4) == whole
 
 
@@ -117,7 +117,7 @@ def test_drafts_change_nothing_but_the_number_of_passes(models, monkeypatch):
     no_drafts, few_sequences = (1, ()), (24, ())
     streaks, both = (1, ((2, 5),)), (64, ((1, 7),))
     for verified, lengths in (no_drafts, few_sequences, streaks, both):
-        monkeypatch.setattr(engine, "VERIFIED_TOKENS", verified)
+        monkeypatch.setattr(scheduler, "VERIFIED_TOKENS", verified)
         monkeypatch.setattr(prompt_lookup, "STREAK_TO_DRAFT_LENGTH", lengths)
         stats = DecodingStats()
         results.append(generate(ours, prompts, 60, frozenset(), batch_size=2, stats=stats))
@@ -210,7 +210,7 @@ def test_a_bfloat16_cache_stays_close(models):
 
 
 def test_every_prompt_token_computed_is_counted(models, monkeypatch):
-    monkeypatch.setattr(engine, "PREFILL_CHUNK", 4)
+    monkeypatch.setattr(scheduler, "PREFILL_CHUNK", 4)
     stats = DecodingStats()
     generate(
         models[1], [[5], [20, 21, 22, 23, 24]], 3, stats=stats
