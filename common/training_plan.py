@@ -8,6 +8,7 @@ from common import runs
 from common.ranks import world_size
 from common.training_data import TrainingData
 from common.training_settings import TrainingSettings
+from common.training_speed import seconds_per_step
 from data.records import Record
 from llama.config import ModelConfig
 from lora.memory_estimate import estimate_memory
@@ -56,9 +57,29 @@ def describe_plan(
         f"trainable parameters  {estimate.trainable_parameters:,}",
         f"peak memory           about {(estimate.total + process) / 2**30:.2f} GiB of {device} "
         f"({memory})",
+        describe_time(settings, config, options, data, device),
         f"--dry-run: nothing was written to {settings.run}",
     ]
     return "\n".join(lines)
+
+
+def describe_time(
+    settings: TrainingSettings,
+    config: ModelConfig,
+    options: TrainerOptions,
+    data: TrainingData,
+    device: torch.device,
+) -> str:
+    """The time of all steps in a line, measured on a few layers."""
+    share = math.ceil(settings.batch_size / world_size())
+    seconds = seconds_per_step(
+        config, settings.lora_config(), options, data.training, share, device, settings.quantize
+    )
+    line = (
+        f"time                  about {seconds * options.total_steps / 60:.1f} min, "
+        f"{seconds:.2f} s a step, measured on a few layers"
+    )
+    return line + ("; --kl-weight comes on top" if settings.kl_weight else "")
 
 
 def describe_part(part: Record) -> str:
