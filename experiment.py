@@ -30,6 +30,7 @@ from common import cli
 from common.command_line import parse_settings
 from common.errors import UserError
 from common.interrupts import STATUSES, Interrupted
+from common.torchrun import run_in_processes
 from data.records import write_json
 from data.registry import TASKS
 from data.self_instruct import training_file
@@ -180,7 +181,12 @@ def plan_all(recipes: Sequence[Recipe], settings: ExperimentSettings) -> list[Tr
 
 def run_step(training: Training, step: Step) -> None:
     """Call the step's script. UserError if it fails, which says how to go on."""
-    status = SCRIPTS[step.script].main(step.argv)
+    script, processes = SCRIPTS[step.script], training.settings.processes
+    if processes > 1 and step.is_shared:
+        assert script.__file__ is not None
+        status = run_in_processes(Path(script.__file__), step.argv, processes)
+    else:
+        status = script.main(step.argv)
     if status in STATUSES:
         raise Interrupted(status, reported=True)
     if status:

@@ -6,6 +6,7 @@ from pathlib import Path, PurePath
 from common.defaults import DEFAULT_MODEL, DTYPES
 from common.errors import UserError
 from common.options import option, positive_int
+from common.ranks import world_size
 from data.registry import TASKS, get_task
 
 JUDGES = ("guard", "refusal")
@@ -76,10 +77,21 @@ class ExperimentSettings:
     )
     device: str = option("auto", "cpu, cuda, cuda:1, ...; auto: see train.py (%(default)s)")
     dtype: str = option("auto", "see train.py (%(default)s)", choices=DTYPES, metavar="TYPE")
+    processes: int = option(
+        1,
+        "processes of each step but the divergence, one a GPU, started by torchrun (%(default)s)",
+        parse=positive_int,
+        metavar="N",
+    )
     dry_run: bool = option(False, "list the steps and write nothing", flag=True)
 
     def __post_init__(self) -> None:
         self.limits()
+        if world_size() > 1:
+            raise UserError(
+                f"experiment.py starts the processes of each step itself: without torchrun, python "
+                f"experiment.py --processes {world_size()} ..."
+            )
         if self.guard and self.judge == "refusal":
             raise UserError(
                 f"--judge refusal with --guard {self.guard[0]}: --guard {PHRASES} --guard "

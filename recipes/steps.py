@@ -20,6 +20,7 @@ from recipes.settings import ExperimentSettings
 from recipes.sources import Options
 
 TRAIN = "train"
+SHARED = (TRAIN, "generate", "judge")  # the scripts that run under torchrun
 SEED_STRIDE = 1000  # between the seeds of two trainings of one recipe
 MAX_SEED = 2**32 - 1
 
@@ -49,6 +50,11 @@ class Step:
         if self.summary is None or not self.summary.is_file():
             return False
         return bool(read_json(self.summary).get("finished"))
+
+    @property
+    def is_shared(self) -> bool:
+        """True if several processes can share the step's work."""
+        return self.script in SHARED
 
     @property
     def command(self) -> str:

@@ -296,3 +296,29 @@ def test_prompts_that_are_tested_are_never_trained_on(call, folder, tmp_path, ca
     assert (
         "1 of the 4 gsm8k questions that are tested are among the shots" in capsys.readouterr().err
     )
+
+
+@pytest.mark.slow
+def test_steps_are_shared_among_processes(call, folder):
+    recipe = SKILL.replace("svamp: {max-new-tokens: 4}\n", "")
+    assert call("skill", options=["--processes", "2"], skill=recipe) == 0
+    for name in ("train", "gsm8k"):
+        summary = read_json(folder / "skill" / f"{name}.summary.json")
+        assert summary["finished"] and summary["environment"]["processes"] == 2
+    assert read_json(folder / "skill" / "kl.summary.json")["finished"]
+
+
+@pytest.mark.slow
+def test_a_step_that_fails_in_processes_ends_the_experiment(call, capfd):
+    options = ["--processes", "2", "--set", "gsm8k.shots=500"]  # more than there are to choose from
+    assert call("skill", options=options, skill=SKILL) == 2
+    error = capfd.readouterr().err
+    assert "500 shots asked for" in error and "has failed" in error.splitlines()[-1]
+
+
+def test_under_torchrun_it_says_how_to_share_the_work(call, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(SystemExit) as exit:
+        call("skill", skill=SKILL)
+    assert exit.value.code == 2
+    assert "experiment.py --processes 4" in capsys.readouterr().err
