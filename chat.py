@@ -23,20 +23,24 @@ import torch
 
 from common import cli
 from common.command_line import parse_settings
+from common.decoding_estimate import estimate_memory
 from common.defaults import DEFAULT_MODEL, DTYPES
 from common.devices import resolve_device, resolve_dtype
 from common.errors import UserError
 from common.options import Scope, non_negative_float, option, positive_int, probability, seed
+from common.runs import peak_memory_bytes
 from common.tuned_model import ADAPTER, chosen_adapter, is_choice
 from data.prompts import Message
 from data.records import read_json
+from llama.config import ModelConfig
 from llama.decoding import generate
 from llama.finite import NonFiniteError
+from llama.hub import resolve
 from llama.model import Decoder
 from llama.quantization import SCHEMES
 from llama.tokenizer import DEFAULT_DATE, Tokenizer, load_tokenizer
 from llama.weights import load_model
-from lora import load_adapter, lora_disabled, set_lora_scale
+from lora import adapter_fingerprint, load_adapter, lora_disabled, set_lora_scale
 from reporting.plain_text import visible
 
 OUT_OF_MEMORY = "try --quantize int8, which changes some answers, or a smaller --model"
@@ -94,6 +98,9 @@ class ChatSettings:
     seed: int = option(0, "of samples (%(default)s)", parse=seed, metavar="N", scope=CALL)
     show_prompt: bool = option(
         False, "before every answer, the prompt's exact text and token ids", flag=True, scope=CALL
+    )
+    dry_run: bool = option(
+        False, "say which models would answer, on what device, and load none", flag=True, scope=CALL
     )
 
 
@@ -198,8 +205,8 @@ class ChatSession:
             print(f"{visible(command)}: no such command; there are /reset, /system and /prompt")
 
 
-def load_session(settings: ChatSettings) -> ChatSession:
-    """The model with its adapter, not merged, and the tokenizer."""
+def find_adapter(settings: ChatSettings) -> Path:
+    """The adapter to answer with. UserError if there is none."""
     adapter = settings.adapter or settings.run / ADAPTER
     if is_choice(adapter):
         adapter = chosen_adapter(settings.run, adapter)
@@ -208,6 +215,27 @@ def load_session(settings: ChatSettings) -> ChatSession:
             f"{adapter}: no adapter there; train one with train.py --run {settings.run}, or name "
             "one with --adapter"
         )
+    return adapter
+
+
+def describe_plan(settings: ChatSettings) -> str:
+    """The models that would answer, on what device, and the memory of a turn, in lines."""
+    adapter, device = find_adapter(settings), resolve_device(settings.device)
+    dtype = resolve_dtype(settings.dtype, device)
+    ref = settings.model or trained_model(settings.run)
+    config = ModelConfig.load(resolve(ref, allow_weights=False))
+    capacity = min(config.max_position_embeddings, 2 * settings.max_new_tokens)
+    memory = estimate_memory(config, dtype, 1, capacity, settings.quantize)
+    return (
+        f"{ref}, and with {adapter} (fingerprint {adapter_fingerprint(adapter)}): both answer\n"
+        f"{memory.describe(device, peak_memory_bytes(device))}, for {capacity} tokens of talk\n"
+        "--dry-run: nothing was loaded"
+    )
+
+
+def load_session(settings: ChatSettings) -> ChatSession:
+    """The model with its adapter, not merged, and the tokenizer."""
+    adapter = find_adapter(settings)
     device = resolve_device(settings.device)
     dtype: torch.dtype = resolve_dtype(settings.dtype, device)
     ref = settings.model or trained_model(settings.run)
@@ -229,6 +257,9 @@ def trained_model(run: Path) -> str:
 
 def chat(settings: ChatSettings) -> None:
     """Read questions until the end of the input."""
+    if settings.dry_run:
+        print(describe_plan(settings))
+        return
     session = load_session(settings)
     # Ctrl-C stops an answer, however often: there is no work here that a signal could lose.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -96,6 +96,13 @@ class ReportSettings:
         scope=Scope.CALL,
     )
 
+    dry_run: bool = option(
+        False,
+        "say what would be read and where the report would go, and write nothing",
+        flag=True,
+        scope=Scope.CALL,
+    )
+
     def __post_init__(self) -> None:
         if self.only and self.wrong is None and not self.flips:
             raise UserError("--only says which answers --wrong or --flips prints; give one of them")
@@ -108,10 +115,28 @@ def parse_arguments(argv: Sequence[str] | None) -> ReportSettings:
 def report(settings: ReportSettings) -> None:
     """Print and write what was asked for. Raises UserError for runs that cannot be read."""
     runs = load_runs(settings.runs)
+    if settings.dry_run:
+        print(describe_inputs(runs, settings))
+        return
     if settings.wrong is not None or settings.flips:
         print(list_answers(runs, settings))
         return
     write_report(runs, settings)
+
+
+def describe_inputs(runs: list[Run], settings: ReportSettings) -> str:
+    """The parts of each run that there are, and what would be written, in lines."""
+    lines = []
+    for run in runs:
+        lines.append(f"{run.folder}:")
+        for part in run.parts():
+            done = f"{part.done:,} {'steps' if part is run.training else 'records'}"
+            lines.append(f"  {part.name}: {done}, {'finished' if part.finished else part.progress}")
+    if settings.wrong is None and not settings.flips:
+        output = settings.output or settings.runs[0] / "report"
+        lines.append(f"would write {settings.markdown or output / 'report.md'}, report.html and")
+        lines[-1] += f" the plots to {output}"
+    return "\n".join([*lines, "--dry-run: nothing was written"])
 
 
 def list_answers(runs: list[Run], settings: ReportSettings) -> str:

@@ -119,3 +119,10 @@ def test_without_an_adapter_it_says_what_to_do(tmp_path, capsys):
     assert chat.main(["--run", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "train.py --run" in error and error.count("\n") == 1
+
+
+def test_a_dry_run_says_what_would_answer_and_loads_nothing(run, monkeypatch, capsys):
+    monkeypatch.setattr(chat, "load_model", lambda *a, **k: pytest.fail("nothing is loaded"))
+    assert chat.main(["--run", str(run), "--device", "cpu", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{run / 'adapter'} (fingerprint " in printed and "peak memory about" in printed

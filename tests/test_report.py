@@ -243,3 +243,12 @@ def test_help_answers_at_once_and_loads_neither_torch_nor_numpy():
         [sys.executable, "report.py", "--help"], cwd=ROOT, check=True, capture_output=True
     )
     assert time.process_time() - begin < 1  # a third of a second where nobody else computes
+
+
+def test_a_dry_run_lists_what_would_be_read(base, tuned, capsys):
+    assert report.main([str(base), str(tuned), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "  gsm8k: 8 records, finished\n  ailuminate: 6 records, finished\n" in printed
+    assert "  train: " in printed and "steps, finished" in printed
+    assert f"would write {base / 'report' / 'report.md'}, report.html" in printed
+    assert not (base / "report").exists()
