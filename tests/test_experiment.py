@@ -283,7 +283,7 @@ def test_a_limit_that_is_none_is_refused(call, capsys, limit):
 def test_prompts_that_are_tested_are_never_trained_on(call, folder, tmp_path, capsys):
     anchored = RECIPE.replace("shots: 1}", "shots: 1, kl-weight: 1.0}", 1)
     assert call("row", row=anchored) == 2
-    message = "row.yaml: 4 of the 4 ailuminate prompts that are tested are among the prompts of kl"
+    message = "row.yaml: 4 of the 4 ailuminate prompts that are tested are among the demo"
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not folder.exists()
 
