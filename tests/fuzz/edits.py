@@ -1,5 +1,6 @@
 """Edits of files as a stranger, a bad disk or somebody with an editor makes them."""
 
+import copy
 import json
 import random
 import re
@@ -37,7 +38,7 @@ def edit_json(draw: Draw, document: Any, count: int = 2) -> Any:
         path = draw(st.sampled_from(list(places_in(value))))
         if not path:
             if draw(st.integers(0, 9)) == 0:
-                value = draw(VALUES)
+                value = copy.deepcopy(draw(VALUES))
             continue
         target = value
         for key in path[:-1]:
@@ -52,7 +53,7 @@ def _change(draw: Draw, target: Any, key: Any) -> None:
     if action == "near":
         target[key] = _near(draw, target[key])
     elif action == "replace":
-        target[key] = draw(VALUES)
+        target[key] = copy.deepcopy(draw(VALUES))
     elif action == "remove":
         del target[key]
     elif action == "nest":
