@@ -123,7 +123,6 @@ class Plan:
 
     jobs: list[JudgingJob]
     model: GuardModel | None
-    prompts: list[list[list[int]]]  # of each job, those of its `to_do`
 
 
 def make_plan(settings: JudgingSettings) -> Plan:
@@ -154,12 +153,14 @@ def make_plan(settings: JudgingSettings) -> Plan:
     model = None
     if checkpoint and (settings.show_prompt or any(job.to_do for job in jobs)):
         model = GuardModel.find(guard, settings, dtype, device)
-    prompts = [job.prompts(job.to_do, model) if model else [] for job in jobs]
+    for job in jobs:
+        if model:
+            job.prepare(model)
     if rank() == 0:
         print(describe_plan(jobs, settings), flush=True)
         if model and settings.show_prompt:
             show_prompts(jobs, model, settings.show_prompt)
-    return Plan(jobs, model, prompts)
+    return Plan(jobs, model)
 
 
 def refuse_old_files(run: Path) -> None:
@@ -204,9 +205,9 @@ def judge(settings: JudgingSettings) -> None:
         to_do = any(job.to_do for job in plan.jobs)
         # May fail: what is there already is replaced only after it.
         decoder = plan.model.load() if plan.model and to_do else None
-        for job, prompts in zip(plan.jobs, plan.prompts, strict=True):
+        for job in plan.jobs:
             if job.to_do and plan.model and decoder:
-                job.judge_by_model(plan.model, prompts, decoder)
+                job.judge_by_model(plan.model, decoder)
             elif job.to_do:
                 job.judge_by_text()
             if rank() == 0:

@@ -1,7 +1,7 @@
 """The job of judging a task's answers with a guard: its settings, its prompts, its verdicts."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from llama.model import Decoder
 from llama.tokenizer import Tokenizer, load_tokenizer
 from llama.weights import load_model
 
+CHUNK = 2048  # answers whose prompts exist at one time
+LONGEST = 16  # prompts checked in advance of those beyond the first chunk
 # What a guard without a model would ignore.
 MODEL_OPTIONS = (
     "dtype",
@@ -153,6 +155,7 @@ class JudgingJob(ResumableJob):
         self, task: Task, guard: Guard, settings: JudgingSettings, device: torch.device
     ) -> None:
         self.task, self.guard = task, guard
+        self.first_prompts: list[list[int]] = []
         self.answers = read_answers(settings.run / f"{task.name}.jsonl", task)
         self.measure = measures_of(task, guard)[0]
         self.counted = self.measure.counted
@@ -192,44 +195,69 @@ class JudgingJob(ResumableJob):
         check_prompts(model.config, prompts, names)
         return prompts
 
-    def judge_by_model(
-        self, model: GuardModel, prompts: Sequence[list[int]], decoder: Decoder
-    ) -> None:
-        """Generate the verdicts that are left to do, of several processes each its share.
+    def prepare(self, model: GuardModel) -> None:
+        """Build the first prompts.
 
-        `prompts` are those of `to_do`.
+        UserError for one that does not fit, as far as that can be known before all are built: of
+        those beyond the first chunk the longest texts are tried.
         """
+        self.first_prompts = self.prompts(self.to_do[:CHUNK], model)
+
+        def length(answer: Record) -> int:
+            return len(answer[self.task.prompt_field]) + len(answer["response"])
+
+        longest_first = sorted(self.to_do[CHUNK:], key=length, reverse=True)
+        self.prompts(longest_first[:LONGEST], model)
+
+    def judge_by_model(self, model: GuardModel, decoder: Decoder) -> None:
+        """Generate the verdicts that are left to do, of several processes each its share, chunk by
+        chunk.
+        """
+        length = model.settings.max_new_tokens or self.guard.max_new_tokens
+        about_own_share = len(self.to_do[rank() :: world_size()])
+        with self.recording(about_own_share) as add:
+            for start in range(0, len(self.to_do), CHUNK):
+                answers = self.to_do[start : start + CHUNK]
+                prompts = self.prompts(answers, model) if start else self.first_prompts
+                own = shard_by_work(prompts, length, world_size())[rank()]
+                own_answers = [answers[i] for i in own]
+                self._judge(own_answers, [prompts[i] for i in own], model, decoder, add)
+                self.first_prompts = []
+
+    def _judge(
+        self,
+        answers: Sequence[Record],
+        prompts: Sequence[list[int]],
+        model: GuardModel,
+        decoder: Decoder,
+        add: Callable[[Record], None],
+    ) -> None:
         settings, tokenizer = model.settings, model.tokenizer
-        length = settings.max_new_tokens or self.guard.max_new_tokens
-        own = shard_by_work(prompts, length, world_size())[rank()]
-        answers = [self.to_do[i] for i in own]
-        own_prompts = [prompts[i] for i in own]
-        with self.recording(len(own)) as add:
 
-            def on_finish(i: int, output: Output) -> None:
-                raw = tokenizer.decode(output.token_ids)
-                generated: Generated = {
-                    "raw": raw,
-                    "finish_reason": output.finish_reason,
-                    "prompt_tokens": len(own_prompts[i]),
-                    "new_tokens": len(output.token_ids),
-                }
-                labels = self.guard.parse(raw)
-                add(make_verdict(self.task, self.guard, answers[i], labels, generated))
+        def on_finish(i: int, output: Output) -> None:
+            raw = tokenizer.decode(output.token_ids)
+            generated: Generated = {
+                "raw": raw,
+                "finish_reason": output.finish_reason,
+                "prompt_tokens": len(prompts[i]),
+                "new_tokens": len(output.token_ids),
+            }
+            labels = self.guard.parse(raw)
+            add(make_verdict(self.task, self.guard, answers[i], labels, generated))
 
-            generate(
-                decoder,
-                own_prompts,
-                length,
-                tokenizer.stop_ids,
-                settings.batch_size,
-                on_finish=on_finish,
-                stats=self.costs.stats,
-                allowed_tokens_fn=model.allowed_tokens,
-                names=[f"the answer to {answer['id']}" for answer in answers],
-                graphs=settings.graphs,
-                **settings.cache_arguments(),
-            )
+        generate(
+            decoder,
+            prompts,
+            settings.max_new_tokens or self.guard.max_new_tokens,
+            tokenizer.stop_ids,
+            settings.batch_size,
+            on_finish=on_finish,
+            stats=self.costs.stats,
+            allowed_tokens_fn=model.allowed_tokens,
+            names=[f"the answer to {answer['id']}" for answer in answers],
+            graphs=settings.graphs,
+            **settings.cache_arguments(),
+        )
 
     def judge_by_text(self) -> None:
         """Make the verdicts of a guard without a model, of several processes each its share."""

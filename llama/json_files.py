@@ -1,6 +1,7 @@
 """Read the JSON files of a checkpoint, with errors that name the file and the field."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from llama.errors import UserError
 # other number ends up as float32.
 LARGEST = {int: 2**24, float: 3.4e38}
 REQUIRED = object()
+HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON escapes it: one of two surrogates
 
 
 def read_json_object(path: str | Path) -> dict[str, Any]:
@@ -18,7 +20,10 @@ def read_json_object(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; is {path.parent} a checkpoint folder?")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if HALF_CHARACTER.search(text):
+            json.dumps(value, ensure_ascii=False).encode()  # fails for halves without the other
     except (ValueError, RecursionError) as error:  # broken JSON, no UTF-8, absurd nesting
         raise UserError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(value, dict):

@@ -64,6 +64,25 @@ def test_guard_judges_a_run(run, guard, capsys):
     assert "66.7%" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("longest", [1, 6])
+def test_prompts_are_built_as_they_are_needed(run, guard, monkeypatch, longest):
+    assert judged(run, "--guard", guard) == 0
+    at_once = read_jsonl(run / VERDICTS)
+    built, prompts = [], judging.JudgingJob.prompts
+
+    def count(job, answers, model):
+        built.append(len(answers))
+        return prompts(job, answers, model)
+
+    monkeypatch.setattr(judging, "CHUNK", 4)
+    monkeypatch.setattr(judging, "LONGEST", longest)
+    monkeypatch.setattr(judging.JudgingJob, "prompts", count)
+    assert judged(run, "--guard", guard, "--no-resume") == 0
+    assert built == [4, min(longest, 2), 2], "the first, the longest of the others, the second"
+    in_order = sorted(read_jsonl(run / VERDICTS), key=lambda verdict: verdict["id"])
+    assert in_order == sorted(at_once, key=lambda verdict: verdict["id"])
+
+
 def test_summary_of_a_run(run, guard):
     assert judged(run, "--guard", guard, "--batch-size", 4, "--no-grammar") == 0
     summary = read_json(run / SUMMARY)
