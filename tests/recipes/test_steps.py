@@ -68,6 +68,17 @@ def test_each_round_writes_data_with_the_model_of_the_last_and_trains_from_the_b
     assert not any("rounds" in word for step in steps for word in step.argv)
 
 
+def test_no_round_trains_on_top_of_another(planned, tmp_path):
+    [steps] = planned("title: row\nself-instruct: {rounds: 3}\ntrain: {seed: 1}\ngsm8k:\n")
+    training = [step for step in steps if step.script == "train"]
+    assert [step.name for step in training] == [
+        "training, round 1",
+        "training, round 2",
+        "training",
+    ]
+    assert [value(step, "--init-adapter") for step in training] == [None] * 3
+
+
 def test_repetitions_with_other_seeds_train_on_the_data_of_the_first(planned, tmp_path):
     [_, second] = planned(seeds=2)
     training = [step for step in second if step.script == "train"]
