@@ -116,8 +116,7 @@ class StepAttention:
         [1, N, H, D] queries and [1, N, K, D] keys and values -> [1, N, H, D].
         """
         cache = self.cache
-        cache.keys[layer, self.slots, :, self.offsets] = keys[0].to(cache.keys.dtype)
-        cache.values[layer, self.slots, :, self.offsets] = values[0].to(cache.values.dtype)
+        self._store(layer, keys[0], values[0])
         out, log_sum = self._attend_to_slots(layer, queries[0])
         if cache.prefix_length:
             prefix_keys = cache.prefix_keys[layer, None]
@@ -126,6 +125,12 @@ class StepAttention:
             prefix_share = (prefix_log_sum - log_sum).sigmoid()[..., None]
             out = torch.lerp(out, prefix_out, prefix_share.to(out.dtype))
         return out[None]
+
+    def _store(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Put keys and values [N, K, D] at the tokens' places."""
+        cache = self.cache
+        cache.keys[layer, self.slots, :, self.offsets] = keys.to(cache.keys.dtype)
+        cache.values[layer, self.slots, :, self.offsets] = values.to(cache.values.dtype)
 
     def _attend_to_slots(self, layer: int, queries: Tensor) -> tuple[Tensor, Tensor]:
         """[N, H, D] queries -> [N, H, D] and log sums [N, H]."""
@@ -154,18 +159,44 @@ class StepAttention:
 class StaticStepAttention(StepAttention):
     """Attention of one token of every slot, at places `offsets` [S] int64 below `longest`.
 
-    Shapes and storage stay the same from step to step, which is what a CUDA graph needs.
+    Shapes and storage stay the same from step to step, which is what a CUDA graph needs. One
+    softmax over the prefix and the slot takes half as many kernels as two that are merged.
     """
 
     def __init__(self, cache: KVCache, offsets: Tensor, longest: int) -> None:
         self.cache, self.offsets, self.longest = cache, offsets, longest
         self.slots = torch.arange(cache.slots, device=offsets.device)
         self.positions = offsets + cache.prefix_length
-        self.parts = [[Segment(slot, 0, 1) for slot in range(cache.slots)]]
         self.biases = []
 
-    def _bias(self, part: list[Segment], like: Tensor) -> Tensor:
-        return causal_bias(self.offsets, 1, self.longest, self.cache.groups, like)
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """As StepAttention's: [1, S, H, D], [1, S, K, D], [1, S, K, D] -> [1, S, H, D]."""
+        cache, dtype = self.cache, queries.dtype
+        self._store(layer, keys[0], values[0])
+        if not self.biases:  # the same in every layer
+            bias = causal_bias(self.offsets, 1, self.longest, cache.groups, queries)
+            self.biases.append(bias)
+        own_keys = cache.keys[layer, :, :, : self.longest].to(dtype)  # [S, K, M, D]
+        own_values = cache.values[layer, :, :, : self.longest].to(dtype)
+        grouped = queries[0].unflatten(1, (-1, cache.groups)) * queries.shape[-1] ** -0.5
+        scores = (grouped @ own_keys.transpose(-1, -2)).add_(self.biases[0])  # [S, K, G, M]
+        if cache.prefix_length:
+            prefix_keys = cache.prefix_keys[layer].to(dtype)  # [K, P, D]
+            together = grouped.transpose(0, 1).flatten(1, 2)  # [K, S * G, D]
+            prefix_scores = self._by_slot(together @ prefix_keys.transpose(-1, -2))
+            scores = torch.cat((prefix_scores, scores), dim=-1)  # [S, K, G, P + M]
+        softmax_dtype = dtype if dtype == torch.float64 else torch.float32
+        probabilities = scores.softmax(-1, dtype=softmax_dtype).to(dtype)
+        out = probabilities[..., cache.prefix_length :] @ own_values  # [S, K, G, D]
+        if cache.prefix_length:
+            prefix_values = cache.prefix_values[layer].to(dtype)
+            of_prefix = probabilities[..., : cache.prefix_length].transpose(0, 1).flatten(1, 2)
+            out += self._by_slot(of_prefix @ prefix_values)
+        return out.flatten(1, 2)[None]
+
+    def _by_slot(self, tensor: Tensor) -> Tensor:
+        """[K, S * G, ...] -> [S, K, G, ...]."""
+        return tensor.unflatten(1, (-1, self.cache.groups)).transpose(0, 1)
 
 
 def _parts(segments: abc.Sequence[Segment]) -> list[list[Segment]]:

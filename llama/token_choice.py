@@ -34,7 +34,7 @@ def choose_tokens(
     if highest is not None:
         finite &= highest.isfinite()
     token_ids, flags = torch.stack((chosen, finite)).tolist()  # both in one copy to the host
-    return token_ids, [flag == 1 for flag in flags]
+    return token_ids, [bool(flag) for flag in flags]
 
 
 def _mask_disallowed(logits: Tensor, allowed: list[list[int] | None]) -> None:

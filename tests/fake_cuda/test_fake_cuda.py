@@ -23,8 +23,8 @@ BOUNDS = {
     "training float32 prefix 0": (376, 6107),
     "training float32 prefix 40": (602, 9726),
     "training float32 prefix 430": (602, 9751),
-    "graph step prefix 0": (54, 897),
-    "graph step prefix 700": (73, 1201),
+    "graph step prefix 0": (44, 737),
+    "graph step prefix 700": (50, 833),
 }
 
 pytestmark = [
