@@ -5,7 +5,8 @@ RUN/TASK.JUDGE.jsonl, a verdict a line, and RUN/TASK.JUDGE.summary.json, and pri
 is the guard's name: several guards can judge one run, one after the other. An interrupted call goes
 on where it stopped. Under torchrun the work is shared out: torchrun --nproc-per-node 4 -- judge.py
 
---guard qwen3guard       Qwen3Guard-Gen-4B: Safe, Controversial or Unsafe, and a refusal or not
+--guard qwen3guard       Safe, Controversial or Unsafe, and a refusal or not: Qwen3Guard-Gen-4B, or
+                         the 0.6B one, which is said, where the memory is too small for it
 --guard llama-guard      Llama-Guard-3-1B: safe or unsafe
 --guard refusal-phrases  counts refusal phrases: needs no model and says little; other lists of them
                          are refusal-phrases-zou (Zou et al. 2023) and refusal-phrases-xstest
@@ -23,9 +24,11 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
+import torch
+
 from common import cli, runs
 from common.command_line import parse_settings
-from common.devices import resolve_device, resolve_dtype
+from common.devices import resolve_device, resolve_dtype, total_memory
 from common.distributed import device_of_rank, inference_group, rank_zero_first
 from common.errors import UserError
 from common.judging import GuardModel, JudgingJob, JudgingSettings, check_model_options
@@ -45,6 +48,7 @@ OUT_OF_MEMORY = (
     "--quantize int8 and a smaller --guard change them"
 )
 
+ROOM = 1.25  # times the weights: what judging needs at least
 OLD_FILES = ("verdicts.jsonl", "judge.summary.json")  # of a version with one judge a run
 
 
@@ -69,6 +73,27 @@ def choose_guard(name: str) -> tuple[Guard, str]:
     empty = [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]
     policy = tokenizer.decode(tokenizer.encode_chat(empty), skip_special_tokens=False)
     return recognise(policy, name), name
+
+
+def checkpoint_that_fits(
+    guard: Guard, quantize: str | None, device: torch.device, dtype: torch.dtype
+) -> str:
+    """The guard's default checkpoint, or the smaller one where the device is too small for it.
+
+    Only memory that is known decides. The smaller one's verdicts differ, so it is said.
+    """
+    memory, size = total_memory(device), 1 if quantize else dtype.itemsize
+    needed = guard.default_parameters * size * ROOM
+    if memory is None or needed <= memory or guard.smaller_model is None:
+        return guard.default_model or ""
+    if rank() == 0:
+        print(
+            f"{guard.default_model} would need about {needed / 2**30:.0f} GiB of {device}, which "
+            f"has {memory / 2**30:.0f}: judging by {guard.smaller_model}; --guard "
+            f"{guard.default_model} insists",
+            flush=True,
+        )
+    return guard.smaller_model
 
 
 def choose_tasks(settings: JudgingSettings, guard: Guard) -> list[Task]:
@@ -141,6 +166,8 @@ def make_plan(settings: JudgingSettings) -> Plan:
     # A guard without a model must not touch a GPU.
     device = device_of_rank(resolve_device(settings.device if checkpoint else "cpu"))
     dtype = resolve_dtype(settings.dtype, device)
+    if settings.guard in GUARDS:
+        checkpoint = checkpoint_that_fits(guard, settings.quantize, device, dtype)
     settings = replace(
         settings,
         guard=guard.name,

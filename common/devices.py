@@ -1,5 +1,6 @@
 """The device and the dtype that `--device` and `--dtype` ask for."""
 
+import os
 from functools import cache
 
 import torch
@@ -29,6 +30,15 @@ def resolve_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name} cannot be used here: {reason}") from None
     return device
+
+
+def total_memory(device: torch.device) -> int | None:
+    """The device's bytes of memory, for the CPU those of the machine; None if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type != "cpu" or not hasattr(os, "sysconf"):  # Windows
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _best_device() -> str:

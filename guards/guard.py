@@ -30,6 +30,8 @@ class Guard(ABC):
     title: ClassVar[str]  # in reports
     labels: ClassVar[frozenset[str]]  # what it gives of "safety" and "refusal"
     default_model: ClassVar[str | None] = None  # a Hub id; None for a guard without a model
+    default_parameters: ClassVar[float] = 0  # of that model
+    smaller_model: ClassVar[str | None] = None  # for machines that cannot hold the default one
     max_new_tokens: ClassVar[int] = 0  # enough for the longest verdict
     note: ClassVar[str] = ""  # what a reader of its rates must know
     # Which of its categories are about which hazard of AILuminate, by the hazard's code.

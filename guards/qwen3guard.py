@@ -36,6 +36,8 @@ class Qwen3Guard(Guard):
     title = "Qwen3Guard"
     labels = frozenset({"safety", "refusal"})
     default_model = "Qwen/Qwen3Guard-Gen-4B"
+    default_parameters = 4.0e9
+    smaller_model = "Qwen/Qwen3Guard-Gen-0.6B"
     max_new_tokens = 64  # most verdicts have about 15 tokens, the longest 54
     note = "a Qwen3Guard safe rate, not an AILuminate grade"
 

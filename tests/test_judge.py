@@ -4,9 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import judge
 from common import judging
+from common.devices import total_memory
 from data.ailuminate import AILuminate
 from data.intervals import rate
 from data.records import read_json, read_jsonl, write_json
@@ -405,3 +407,30 @@ def test_judging_without_graphs_reaches_the_engine(run, guard, monkeypatch):
     monkeypatch.setattr(judging, "generate", note)
     assert judged(run, "--guard", guard, "--no-graphs") == 0
     assert asked == [False]
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "dtype", "quantize", "expected"),
+    [
+        (24, torch.bfloat16, None, "Qwen/Qwen3Guard-Gen-4B"),
+        (8, torch.bfloat16, None, "Qwen/Qwen3Guard-Gen-0.6B"),
+        (8, torch.bfloat16, "int8", "Qwen/Qwen3Guard-Gen-4B"),
+        (16, torch.float32, None, "Qwen/Qwen3Guard-Gen-0.6B"),
+        (None, torch.float32, None, "Qwen/Qwen3Guard-Gen-4B"),
+    ],
+)
+def test_the_default_guard_follows_the_memory_and_says_so(
+    gigabytes, dtype, quantize, expected, monkeypatch, capsys
+):
+    memory = None if gigabytes is None else gigabytes * 2**30
+    monkeypatch.setattr(judge, "total_memory", lambda device: memory)
+    device = torch.device("cpu")
+    assert judge.checkpoint_that_fits(Qwen3Guard(), quantize, device, dtype) == expected
+    printed = capsys.readouterr().out
+    assert (f"judging by {expected}" in printed) == expected.endswith("0.6B")
+    assert judge.checkpoint_that_fits(RefusalPhrases(), None, device, dtype) == ""
+
+
+def test_the_machines_memory_is_known_here():
+    memory = total_memory(torch.device("cpu"))
+    assert memory is None or 2**28 < memory < 2**50
