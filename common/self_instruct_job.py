@@ -46,7 +46,12 @@ class SelfInstructJob(AnsweringJob):
 
     def _has_training_file(self) -> bool:
         """Tell if the file holds what is asked for now, of as many questions."""
-        training = {"keep": "first", "per_question": None, **self.training}  # of before these were
+        training = {
+            "keep": "first",
+            "per_question": None,
+            "reading": "number",
+            **self.training,
+        }  # of before these were
         answered = training.get("questions", training.get("records", 0))
         questions = answered + training.get("dropped", 0)
         same_size = questions * self.task.samples == len(self.planned)
@@ -71,7 +76,8 @@ class SelfInstructJob(AnsweringJob):
     def _rewriting_job(self) -> AnsweringJob:
         attempts = {record["id"]: record for record in self.done()}
         questions = self.task.questions(self.planned)
-        names = unsolved(questions, attempts, self.asking.wording().answer_prefix)
+        prefix = self.asking.wording().answer_prefix
+        names = unsolved(questions, attempts, self.asking.selection(), prefix)
         settings = replace(
             self.asking, mode="rewrite", samples=1, keep="first", per_question=None, fallback="drop"
         )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from common.errors import UserError
 from common.options import Scope, option, positive_int
-from data.self_instruct import FALLBACKS, KEEPS, MODES, Selection
+from data.self_instruct import FALLBACKS, KEEPS, MODES, READINGS, Selection
 
 SELF_INSTRUCT = "self-instruct"
 
@@ -48,9 +48,18 @@ class SelfInstructSettings:
         scope=Scope.CALL,
     )
 
+    reading: str = option(
+        "number",
+        "where a right attempt has its answer: behind '####', or, flexible, without any '####' in "
+        "the last number, behind which '#### N' is added (%(default)s)",
+        choices=READINGS,
+        group=SELF_INSTRUCT,
+        scope=Scope.CALL,
+    )
+
     def selection(self) -> Selection:
         """The attempts that become training data."""
-        return Selection(self.keep, self.per_question, self.fallback)
+        return Selection(self.keep, self.per_question, self.fallback, self.reading)
 
     def check_attempts(self, temperature: float) -> None:
         """UserError for settings that contradict each other or would have no effect."""

@@ -32,6 +32,7 @@ from data.task import Measure, Split, Task
 MODES = ("rewrite", "sample")
 KEEPS = ("first", "distinct")
 FALLBACKS = ("gold", "drop", "rewrite")
+READINGS = ("number", "flexible")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Selection:
     keep: str = "first"  # of KEEPS
     per_question: int | None = None  # the most to keep of distinct ones; None: all
     fallback: str = "gold"  # of FALLBACKS
+    reading: str = "number"  # of READINGS: where an attempt has its answer
 
 
 def training_file(run: Path) -> Path:
@@ -155,22 +157,31 @@ def rewrite_messages(
     return [{"role": "user", "content": content}]
 
 
-def own_answer(attempt: Mapping[str, Any], answer_prefix: str = "A:") -> str | None:
+def own_answer(
+    attempt: Mapping[str, Any], answer_prefix: str = "A:", reading: str = "number"
+) -> str | None:
     """The attempt as a training answer that ends in `#### N`; None if it is not to be trained on.
 
     `answer_prefix`, which training puts in front of every answer, is taken off. The attempt must
     have ended by itself, N must be the gold number, and it must work towards N: a bare `#### N`
     repeats what the prompt of `rewrite` shows. Small models like to add a remark behind the number,
     which is cut off: trained on, it would come back in every answer. An attempt with several `####`
-    is none of the format either.
+    is none of the format either. By the reading "flexible" an attempt without any `####` has its
+    answer in the last number, and gets `#### N` added: some models work only where they are not
+    asked for the format.
     """
     text = strip_reasoning(attempt["response"]).strip()
     text = text.removeprefix(answer_prefix.strip()).strip()
+    if reading == "flexible" and MARKER not in text:
+        text = f"{text}\n{MARKER} {extract_number(text, 'flexible')}"
     steps, marker, tail = text.partition(MARKER)
     number = extract_number(marker + tail.strip().partition("\n")[0], "number")
     if number != attempt["gold"] or MARKER in tail or attempt["finish_reason"] != "stop":
         return None
-    if not any(character.isalnum() for character in steps):
+    worked = any(character.isalnum() for character in steps)
+    if reading == "flexible":  # a lone number is no work
+        worked = any(character.isalpha() for character in steps) or bool(equations(steps))
+    if not worked:
         return None
     return f"{steps.rstrip()}\n{MARKER} {number}"
 
@@ -199,7 +210,8 @@ def assemble(
         if not answers and selection.fallback == "gold":
             answers, source = [record["answer"]], "gold"
         elif not answers and selection.fallback == "rewrite":
-            answers = select_answers(rewritten.get(record["id"], []), Selection(), answer_prefix)
+            first = Selection(reading=selection.reading)
+            answers = select_answers(rewritten.get(record["id"], []), first, answer_prefix)
             source = "rewrite"
         about = {"id": record["id"], "question": record["question"]}
         chosen += [{**about, "answer": answer, "source": source} for answer in answers]
@@ -218,19 +230,24 @@ def select_answers(
     """The answers to train on among the attempts at one question, in the attempts' order."""
     kept: dict[tuple[str, ...], str] = {}  # by the equations
     for attempt in attempts:
-        answer = own_answer(attempt, answer_prefix)
+        answer = own_answer(attempt, answer_prefix, selection.reading)
         if answer is not None:
             kept.setdefault(equations(answer), answer)
     most = 1 if selection.keep == "first" else selection.per_question
     return list(kept.values())[:most]
 
 
-def unsolved(records: Sequence[Record], attempts: Mapping[str, Record], prefix: str) -> set[str]:
+def unsolved(
+    records: Sequence[Record],
+    attempts: Mapping[str, Record],
+    selection: Selection,
+    answer_prefix: str = "A:",
+) -> set[str]:
     """The ids of the questions that no attempt solves, as `own_answer` sees it."""
     tried = by_question(attempts)
     names = set()
     for record in records:
-        if not select_answers(tried.get(record["id"], []), Selection(), prefix):
+        if not select_answers(tried.get(record["id"], []), selection, answer_prefix):
             names.add(record["id"])
     return names
 

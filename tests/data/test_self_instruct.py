@@ -98,6 +98,37 @@ def test_an_answer_must_end_by_itself_and_have_the_right_number(response, finish
     assert own_answer(attempt(1, response, finish_reason)[1]) == answer
 
 
+@pytest.mark.parametrize(
+    ("response", "finish_reason", "answer"),
+    [
+        ("One and one make 2.", "stop", "One and one make 2.\n#### 2"),
+        ("1+1 = 2 apples", "stop", "1+1 = 2 apples\n#### 2"),
+        ("1+1 = 2, not 3", "stop", None),  # by the last number
+        ("They are many.", "stop", None),
+        ("1+1 = 2", "length", None),
+        ("1+1 = 2", "stop", "1+1 = 2\n#### 2"),
+        ("$2.", "stop", None),  # no work
+        ("So 2.\n#### 3", "stop", None),  # with a marker, what is behind it counts
+        ("So it is.\n#### 2", "stop", "So it is.\n#### 2"),
+    ],
+)
+def test_by_the_flexible_reading_the_last_number_is_the_answer(response, finish_reason, answer):
+    made = attempt(1, response, finish_reason)[1]
+    assert own_answer(made, reading="flexible") == answer
+    if "####" not in response:
+        assert own_answer(made) is None
+
+
+def test_the_reading_holds_for_rewrites_and_the_unsolved_as_well():
+    flexible = Selection("distinct", fallback="rewrite", reading="flexible")
+    attempts = dict([attempt(1, "1+1 = 2"), attempt(2, "What?")])
+    assert unsolved(RECORDS[1:3], attempts, flexible) == {"t2"}
+    assert unsolved(RECORDS[1:3], attempts, Selection()) == {"t1", "t2"}
+    rewrites = dict([attempt(2, "2+2 = 4")])
+    chosen = assemble(RECORDS[1:3], attempts, "sample", flexible, rewrites=rewrites)
+    assert [record["answer"] for record in chosen] == ["1+1 = 2\n#### 2", "2+2 = 4\n#### 4"]
+
+
 def test_the_first_right_attempt_counts_whatever_order_they_finished_in():
     attempts = dict(
         [
@@ -149,7 +180,7 @@ def test_distinct_solutions_are_those_with_other_equations(selection, kept):
 
 def test_unsolved_questions_are_rewritten_and_dropped_if_that_fails():
     attempts = dict([attempt(0, "#### 9"), attempt(1, "Two.\n#### 2"), attempt(3, "#### 9")])
-    assert unsolved(RECORDS, attempts, "A:") == {"t0", "t2", "t3"}
+    assert unsolved(RECORDS, attempts, Selection()) == {"t0", "t2", "t3"}
     task = RewriteUnsolved({"t0", "t3"})
     asked = task.sample(plan_attempts(RECORDS, 1), limit=None)
     assert [record["id"] for record in asked] == ["t0#0", "t3#0"]
