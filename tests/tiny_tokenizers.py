@@ -2,6 +2,7 @@
 own.
 """
 
+import inspect
 import json
 
 from tokenizers import (
@@ -36,6 +37,12 @@ SENTENCES = [
     "Safety: Unsafe Categories: Violent Refusal: No system user assistant tool header id eot im "
     "start end think",
 ]
+
+
+def can_sanitize() -> bool:
+    """True if this transformers release can keep control tokens out of messages."""
+    options = inspect.signature(PreTrainedTokenizerFast.apply_chat_template).parameters
+    return "sanitize_control_tokens" in options
 
 
 def raw_tokenizer(special, plain=(), normalizer=None):

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 from llama import UserError
 from llama.tokenizer import load_tokenizer
 from tests.tiny_tokenizers import (
+    can_sanitize,
     control_ids,
     edit_json,
     qwen_folder,
@@ -184,7 +185,10 @@ def test_a_prefix_space_for_the_first_word_alone(sentencepiece):
     ours = load_tokenizer(sentencepiece)
     theirs = PreTrainedTokenizerFast.from_pretrained(sentencepiece)
     for chat in chats:
-        options = {"sanitize_control_tokens": True} if "</s>" in str(chat) else {}
+        has_control_token = "</s>" in str(chat)
+        if has_control_token and not can_sanitize():
+            continue
+        options = {"sanitize_control_tokens": True} if has_control_token else {}
         expected = their_ids(theirs, chat, False, **options)
         assert ours.encode_chat(chat, False) == expected
     for text in ("hi a", " a", "a", ""):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 
 from data.gsm8k import GSM8K
 from llama import ModelConfig, UserError, load_model, load_tokenizer
@@ -150,9 +151,14 @@ def test_resolved_by_name_or_by_content(llama_file, tmp_path):
 
 # The tokenizer.
 
+NORMALIZES_QWEN2 = Version(transformers.__version__) >= Version("5.18")
+WITHOUT_NFC = "this transformers release reads a qwen2 GGUF's tokenizer without its NFC and digits"
+
 
 @pytest.mark.parametrize("pre_tokenizer", ["llama-bpe", "qwen2"])
 def test_ids_equal_transformers(pre_tokenizer, tmp_path):
+    if pre_tokenizer == "qwen2" and not NORMALIZES_QWEN2:
+        pytest.skip(WITHOUT_NFC)
     path = save_gguf(tiny("llama"), tmp_path / "model.gguf", pre_tokenizer=pre_tokenizer)
     ours = load_tokenizer(path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
@@ -452,6 +458,7 @@ def texts():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not NORMALIZES_QWEN2, reason=WITHOUT_NFC)
 def test_qwen_coder_tokenizer_equals_transformers(study_file, texts):
     ours = load_tokenizer(study_file)
     theirs = transformers.AutoTokenizer.from_pretrained(
