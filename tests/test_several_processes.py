@@ -95,6 +95,28 @@ def test_two_processes_answer_as_one_does(options, tmp_path):
     assert not list((tmp_path / "two").glob("*rank*"))
 
 
+def test_two_processes_sample_and_rewrite_as_one_does(options, tmp_path):
+    """Attempts, then the rewriting of what none of them solved: here, of every question."""
+    sampled = ["--task", "self-instruct", "--mode", "sample", "--samples", "2", "--limit", "3"]
+    sampled += ["--keep", "distinct", "--fallback", "rewrite"]
+    assert generate.main([*options("one"), *sampled]) == 2, "a random model solves nothing"
+    result = torchrun("generate.py", *options("two"), *sampled)
+    assert result.returncode and "none of the 3 answers has the right" in result.stderr
+    for name, count in (("self-instruct", 6), ("self-instruct-rewrite", 3)):
+        one, two = (by_id(tmp_path / folder / f"{name}.jsonl") for folder in ("one", "two"))
+        assert one == two and len(one) == count
+    assert not list((tmp_path / "two").glob("*rank*"))
+
+
+def test_two_processes_vote_as_one_does(options, tmp_path):
+    votes = ["--task", "gsm8k", "--samples", "3", "--limit", "3"]
+    assert generate.main([*options("one"), *votes]) == 0
+    result = torchrun("generate.py", *options("two"), *votes)
+    assert result.returncode == 0, result.stderr
+    one, two = (by_id(tmp_path / folder / "gsm8k-samples.jsonl") for folder in ("one", "two"))
+    assert one == two and list(two) == [f"demo-test-{i}#{k}" for i in range(3) for k in range(3)]
+
+
 @pytest.mark.slow
 def test_what_killed_ranks_have_finished_is_kept(options, tmp_path, as_rank, monkeypatch, capsys):
     """Two ranks are cut off, one of them in the middle of a line; then one process goes on, and
