@@ -5,6 +5,7 @@ import math
 import torch
 
 from common import runs
+from common.devices import total_memory
 from common.ranks import world_size
 from common.training_data import TrainingData
 from common.training_settings import TrainingSettings
@@ -57,7 +58,7 @@ def describe_plan(
         f"trainable parameters  {estimate.trainable_parameters:,}",
         f"peak memory           about {(estimate.total + process) / 2**30:.2f} GiB of {device} "
         f"({memory})",
-        describe_time(settings, config, options, data, device),
+        describe_time(settings, config, options, data, device, estimate.total + process),
         f"--dry-run: nothing was written to {settings.run}",
     ]
     return "\n".join(lines)
@@ -69,8 +70,12 @@ def describe_time(
     options: TrainerOptions,
     data: TrainingData,
     device: torch.device,
+    needed: int,
 ) -> str:
-    """The time of all steps in a line, measured on a few layers."""
+    """The time of all steps in a line, measured on a few layers if `needed` bytes are there."""
+    memory = total_memory(device)
+    if memory is not None and needed > memory:
+        return f"time                  not measured: {device} has {memory / 2**30:.2f} GiB"
     share = math.ceil(settings.batch_size / world_size())
     seconds = seconds_per_step(
         config, settings.lora_config(), options, data.training, share, device, settings.quantize

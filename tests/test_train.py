@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import train
+from common import training_plan
 from data.examples import question_key
 from data.few_shot import FewShotSampler
 from data.gsm8k import GSM8K
@@ -147,11 +148,19 @@ def test_a_config_file_holds_the_options(chat_checkpoint, tmp_path):
     assert (settings["limit"], settings["target"]) == (10, ["q_proj", "mlp"])
 
 
+def test_a_dry_run_times_nothing_that_the_machine_cannot_hold(call, monkeypatch, capsys):
+    monkeypatch.setattr(training_plan, "total_memory", lambda device: 2**20)
+    monkeypatch.setattr(training_plan, "seconds_per_step", lambda *a: pytest.fail("timed"))
+    assert call("--dry-run") == 0
+    assert "time                  not measured: cpu has 0.00 GiB" in capsys.readouterr().out
+
+
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(call, tmp_path, capsys):
     assert call("--dry-run", "--shots", "1") == 0
     printed = capsys.readouterr().out
     assert "32 to train on, 8 held out" in printed and "8, 4 examples each, 1 epochs" in printed
     assert re.search(r"peak memory +about \d+\.\d\d GiB of cpu \(", printed)
+    assert re.search(r"time +about \d+\.\d min, \d+\.\d\d s a step", printed)
     assert not (tmp_path / "run").exists()
     assert call("--shots", "1") == 0
     summary = read_json(tmp_path / "run" / "train.summary.json")
