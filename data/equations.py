@@ -51,7 +51,8 @@ def equations(solution: str) -> tuple[str, ...]:
 
 
 def _equations_of_line(line: str) -> list[str]:
-    line = _TIMES.sub("*", _UNIT.sub("", line))
+    line = _UNIT.sub("", re.sub(r"\s+", " ", line))
+    line = _TIMES.sub("*", line)
     packed = re.sub(r" ?([-+*/=()]) ?", r"\1", line)
     found = []
     for match in _CHAIN.finditer(packed):

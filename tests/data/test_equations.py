@@ -14,6 +14,7 @@ CLIPS = ("48/2=24", "48+24=72")
         "She sold 48/2 = <<48/2=24>>24 clips in May.\nIn all 48+24 = <<48+24=72>>72.\n#### 72",
         "In May: 48 / 2 = 24. Then 48 + 24 = 72.",
         "1. May: \\( \\frac{48}{2} = 24 \\)\n2. Both: \\[ 48 + 24 = 72 \\text{ clips} \\]",
+        r"\[ 48 \text{ clips} \div 2 \text{ months} = 24 \] \( 48 \text{ } + 24 = \boxed{72} \)",
         "48 clips ÷ 2 = 24 clips, and 48 clips + 24 clips = 72 clips",
         "**48 / 2 = 24**\nso $48.00 + $24 = **$72.0**",
         "x = 48/2 = 24 and (48 + 24) = 72",
