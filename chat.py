@@ -30,6 +30,7 @@ from common.errors import UserError
 from common.options import Scope, non_negative_float, option, positive_int, probability, seed
 from common.runs import peak_memory_bytes
 from common.tuned_model import ADAPTER, chosen_adapter, is_choice
+from data.checked import checked_field
 from data.prompts import Message
 from data.records import read_json
 from llama.config import ModelConfig
@@ -252,7 +253,8 @@ def trained_model(run: Path) -> str:
     summary = run / "train.summary.json"
     if not summary.is_file():
         return DEFAULT_MODEL
-    return str(read_json(summary).get("settings", {}).get("model", DEFAULT_MODEL))
+    settings = checked_field(read_json(summary), "settings", dict, str(summary))
+    return str(settings.get("model", DEFAULT_MODEL))
 
 
 def chat(settings: ChatSettings) -> None:

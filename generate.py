@@ -43,6 +43,7 @@ from common.ranks import rank, world_size
 from common.self_instruct_job import SelfInstructJob
 from common.tuned_model import ADAPTER, chosen_adapter, is_choice, written_fingerprint
 from common.voting_job import VotingJob
+from data.checked import checked_field
 from data.records import Record, read_json
 from data.self_instruct import SelfInstruct
 from data.task import Task
@@ -99,7 +100,7 @@ def check_base(settings: AnsweringSettings, adapter: Path, fingerprint: str) -> 
     training = read_json(path) if path.is_file() else {}
     found = adapter_fingerprint(adapter)
     wrote = written_fingerprint(training, adapter) or found
-    recorded = training.get("settings") or {}
+    recorded = checked_field({"settings": {}} | training, "settings", dict, str(path))
     trained_on = recorded.get("model_fingerprint", fingerprint)
     problem = ""
     if found != wrote:

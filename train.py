@@ -292,9 +292,11 @@ def begin_run(run: Path, record: Record, is_new: bool) -> None:
     distributed.barrier()
     if rank() == 0:
         if is_new:  # before the summary vouches for what is there
+            # In an order in which a call that is killed leaves a training that can be resumed.
+            kept = set_aside(run / ADAPTER, run / BEST_ADAPTER)
             remove_folder(run / "checkpoints")
-            names = ("train.jsonl", ADAPTER, BEST_ADAPTER, "train.summary.json")
-            for path in set_aside(*(run / name for name in names), *tracker_files(run)):
+            kept += set_aside(run / "train.jsonl", run / "train.summary.json", *tracker_files(run))
+            for path in kept:
                 print(f"--no-resume: what an earlier call made is kept as {path}")
         summary = {"task": "train", "finished": False, "settings": record}
         write_json(run / "train.summary.json", summary)

@@ -1,6 +1,7 @@
 """Training checkpoints: folders of safetensors and JSON that appear whole or not at all."""
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -56,10 +57,10 @@ def save_checkpoint(
 
 def best_checkpoint(folder: Path) -> Path | None:
     """The earliest checkpoint with the lowest `validation_loss`; None if none has one."""
-    losses = {}
+    losses: dict[Path, float] = {}
     for path in checkpoints(folder):
         loss = read_json_object(path / VALUES).get("validation_loss")
-        if loss is not None:
+        if isinstance(loss, float) and math.isfinite(loss):  # else there is none, or it was edited
             losses[path] = loss
     return min(losses, key=losses.__getitem__, default=None)
 

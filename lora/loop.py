@@ -5,28 +5,80 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from tqdm import tqdm
 
 from common import runs
 from common.ranks import rank
+from data.checked import checked
 from data.examples import Example
 from data.records import (
     Record,
     append_record,
+    numbered_jsonl,
     open_records,
-    read_jsonl,
     repair_jsonl,
     rewrite_records,
 )
+from llama.errors import UserError
 from lora.adapter import adapter_fingerprint, save_adapter
-from lora.checkpoint import best_checkpoint, checkpoints, load_checkpoint, save_checkpoint
+from lora.checkpoint import VALUES, best_checkpoint, checkpoints, load_checkpoint, save_checkpoint
 from lora.kl_anchor import measure_divergence
 from lora.trainer import StepResult, Trainer, training_batches
 
 # A large model's steps are slow: an interruption should cost minutes, not hours.
 SECONDS_BETWEEN_CHECKPOINTS = 300
+
+
+class State(TypedDict):
+    """The values of a checkpoint."""
+
+    completed_steps: int
+    skipped_steps: int
+    scaler: dict[str, Any]
+    seconds: float
+    validation_loss: float | None
+
+
+class LoggedStep(TypedDict):
+    """The fields of a step's record that the summary is made of."""
+
+    step: int
+    loss: float
+    examples: int
+    tokens: int
+    supervised_tokens: int
+
+
+class LoggedValidation(TypedDict):
+    """The fields of a validation's record, beside the divergence."""
+
+    step: int
+    validation_loss: float
+
+
+def read_log(path: Path, completed_steps: int) -> list[Record]:
+    """The records of RUN/train.jsonl up to a step.
+
+    UserError, naming the line, for one that is not whole, and if a step is missing or there twice.
+    """
+    repair_jsonl(path)
+    records: list[Record] = []
+    steps = 0
+    for line, record in numbered_jsonl(path) if path.exists() else ():
+        kind = LoggedStep if "loss" in record else LoggedValidation
+        checked(record, kind, f"{path}, line {line}")
+        if record["step"] > completed_steps:
+            continue
+        records.append(record)
+        steps += "loss" in record
+    if steps != completed_steps:
+        raise UserError(
+            f"{path} has {steps} steps, the checkpoint was made after {completed_steps}; start "
+            "again with --no-resume"
+        )
+    return records
 
 
 class TrainingLoop:
@@ -51,14 +103,17 @@ class TrainingLoop:
     def _resume(self, checkpoint: Path, path: Path) -> None:
         """Load a checkpoint and the records of the steps up to it; later ones are taken again."""
         tensors, values = load_checkpoint(checkpoint)
-        self.trainer.load_state(tensors, values)
+        checked(values, State, str(checkpoint / VALUES))
+        try:
+            self.trainer.load_state(tensors, values)
+        except UserError as error:
+            raise UserError(
+                f"{checkpoint}: {error}; delete it to go on from the one before"
+            ) from None
         self.seconds = values["seconds"]
         print(f"going on from {checkpoint}", flush=True)
-        if rank() == 0 and path.exists():
-            repair_jsonl(path)
-            for record in read_jsonl(path):
-                if record["step"] <= self.trainer.completed_steps:
-                    self.records.append(record)
+        if rank() == 0:
+            self.records = read_log(path, self.trainer.completed_steps)
 
     def run(
         self,

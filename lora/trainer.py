@@ -280,9 +280,16 @@ class Trainer:
         by_parameter: dict[int, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             number, _, name = key.partition(".")
-            by_parameter.setdefault(int(number), {})[name] = tensor
-        shapes = [tuple(by_parameter[i]["parameter"].shape) for i in range(len(by_parameter))]
-        expected = [tuple(parameter.shape) for parameter in self.parameters]
+            index = int(number) if number.isdecimal() else -1
+            by_parameter.setdefault(index, {})[name] = tensor
+        required = {"parameter", AVERAGE} if self.average else {"parameter"}
+        expected = {i: [tuple(p.shape)] for i, p in enumerate(self.parameters)}
+        shapes: dict[int, list[tuple[int, ...]]] = {}
+        for index, state in by_parameter.items():
+            if missing := required - state.keys():
+                raise UserError(f"the tensor {index}.{min(missing)} is missing")
+            matrices = {tuple(tensor.shape) for name, tensor in state.items() if name != "step"}
+            shapes[index] = sorted(matrices)
         if shapes != expected:
             raise UserError(
                 f"the checkpoint holds {len(shapes)} LoRA matrices of other shapes than the "

@@ -69,8 +69,10 @@ def results(run: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for path in sorted(run.rglob("*")):
         name = str(path.relative_to(run))
-        aside = path.name.startswith(".in-use") or path.suffix in (".1", ".2", ".3")
-        if path.is_dir() or aside or "report" in path.parts:  # it shows the times
+        aside = {Path(part).suffix for part in path.relative_to(run).parts} & {".1", ".2", ".3"}
+        if path.is_dir() or aside or path.name.startswith(".in-use"):
+            continue
+        if "report" in path.parts:  # it shows the times
             continue
         if path.suffix == ".jsonl":
             lines = path.read_text(encoding="utf-8").splitlines()

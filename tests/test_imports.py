@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "lora": {
         "lora.*",
         "llama.*",
+        "data.checked",
         "data.examples",
         "data.records",
         "common.ranks",

@@ -82,7 +82,7 @@ def families(tmp_path_factory) -> dict[str, Path]:
     return made
 
 
-@cases(50)
+@cases(40)
 @hypothesis.given(DATA, st.sampled_from(FAMILIES))
 def test_configurations(families, data, variant):
     path = families[variant] / "config.json"

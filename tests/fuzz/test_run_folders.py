@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import divergence
 import experiment
+import export
 import generate
 import judge
 import report
@@ -105,7 +106,8 @@ def test_judging(edited, data):
 @hypothesis.given(DATA)
 def test_answering(edited, chat_checkpoint, data):
     """One more prompt than there are answers: these are read, and one is answered."""
-    run = edited(data.draw, "gsm8k*")
+    pattern = data.draw(st.sampled_from(["gsm8k*", "gsm8k*", "train.summary.json", "adapter/*"]))
+    run = edited(data.draw, pattern)
     options = ["--model", chat_checkpoint, "--run", run, "--device", "cpu", *ANSWERING]
     with within_bounds("run folder, answering", allowed=run):
         call(generate.main, *options, "--task", "gsm8k", "--limit", 4)
@@ -134,6 +136,17 @@ def test_measuring(edited, data):
     options = ["--run", run, "--device", "cpu", "--limit", data.draw(st.sampled_from([1, 2]))]
     with within_bounds("run folder, divergence", allowed=run):
         call(divergence.main, *options)
+
+
+@cases(10)
+@hypothesis.given(DATA)
+def test_exporting(edited, data):
+    pattern = data.draw(st.sampled_from(["train.summary.json", "adapter/*", "*.summary.json"]))
+    run = edited(data.draw, pattern)
+    output = run.parent / "exported"
+    shutil.rmtree(output, ignore_errors=True)
+    with within_bounds("run folder, export", allowed=output):
+        call(export.main, "--run", run, "--to", output)
 
 
 @cases(10)
