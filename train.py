@@ -37,7 +37,12 @@ from common.training_data import (
     load_training_data,
     refuse_test_prompts,
 )
-from common.training_plan import describe_plan, steps_per_epoch
+from common.training_plan import (
+    choose_pass_tokens,
+    describe_plan,
+    steps_per_epoch,
+    trainer_options,
+)
 from common.training_settings import TrainingSettings
 from common.tuned_model import ADAPTER, BEST_ADAPTER
 from data.examples import Example, describe_example
@@ -59,7 +64,7 @@ from lora.loop import TrainingLoop
 from lora.malloc import keep_freed_memory
 from lora.onednn import packed_weights
 from lora.safe_lora import check_same_shape, project_onto_alignment
-from lora.trainer import Trainer, TrainerOptions
+from lora.trainer import Trainer
 
 OUT_OF_MEMORY = (
     "try --micro-batch-tokens 512 or --checkpoint-activations (slower), which leave the result as "
@@ -93,6 +98,7 @@ def train_on(device: torch.device, settings: TrainingSettings) -> None:
         check_same_shape(config, load_config(settings.safe_lora))
     data = load_training_data(settings, tokenizer, device, dtype)
     settings = resolve_defaults(settings, data)
+    settings = choose_pass_tokens(settings, config, data, device, dtype)
     record = training_record(settings, dtype, data)
     earlier = runs.load_previous_summary(
         settings.run / "train.jsonl",
@@ -182,23 +188,6 @@ def training_record(settings: TrainingSettings, dtype: torch.dtype, data: Traini
     if settings.dropout:  # each process draws its own masks
         record["processes"] = world_size()
     return record
-
-
-def trainer_options(settings: TrainingSettings, dtype: torch.dtype) -> TrainerOptions:
-    assert settings.steps is not None, "resolve_defaults fills it in"
-    return TrainerOptions(
-        total_steps=settings.steps,
-        learning_rate=settings.lr,
-        schedule=settings.schedule,
-        warmup_steps=round(settings.warmup * settings.steps),
-        weight_decay=settings.weight_decay,
-        clip_norm=settings.clip,
-        micro_batch_tokens=settings.micro_batch_tokens,
-        seed=settings.seed,
-        dtype=dtype,
-        checkpoint_activations=settings.checkpoint_activations,
-        ema_decay=settings.ema,
-    )
 
 
 def is_finished(summary: Record, adapter: Path) -> bool:

@@ -1,6 +1,7 @@
-"""The work of train.py before it begins: what --dry-run says."""
+"""The work of train.py before it begins: its steps and passes, its memory, what --dry-run says."""
 
 import math
+from dataclasses import replace
 
 import torch
 
@@ -12,12 +13,83 @@ from common.training_settings import TrainingSettings
 from common.training_speed import seconds_per_step
 from data.records import Record
 from llama.config import ModelConfig
-from lora.memory_estimate import estimate_memory
+from lora.memory_estimate import MemoryEstimate, estimate_memory
 from lora.trainer import TrainerOptions
+
+# Tokens in one forward pass. A CPU is busy with few, and has its memory for other things as well; a
+# GPU waits for kernels to be launched unless each has much to do.
+PASS_TOKENS, CUDA_PASS_TOKENS = 1024, 8192
+USABLE_SHARE = 0.8  # of a device's memory: an estimate may be too low
 
 
 def steps_per_epoch(settings: TrainingSettings, data: TrainingData) -> int:
     return math.ceil(len(data.training) / settings.batch_size)
+
+
+def trainer_options(settings: TrainingSettings, dtype: torch.dtype) -> TrainerOptions:
+    """The trainer's part of the settings, which have been resolved."""
+    assert settings.steps is not None, "train.resolve_defaults fills it in"
+    assert settings.micro_batch_tokens is not None, "choose_pass_tokens fills it in"
+    return TrainerOptions(
+        total_steps=settings.steps,
+        learning_rate=settings.lr,
+        schedule=settings.schedule,
+        warmup_steps=round(settings.warmup * settings.steps),
+        weight_decay=settings.weight_decay,
+        clip_norm=settings.clip,
+        micro_batch_tokens=settings.micro_batch_tokens,
+        seed=settings.seed,
+        dtype=dtype,
+        checkpoint_activations=settings.checkpoint_activations,
+        ema_decay=settings.ema,
+    )
+
+
+def choose_pass_tokens(
+    settings: TrainingSettings,
+    config: ModelConfig,
+    data: TrainingData,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> TrainingSettings:
+    """Fill in --micro-batch-tokens if it was not given.
+
+    It depends on the device's whole memory and not on what is free: the call that goes on with a
+    run must choose the same.
+    """
+    if settings.micro_batch_tokens is not None:
+        return settings
+    if device.type != "cuda":
+        return replace(settings, micro_batch_tokens=PASS_TOKENS)
+    usable = USABLE_SHARE * torch.cuda.get_device_properties(device).total_memory
+    tokens = CUDA_PASS_TOKENS
+    while tokens > PASS_TOKENS:
+        chosen = replace(settings, micro_batch_tokens=tokens)
+        options = trainer_options(chosen, dtype)
+        if estimate(chosen, config, options, data, device).total <= usable:
+            break
+        tokens //= 2
+    return replace(settings, micro_batch_tokens=tokens)
+
+
+def estimate(
+    settings: TrainingSettings,
+    config: ModelConfig,
+    options: TrainerOptions,
+    data: TrainingData,
+    device: torch.device,
+) -> MemoryEstimate:
+    """The peak memory of this training on the device of one process."""
+    return estimate_memory(
+        config,
+        settings.lora_config(),
+        options,
+        data.examples,
+        settings.batch_size,
+        device,
+        settings.quantize,
+        world_size() if settings.fsdp else 1,
+    )
 
 
 def describe_plan(
@@ -28,22 +100,13 @@ def describe_plan(
     device: torch.device,
 ) -> str:
     """The work of a call without --dry-run, in lines."""
-    estimate = estimate_memory(
-        config,
-        settings.lora_config(),
-        options,
-        data.examples,
-        settings.batch_size,
-        device,
-        settings.quantize,
-        world_size() if settings.fsdp else 1,
-    )
+    needed = estimate(settings, config, options, data, device)
     process = runs.peak_memory_bytes(device)  # what it has taken already, without a model
     parts = {
-        "frozen weights": estimate.frozen_weights,
-        "LoRA and AdamW": estimate.trained_weights,
-        "activations": estimate.activations,
-        "logits": estimate.logits,
+        "frozen weights": needed.frozen_weights,
+        "LoRA and AdamW": needed.trained_weights,
+        "activations": needed.activations,
+        "logits": needed.logits,
         "this process": process,
     }
     memory = ", ".join(f"{name} {count / 2**30:.2f}" for name, count in parts.items())
@@ -55,8 +118,9 @@ def describe_plan(
         f"longest example       {longest} tokens",
         f"steps                 {options.total_steps}, {settings.batch_size} examples each, "
         f"{epochs:.3g} epochs",
-        f"trainable parameters  {estimate.trainable_parameters:,}",
-        f"peak memory           about {(estimate.total + process) / 2**30:.2f} GiB of {device} "
+        f"tokens in a pass      {options.micro_batch_tokens} at most",
+        f"trainable parameters  {needed.trainable_parameters:,}",
+        f"peak memory           about {(needed.total + process) / 2**30:.2f} GiB of {device} "
         f"({memory})",
         describe_time(settings, config, options, data, device, estimate.total + process),
         f"--dry-run: nothing was written to {settings.run}",

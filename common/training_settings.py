@@ -215,9 +215,10 @@ class TrainingSettings(PromptSettings, RunSettings):
         metavar="X",
         group=OPTIMIZER,
     )
-    micro_batch_tokens: int = option(
-        1024,
-        "tokens in one forward pass: changes memory and speed, not the gradients (%(default)s)",
+    micro_batch_tokens: int | None = option(
+        None,
+        "tokens in one forward pass: changes memory and speed, not the gradients (1024; on CUDA "
+        "8192, or fewer for a small memory)",
         parse=positive_int,
         metavar="N",
         group=MACHINE,

@@ -31,7 +31,8 @@ def causal_attention(layer: int, queries: Tensor, keys: Tensor, values: Tensor) 
 class RMSNorm(nn.Module):
     """Root mean square normalisation (Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467).
 
-    Computed in float32 and multiplied by the weight in the input's dtype, as transformers does.
+    Computed in float32 and multiplied by the weight in the input's dtype, as transformers does. On
+    CUDA it is one kernel, which rounds once and not twice.
     """
 
     def __init__(self, size: int, eps: float) -> None:
@@ -40,6 +41,9 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda:
+            with torch.autocast("cuda", enabled=False):  # it would make float32 of x and result
+                return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)

@@ -97,21 +97,22 @@ class LowRankLinear(torch.autograd.Function):
         else:
             assert weight is not None
             out = F.linear(x, dense_weight(weight, weight_scale, x.dtype), bias)
-        low_rank = _rows(_drop(x, dropout_mask)) @ A.to(x.dtype).T
-        _rows(out).addmm_(low_rank, B.to(x.dtype).T, alpha=scaling)
-        ctx.save_for_backward(weight, weight_scale, A, B, dropout_mask, low_rank, *inputs)
+        low_A, low_B = A.to(x.dtype), B.to(x.dtype)
+        low_rank = _rows(_drop(x, dropout_mask)) @ low_A.T
+        _rows(out).addmm_(low_rank, low_B.T, alpha=scaling)
+        ctx.dtype = A.dtype
+        ctx.save_for_backward(weight, weight_scale, low_A, low_B, dropout_mask, low_rank, *inputs)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, weight_scale, A, B, dropout_mask, low_rank, *inputs = ctx.saved_tensors
+        weight, weight_scale, low_A, low_B, dropout_mask, low_rank, *inputs = ctx.saved_tensors
         x = ctx.function(*inputs) if ctx.function else inputs[0]
         grad = grad.to(x.dtype)
         rows, dropped = _rows(grad), _rows(_drop(x, dropout_mask))
-        low_A, low_B = A.to(x.dtype), B.to(x.dtype)
         grad_low = (low_B.T @ rows.T) * ctx.scaling  # [rank, N]
-        grad_A = (grad_low @ dropped).to(A.dtype)
-        grad_B = ((low_rank * ctx.scaling).T @ rows).T.to(B.dtype)
+        grad_A = (grad_low @ dropped).to(ctx.dtype)
+        grad_B = ((low_rank * ctx.scaling).T @ rows).T.to(ctx.dtype)
         grad_x = None
         if ctx.needs_input_grad[0]:  # not so in the first block: embeddings are frozen
             if ctx.packed:

@@ -18,6 +18,9 @@ from llama.model import Decoder
 from lora.packed_batch import ForwardInputs, PackedBatch, SharedPrefix, micro_batches
 
 CHUNK = 256  # positions whose logits exist at one time
+# Tokens that a shared prefix must save a step on CUDA: a pass of its own launches thousands of
+# kernels, in the time of which a GPU computes about so many tokens of a 1B model (an estimate).
+WORTH_SHARING = 1024
 
 
 class FrozenHeadCrossEntropy(torch.autograd.Function):
@@ -73,6 +76,16 @@ def summed_loss(model: Decoder, inputs: ForwardInputs) -> Tensor:
     )
 
 
+def shared_prefix_length(examples: Sequence[Example], device: torch.device) -> int:
+    """The number of tokens, common to all of a step's examples, that a pass of their own computes.
+
+    0 where that would save too few tokens. On a CPU it always pays.
+    """
+    length = common_prefix_length([example.input_ids for example in examples])
+    saved = length * (len(examples) - 1)
+    return 0 if device.type == "cuda" and saved < WORTH_SHARING else length
+
+
 def step_loss(
     model: Decoder,
     examples: Sequence[Example],
@@ -87,10 +100,10 @@ def step_loss(
     synchronises them in each block of each pass.
     """
     own, processes = rank(), world_size()
-    length = common_prefix_length([example.input_ids for example in examples])
+    length = shared_prefix_length(examples, model.device)
     shares = [micro_batches(examples[i::processes], length, max_tokens) for i in range(processes)]
     prefix = SharedPrefix(examples[own::processes] or examples[:1], length, model.device)
-    total = 0.0
+    losses: list[Tensor] = []
     prefix_loss = torch.zeros(())
     if length:
         prefix_loss = summed_loss(model, prefix) * bool(shares[own])
@@ -100,7 +113,8 @@ def step_loss(
         loss = summed_loss(model, PackedBatch(batch, prefix)) * has_examples
         if backward:
             backward(loss).backward()
-        total += loss.item()
+        losses.append(loss.detach())
     if backward and length:
         prefix.backward(backward(prefix_loss))
-    return total + prefix_loss.item()
+    # Read at the end: until then a GPU runs behind, with the next pass already queued.
+    return sum(loss.item() for loss in [*losses, prefix_loss])

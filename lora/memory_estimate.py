@@ -8,11 +8,10 @@ from torch import nn
 
 from data.examples import Example, epoch_batches
 from llama.config import ModelConfig
-from llama.engine import common_prefix_length
 from llama.model import Decoder
 from lora.inject import inject_lora, lora_layers, lora_parameters
 from lora.layer import LoRAConfig
-from lora.loss import CHUNK
+from lora.loss import CHUNK, shared_prefix_length
 from lora.packed_batch import micro_batches
 from lora.trainer import TrainerOptions
 
@@ -59,7 +58,7 @@ def estimate_memory(
     inject_lora(model, lora)
     trained = sum(parameter.numel() for parameter in lora_parameters(model))
     frozen = _frozen_bytes(model, options, device, quantize)
-    tokens = _tokens_in_largest_pass(options, examples, batch_size)
+    tokens = _tokens_in_largest_pass(options, examples, batch_size, device)
     activations = tokens * _numbers_per_token(config, lora, options) * options.dtype.itemsize
     if device.type == "cpu":
         activations = round(activations * CPU_FRAGMENTATION)
@@ -94,14 +93,14 @@ def _frozen_bytes(
 
 
 def _tokens_in_largest_pass(
-    options: TrainerOptions, examples: Sequence[Example], batch_size: int
+    options: TrainerOptions, examples: Sequence[Example], batch_size: int, device: torch.device
 ) -> int:
     """Tokens alive at a time in the first epoch: a step's shared prefix and its largest pass."""
     lengths = [len(example.input_ids) for example in examples]
     largest = 0
     for indices in epoch_batches(lengths, batch_size, options.seed, epoch=0):
         batch = [examples[i] for i in indices]
-        prefix = common_prefix_length([example.input_ids for example in batch])
+        prefix = shared_prefix_length(batch, device)
         for part in micro_batches(batch, prefix, options.micro_batch_tokens):
             own_tokens = sum(len(example.input_ids) - prefix for example in part)
             largest = max(largest, prefix + own_tokens)

@@ -37,13 +37,12 @@ from lora.kl import mean_divergences
 from lora.kl_anchor import Anchor, continue_sharded
 from lora.trainer import Trainer, TrainerOptions
 from tests.fake_cuda.pretend import (
-    LLAMA,
-    QWEN,
     build,
     make_examples,
     model_config,
     pretended_cuda,
 )
+from tests.fake_cuda.sizes import LLAMA, QWEN
 
 FAMILIES = {"llama": LLAMA, "qwen3": QWEN}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

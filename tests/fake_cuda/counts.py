@@ -23,18 +23,19 @@ from unittest import mock
 
 import torch
 
+from common.training_plan import CUDA_PASS_TOKENS
 from llama.decoding import generate
 from lora import LoRAConfig, inject_lora
 from lora.loss import count_supervised, step_loss
 from lora.trainer import Trainer, TrainerOptions
 from tests.fake_cuda.pretend import (
-    LLAMA,
     OperatorCount,
     build,
     make_examples,
     model_config,
     pretended_cuda,
 )
+from tests.fake_cuda.sizes import LLAMA
 
 LAYERS = LLAMA["num_hidden_layers"]
 visible_generate = generate.__wrapped__  # type: ignore[attr-defined]
@@ -50,7 +51,7 @@ def training_step(prefix: int, dtype: torch.dtype, layers: int) -> OperatorCount
         supervised = count_supervised(examples)
         model.train()
         with trainer.autocast, OperatorCount() as count:
-            step_loss(model, examples, 1300, lambda loss: loss / supervised)
+            step_loss(model, examples, CUDA_PASS_TOKENS, lambda loss: loss / supervised)
     return count
 
 
@@ -88,6 +89,7 @@ def count_layers(count: Callable[[int], OperatorCount]) -> dict[str, float]:
 def main() -> None:
     counts = {}
     for dtype in (torch.bfloat16, torch.float32):
+        training_step(0, dtype, 1)  # checks its attention kernel once, which is not counted
         for prefix in (0, 40, 430):
             name = f"training {dtype} prefix {prefix}".replace("torch.", "")
             counts[name] = count_layers(partial(training_step, prefix, dtype))
