@@ -23,8 +23,8 @@ BOUNDS = {
     "training float32 prefix 0": (135, 2270),
     "training float32 prefix 40": (135, 2270),
     "training float32 prefix 430": (300, 4946),
-    "graph step prefix 0": (44, 737),
-    "graph step prefix 700": (50, 833),
+    "graph step prefix 0": (30, 506),
+    "graph step prefix 700": (36, 602),
 }
 
 pytestmark = [
@@ -66,4 +66,5 @@ def test_no_more_operators_than_before(library):
     for name, count in counts.items():
         assert count["per_layer"] <= BOUNDS[name][0], name
         assert count["all"] <= BOUNDS[name][1], name
-        assert count["softmaxes"] == 0, "scores are stored"
+        if name.startswith("training"):
+            assert count["softmaxes"] == 0, "scores are stored"
