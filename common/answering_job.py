@@ -65,7 +65,8 @@ class Answerer:
             load_adapter(model, self.adapter)
             set_lora_scale(model, self.settings.adapter_scale)
             if not self.settings.quantize and not merge_unless_lost(model) and rank() == 0:
-                print(f"the adapter stays beside the weights: {self.dtype} would round it away")
+                dtype = str(self.dtype).removeprefix("torch.")
+                print(f"the adapter stays beside the weights: {dtype} would round it away")
         return model
 
     def opens_reasoning(self) -> bool:
