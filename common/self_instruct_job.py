@@ -8,8 +8,16 @@ from common.distributed import rank_zero_first
 from common.ranks import rank
 from common.self_instruct_file import write_training_file
 from data.attempts import split_id
+from data.intervals import rate
 from data.records import Record, read_json
-from data.self_instruct import RewriteUnsolved, SelfInstruct, assemble, training_file, unsolved
+from data.self_instruct import (
+    RewriteUnsolved,
+    SelfInstruct,
+    assemble,
+    count_right,
+    training_file,
+    unsolved,
+)
 from llama.model import Decoder
 from llama.sampling import SeedIndex
 
@@ -107,6 +115,9 @@ class SelfInstructJob(AnsweringJob):
             model,
             self.answerer.tokenizer,
         )
+        if selection.reading == "flexible":  # else it is among the summary's measures
+            count = count_right(self.done(), selection, wording.answer_prefix)
+            self.training["right"] = rate(count, len(self.planned))
 
     def result(self, done: list[Record]) -> Record:
         training = {"training": self.training} if self.training else {}

@@ -14,7 +14,7 @@ answer explained that it shows (Zelikman et al. 2022, https://arxiv.org/abs/2203
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,8 @@ class SelfInstruct(GSM8K):
 
         `summary["training"]` is what `common.self_instruct_file` says of the training file.
         """
-        training, right = summary["training"], summary["right"]
+        training = summary["training"]
+        right = training.get("right") or summary["right"]
         sources = ", ".join(f"{count} {source}" for source, count in training["sources"].items())
         text = f"{right['count']} of {right['total']} attempts right; "
         text += f"{training['training_file']}: {sources}"
@@ -235,6 +236,14 @@ def select_answers(
             kept.setdefault(equations(answer), answer)
     most = 1 if selection.keep == "first" else selection.per_question
     return list(kept.values())[:most]
+
+
+def count_right(attempts: Iterable[Record], selection: Selection, answer_prefix: str = "A:") -> int:
+    """The number of attempts that could be trained on by the selection's reading."""
+    right = 0
+    for attempt in attempts:
+        right += own_answer(attempt, answer_prefix, selection.reading) is not None
+    return right
 
 
 def unsolved(

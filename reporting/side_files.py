@@ -131,7 +131,8 @@ def read_self_instruct(folder: Path) -> SelfInstruct | None:
         records=training["records"],
         gold=training["sources"].get("gold", 0),
         dropped=training["dropped"],
-        right=read_rate(summary, ("right",), str(path)),
+        right=read_rate(summary, ("training", "right"), str(path))
+        or read_rate(summary, ("right",), str(path)),
         own_log_likelihood=likelihood["own"] if likelihood else None,
         gold_log_likelihood=likelihood["gold"] if likelihood else None,
     )

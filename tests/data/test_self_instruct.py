@@ -11,6 +11,7 @@ from data.self_instruct import (
     Selection,
     SelfInstruct,
     assemble,
+    count_right,
     count_sources,
     own_answer,
     rewrite_messages,
@@ -124,6 +125,8 @@ def test_the_reading_holds_for_rewrites_and_the_unsolved_as_well():
     attempts = dict([attempt(1, "1+1 = 2"), attempt(2, "What?")])
     assert unsolved(RECORDS[1:3], attempts, flexible) == {"t2"}
     assert unsolved(RECORDS[1:3], attempts, Selection()) == {"t1", "t2"}
+    assert count_right(attempts.values(), flexible) == 1
+    assert count_right(attempts.values(), Selection()) == 0
     rewrites = dict([attempt(2, "2+2 = 4")])
     chosen = assemble(RECORDS[1:3], attempts, "sample", flexible, rewrites=rewrites)
     assert [record["answer"] for record in chosen] == ["1+1 = 2\n#### 2", "2+2 = 4\n#### 4"]

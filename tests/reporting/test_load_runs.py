@@ -269,6 +269,9 @@ def test_what_self_instruct_wrote_is_read_when_it_is_finished(tmp_path):
     written = load_runs([tmp_path])[0].self_instruct
     assert (written.own, written.gold, written.dropped) == (15, 3, 2)
     assert written.own_log_likelihood == -0.8 and written.right.count == 15
+    flexible = about | {"training": training | {"right": rate(18, 20)}}
+    write_json(path, flexible | {"finished": True})
+    assert load_runs([tmp_path])[0].self_instruct.right.count == 18, "by the reading that is used"
     write_json(path, about | {"finished": False})
     assert load_runs([tmp_path])[0].self_instruct is None
     del training["sources"]
