@@ -90,6 +90,14 @@ def as_text(draw: Draw, value: Any) -> str:
     return text
 
 
+def parsed(text: str | bytes) -> Any:
+    """What a JSON text holds; an empty object if an edit before has broken it."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+
+
 def edit_bytes(draw: Draw, content: bytes, until: int | None = None) -> bytes:
     """Flip, overwrite, double, remove or cut off bytes at up to three places before `until`."""
     # Hypothesis likes small numbers: places drawn from it would crowd at the beginning.
@@ -130,7 +138,7 @@ def edit_lines(draw: Draw, lines: Sequence[str]) -> bytes:
     place = draw(st.integers(0, len(lines) - 1))
     action = draw(st.integers(0, 9))
     if action < 7:
-        changed[place] = as_text(draw, edit_json(draw, json.loads(changed[place])))
+        changed[place] = as_text(draw, edit_json(draw, parsed(changed[place])))
     elif action == 7:
         changed.insert(place, changed[-1])
     content = "".join(line + "\n" for line in changed).encode("utf-8", "surrogatepass")

@@ -18,7 +18,7 @@ import train
 from data.records import write_json
 from reporting import plot_style
 from tests.fuzz.bounds import call, cases, within_bounds
-from tests.fuzz.edits import as_text, edit_bytes, edit_json, edit_lines
+from tests.fuzz.edits import as_text, edit_bytes, edit_json, edit_lines, parsed
 
 pytestmark = pytest.mark.slow
 DATA = st.data()
@@ -70,17 +70,8 @@ def damage(draw, path: Path) -> None:
     elif path.suffix == ".jsonl":
         path.write_bytes(edit_lines(draw, content.decode("utf-8", "replace").splitlines()))
     else:
-        text = as_text(draw, edit_json(draw, read(content)))
+        text = as_text(draw, edit_json(draw, parsed(content)))
         path.write_bytes(text.encode("utf-8", "surrogatepass"))
-
-
-def read(content: bytes) -> object:
-    import json
-
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError):  # edited before
-        return {}
 
 
 @cases(20)
@@ -143,10 +134,11 @@ def test_measuring(edited, data):
 def test_exporting(edited, data):
     pattern = data.draw(st.sampled_from(["train.summary.json", "adapter/*", "*.summary.json"]))
     run = edited(data.draw, pattern)
-    output = run.parent / "exported"
+    output = run.parent / "out"
     shutil.rmtree(output, ignore_errors=True)
+    output.mkdir()
     with within_bounds("run folder, export", allowed=output):
-        call(export.main, "--run", run, "--to", output)
+        call(export.main, "--run", run, "--to", output / "exported")
 
 
 @cases(10)
