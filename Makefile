@@ -7,6 +7,7 @@
 # make reproduce MODEL=...   every recipe, then the original's figures beside ours; LIMIT=N for fewer test questions,
 #             TRAIN_LIMIT=N for fewer to train on, JUDGE=refusal where there is no guard, EMBEDDER=... for similar shots,
 #             UNTUNED=... for Safe LoRA, SEEDS=N for N trainings of each, SET="train.lr=1e-3 ..." for options that overrule the recipes
+# make gpu    what only a GPU can show, in about eight minutes: gpu.log is the evidence (docs/GPU.md)
 # All set up .venv first, if it is not there yet.
 
 PYTHON3 ?= python3
@@ -20,7 +21,7 @@ ANSWER := $(DEMO) --task gsm8k,ailuminate,xstest --max-new-tokens 128 --batch-si
 MODEL ?= meta-llama/Llama-3.2-1B-Instruct
 JUDGE ?= guard
 
-.PHONY: demo reproduce lint test quick fuzz lowest clean
+.PHONY: demo reproduce lint test quick fuzz lowest gpu clean
 
 demo: .venv/installed
 	$(PYTHON) generate.py $(ANSWER) --run $(BASE) --no-adapter
@@ -56,6 +57,9 @@ quick: lint
 
 fuzz: .venv/installed
 	UNFORGET_FUZZ_CASES=10000 $(PYTHON) -m pytest tests/fuzz
+
+gpu: .venv/installed
+	$(PYTHON) -m benchmarks.gpu
 
 lowest: .venv-lowest/installed
 	.venv-lowest/bin/python -m pytest tests/llama tests/lora tests/common/test_likelihood.py tests/test_train.py
