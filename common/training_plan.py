@@ -122,7 +122,7 @@ def describe_plan(
         f"trainable parameters  {needed.trainable_parameters:,}",
         f"peak memory           about {(needed.total + process) / 2**30:.2f} GiB of {device} "
         f"({memory})",
-        describe_time(settings, config, options, data, device, estimate.total + process),
+        describe_time(settings, config, options, data, device, needed.total + process),
         f"--dry-run: nothing was written to {settings.run}",
     ]
     return "\n".join(lines)
