@@ -32,6 +32,8 @@ from llama.token_choice import choose_tokens
 
 CACHE_SHARE = 0.8  # of a CUDA device's free memory; the rest is for what a step computes
 
+SHARES_ADMITTED = 8  # with graphs, so large a part of the slots is filled at a time: an eighth
+
 NewTokens = list[tuple[Sequence, list[int]]]
 
 
@@ -166,7 +168,7 @@ class Engine:
                 self._extend(sequence, token_ids, on_finish)
         return [self.outputs[index] for index in range(len(self.outputs))]
 
-    def _try_to_step(self, running: list[Sequence]) -> NewTokens | None:
+    def _try_to_step(self, running: list[Sequence | None]) -> NewTokens | None:
         """Run a step; None if memory does not suffice.
 
         The exception ends here: its traceback would keep the cache alive while a smaller one is
@@ -177,11 +179,13 @@ class Engine:
         except torch.OutOfMemoryError:
             return None
 
-    def _admit(self, on_finish: OnFinish | None) -> list[Sequence]:
+    def _admit(self, on_finish: OnFinish | None) -> list[Sequence | None]:
         """Fill free slots from the queue; once it is empty, close the gaps between sequences.
 
-        Returns the running sequences in the order of their slots; none at the end.
+        Returns the running sequences by slot, None for a slot that stays free; nothing at the end.
         """
+        if self._waits_for_free_slots():
+            return self.slots
         for slot in range(len(self.slots)):
             while self.slots[slot] is None and self.waiting:
                 sequence = self.waiting.popleft()
@@ -194,7 +198,14 @@ class Engine:
                 self.cache.copy(len(self.slots), gap, last.num_cached_tokens)
                 self.slots[gap] = self.stored[gap] = last
             self.stored.pop()
-        return [sequence for sequence in self.slots if sequence is not None]
+        return self.slots
+
+    def _waits_for_free_slots(self) -> bool:
+        """True while too few slots are free for a pass over prompts, not a graph's, to pay."""
+        if self.graphs is None or not self.waiting:
+            return False
+        free = self.slots.count(None)
+        return 0 < free < len(self.slots) // SHARES_ADMITTED
 
     def _extend(self, sequence: Sequence, token_ids: list[int], on_finish: OnFinish | None) -> None:
         """Append chosen tokens and those that are forced after them, up to the sequence's end."""
@@ -232,6 +243,7 @@ class Engine:
         is lost.
         """
         self._free()
+        self.scheduler.halve_prefill()
         if len(self.slots) == 1:
             raise torch.OutOfMemoryError("out of memory with a single sequence in flight")
         running = [sequence for sequence in self.slots if sequence]
@@ -240,9 +252,10 @@ class Engine:
         self.waiting.extendleft(reversed(running))
         self._allocate_at_most(len(self.slots) // 2)
 
-    def _step(self, running: list[Sequence]) -> NewTokens:
+    def _step(self, running: list[Sequence | None]) -> NewTokens:
         """Run one forward pass; return the new tokens of every sequence that has no other left."""
-        step = self.scheduler.schedule(running, self.stored, self.cache)
+        prefill_apart = self.graphs is not None
+        step = self.scheduler.schedule(running, self.stored, self.cache, prefill_apart)
         logits = self._logits_from_graph(step)
         if logits is not None:
             return self._accept(logits, step.requests)

@@ -12,7 +12,8 @@ from llama.generation_config import DecodingStats
 from llama.prompt_lookup import Drafter
 from llama.sequence import LogitsRequest, Sequence, shared_length
 
-PREFILL_CHUNK = 512  # prompt tokens computed in one forward pass
+PREFILL_CHUNK = 512  # prompt tokens computed in one forward pass, beside decoding sequences
+PREFILL_PASS = 2048  # in a pass of their own
 VERIFIED_TOKENS = 24  # a forward pass over so many tokens costs little more than over one
 DRAFTED_TOKENS = 192  # in one forward pass: each needs the output head
 WORTH_COPYING = 16  # tokens a prompt must share with another slot before it waits for them
@@ -45,23 +46,38 @@ class Scheduler:
     def __init__(self, prefix: list[int], drafting: bool, stats: DecodingStats) -> None:
         self.prefix, self.drafting, self.stats = prefix, drafting, stats
         self.prefix_drafter: Drafter | None = None
+        self.prefill_pass = PREFILL_PASS
+
+    def halve_prefill(self) -> None:
+        """Read fewer prompt tokens in a pass of their own: memory did not suffice."""
+        self.prefill_pass = max(self.prefill_pass // 2, PREFILL_CHUNK)
 
     def schedule(
-        self, running: list[Sequence], stored: list[Sequence | None], cache: KVCache
+        self,
+        running: list[Sequence | None],
+        stored: list[Sequence | None],
+        cache: KVCache,
+        prefill_apart: bool = False,
     ) -> StepInput:
         """Choose the tokens of the next pass, at most PREFILL_CHUNK prompt tokens of it.
 
-        `running` are the sequences by slot. `stored` are those whose keys and values the slots of
-        `cache` hold. Both they and the cache then count as holding what the pass computes.
+        `running` are the sequences by slot, None for a free one. `stored` are those whose keys and
+        values the slots of `cache` hold. Both they and the cache then count as holding what the
+        pass computes. With `prefill_apart`, a pass reads prompts or decodes, never both.
         """
         drafts = self._draft_tokens(running) if self.drafting else {}
         lengths = self._lengths(running, stored, cache)
-        if not drafts and max(lengths) == 1:
-            stored[: len(running)] = running
-            return self._plain_step(running)
+        longest = max(lengths)
+        if longest == 1 and not drafts:
+            return self._plain_step(running, stored)
         budget, step = PREFILL_CHUNK, StepInput()
+        if prefill_apart and longest > 1:
+            lengths = [length if length > 1 else 0 for length in lengths]
+            budget = self.prefill_pass
         for slot, sequence in enumerate(running):
             length = lengths[slot]
+            if sequence is None:
+                continue
             if length > 1:
                 length = min(length, budget)
                 budget -= length
@@ -70,10 +86,15 @@ class Scheduler:
                 stored[slot] = sequence
         return step
 
-    def _plain_step(self, running: list[Sequence]) -> StepInput:
+    def _plain_step(
+        self, running: list[Sequence | None], stored: list[Sequence | None]
+    ) -> StepInput:
         """One token of every sequence: the usual step, at a third of `_add_segment`'s time."""
-        step = StepInput(logits_positions=list(range(len(running))))
+        step = StepInput()
         for slot, sequence in enumerate(running):
+            if sequence is None:
+                continue
+            stored[slot] = sequence
             start = sequence.num_cached_tokens
             sequence.num_cached_tokens = start + 1
             if start < sequence.prompt_length:
@@ -81,6 +102,7 @@ class Scheduler:
             step.segments.append(Segment(slot, start, 1))
             step.token_ids.append(sequence.tokens[start])
             step.requests.append(LogitsRequest(sequence, NO_DRAFT))
+        step.logits_positions = list(range(len(step.requests)))
         return step
 
     def _add_segment(
@@ -100,25 +122,25 @@ class Scheduler:
             step.requests.append(LogitsRequest(sequence, draft))
 
     def _lengths(
-        self, running: list[Sequence], stored: list[Sequence | None], cache: KVCache
+        self, running: list[Sequence | None], stored: list[Sequence | None], cache: KVCache
     ) -> list[int]:
         """The number of tokens that each sequence has to compute; see `_prefill_length`.
 
         Determined before any token of the step counts as cached.
         """
-        lengths = [sequence.num_uncached_tokens for sequence in running]
+        lengths = [sequence.num_uncached_tokens if sequence else 0 for sequence in running]
         if max(lengths) == 1:
             return lengths
         alike = SharedHeads(running, stored)
-        for slot, length in enumerate(lengths):
-            if length > 1:
-                lengths[slot] = self._prefill_length(slot, running, stored, cache, alike)
+        for slot, sequence in enumerate(running):
+            if sequence and lengths[slot] > 1:
+                lengths[slot] = self._prefill_length(slot, sequence, stored, cache, alike)
         return lengths
 
     def _prefill_length(
         self,
         slot: int,
-        running: list[Sequence],
+        sequence: Sequence,
         stored: list[Sequence | None],
         cache: KVCache,
         alike: "SharedHeads",
@@ -127,7 +149,6 @@ class Scheduler:
 
         0 while it waits for a sequence before it that shares more of its tokens than any slot does.
         """
-        sequence = running[slot]
         tokens, most = sequence.tokens, len(sequence.tokens) - 1
         worthwhile = sequence.num_cached_tokens + WORTH_COPYING
         donor, copied = slot, worthwhile - 1
@@ -149,12 +170,12 @@ class Scheduler:
             alike.add_slot(slot, sequence)
         return sequence.num_uncached_tokens
 
-    def _draft_tokens(self, running: list[Sequence]) -> dict[int, list[int]]:
+    def _draft_tokens(self, running: list[Sequence | None]) -> dict[int, list[int]]:
         """Tokens that decoding sequences are to verify, by the sequence's index.
 
         Those with a streak of right drafts always draft; the others do if they are few.
         """
-        decoding = [sequence for sequence in running if sequence.num_uncached_tokens == 1]
+        decoding = [each for each in running if each and each.num_uncached_tokens == 1]
         if not decoding:
             return {}
         free = VERIFIED_TOKENS // len(decoding) - 1  # tokens that verifying costs little
@@ -188,14 +209,14 @@ class SharedHeads:
     So a prompt is compared with the few that begin like it, not with all in flight.
     """
 
-    def __init__(self, running: list[Sequence], stored: list[Sequence | None]) -> None:
+    def __init__(self, running: list[Sequence | None], stored: list[Sequence | None]) -> None:
         self._slots: defaultdict[Head, set[int]] = defaultdict(set)
         self._running: defaultdict[Head, list[Sequence]] = defaultdict(list)
         for slot, sequence in enumerate(stored):
             if sequence is not None:
                 self.add_slot(slot, sequence)
         for sequence in running:
-            if sequence.num_uncached_tokens > 1:
+            if sequence and sequence.num_uncached_tokens > 1:
                 self._running[_head(sequence)].append(sequence)
 
     def add_slot(self, slot: int, sequence: Sequence) -> None:

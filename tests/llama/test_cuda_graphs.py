@@ -176,3 +176,29 @@ def test_graphs_can_be_turned_off(model, monkeypatch):
     with pytest.raises(TypeError):
         generate(model, prompts, 20, STOP_IDS, 3)
     assert generate(model, prompts, 20, STOP_IDS, 3, graphs=False) == expected
+
+
+def test_prompts_are_read_in_passes_of_their_own(tiny_checkpoint, monkeypatch):
+    """Guards the share of graph steps: a finished sequence alone interrupts no decoding."""
+    model = load_model(tiny_checkpoint("llama3-scaled"))
+    prompts = [prompt for seed in range(12) for prompt in ragged_prompts(seed)]
+    settings = {"max_new_tokens": 14, "stop_ids": STOP_IDS, "batch_size": 24}
+    monkeypatch.setattr(scheduler, "VERIFIED_TOKENS", 0)
+    expected = generate(model, prompts, **settings)
+    monkeypatch.setattr(cuda_graphs, "DEVICES", ("cpu", "cuda"))
+    steps, real = [], scheduler.Scheduler.schedule
+
+    def note(self, running, *more):
+        reading = {each.index for each in running if each and each.num_uncached_tokens > 1}
+        free = running.count(None)
+        step = real(self, running, *more)
+        in_step = {running[segment.slot].index for segment in step.segments}
+        steps.append((step.is_plain_decoding, in_step <= reading, free))
+        return step
+
+    monkeypatch.setattr(scheduler.Scheduler, "schedule", note)
+    assert generate(model, prompts, **settings) == expected
+    assert all(decodes or reads for decodes, reads, _ in steps)
+    assert any(not decodes for decodes, _, _ in steps)
+    waiting = [free for _, _, free in steps if free]
+    assert waiting and max(waiting) < 24 // 8, "an eighth of the slots is filled at a time"

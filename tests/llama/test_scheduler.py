@@ -149,3 +149,14 @@ def test_a_decoding_step_takes_few_calls_for_each_row(tiny_checkpoint, monkeypat
     model = load_model(tiny_checkpoint("llama"))
     few, many = (count_calls(model, rows, monkeypatch) for rows in (64, 256))
     assert (many - few) / 192 < 32
+
+
+def test_passes_over_prompts_shrink_where_memory_does_not_suffice():
+    made = Scheduler([], False, DecodingStats())
+    sizes = []
+    for _ in range(5):
+        sequences = [make_sequence(0, list(range(9000)))]
+        step = made.schedule(sequences, [None], SimpleNamespace(), prefill_apart=True)
+        sizes.append(len(step.token_ids))
+        made.halve_prefill()
+    assert sizes == [2048, 1024, 512, 512, 512]
