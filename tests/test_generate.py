@@ -122,6 +122,7 @@ def test_batch_size_changes_nothing_and_samples_follow_the_seed(call, tmp_path):
 VOTES = ("--task", "gsm8k", "--limit", "3", "--temperature", "1")
 
 
+@pytest.mark.slow
 def test_samples_depend_neither_on_their_number_nor_on_interruptions(
     call, tmp_path, monkeypatch, capsys
 ):
