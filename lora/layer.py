@@ -110,9 +110,12 @@ class LowRankLinear(torch.autograd.Function):
         x = ctx.function(*inputs) if ctx.function else inputs[0]
         grad = grad.to(x.dtype)
         rows, dropped = _rows(grad), _rows(_drop(x, dropout_mask))
-        grad_low = (low_B.T @ rows.T) * ctx.scaling  # [rank, N]
+        grad_low = _scaled_product(low_B.T, rows.T, ctx.scaling)  # [rank, N]
         grad_A = (grad_low @ dropped).to(ctx.dtype)
-        grad_B = ((low_rank * ctx.scaling).T @ rows).T.to(ctx.dtype)
+        if rows.is_cuda:
+            grad_B = _scaled_product(low_rank.T, rows, ctx.scaling).T.to(ctx.dtype)
+        else:
+            grad_B = ((low_rank * ctx.scaling).T @ rows).T.to(ctx.dtype)
         grad_x = None
         if ctx.needs_input_grad[0]:  # not so in the first block: embeddings are frozen
             if ctx.packed:
@@ -125,6 +128,14 @@ class LowRankLinear(torch.autograd.Function):
             else:
                 through_low_rank += _drop(grad_low.T @ low_A, _rows(dropout_mask))
         return grad_x, None, None, None, None, grad_A, grad_B, None, None, None
+
+
+def _scaled_product(left: Tensor, right: Tensor, scaling: float) -> Tensor:
+    """`left @ right` times `scaling`; on CUDA in one kernel."""
+    if not left.is_cuda:
+        return (left @ right) * scaling
+    nothing = left.new_empty(1)  # `beta` leaves it out, whatever it holds
+    return torch.addmm(nothing, left, right, beta=0, alpha=scaling)
 
 
 def _rows(x: Tensor) -> Tensor:
