@@ -48,11 +48,21 @@ def save_checkpoint(
             flush_to_disk(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    tidy_checkpoints(folder, keep)
+    return target
+
+
+def tidy_checkpoints(folder: Path, keep: int) -> None:
+    """Remove what a killed call left half made or half removed, and checkpoints beyond `keep`.
+
+    That with the lowest `validation_loss` stays.
+    """
+    for left in (folder.with_name(f".{folder.name}.removed"), *folder.glob(".step-*")):
+        shutil.rmtree(left, ignore_errors=True)
     best = best_checkpoint(folder)
     for old in checkpoints(folder)[:-keep]:
         if old != best:
             remove_folder(old)
-    return target
 
 
 def best_checkpoint(folder: Path) -> Path | None:

@@ -23,7 +23,14 @@ from data.records import (
 )
 from llama.errors import UserError
 from lora.adapter import adapter_fingerprint, save_adapter
-from lora.checkpoint import VALUES, best_checkpoint, checkpoints, load_checkpoint, save_checkpoint
+from lora.checkpoint import (
+    VALUES,
+    best_checkpoint,
+    checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+    tidy_checkpoints,
+)
 from lora.kl_anchor import measure_divergence
 from lora.trainer import StepResult, Trainer, training_batches
 
@@ -129,6 +136,8 @@ class TrainingLoop:
         `log` is called with every record that is written.
         """
         trainer, self.log = self.trainer, log
+        if rank() == 0:
+            tidy_checkpoints(self.run_folder / "checkpoints", keep_checkpoints)
         total, done = trainer.options.total_steps, trainer.completed_steps
         batches = training_batches(training, batch_size, trainer.options.seed, done, total)
         saved = time.monotonic()

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from data.examples import Example
 from llama.errors import UserError
 from lora import LoRAConfig
 from lora.checkpoint import best_checkpoint, load_checkpoint, save_checkpoint
@@ -91,3 +92,20 @@ def test_a_validation_loss_that_is_no_number_is_not_the_best(tmp_path):
     for step, loss in ((1, 2.0), (2, "0.1"), (3, float("nan")), (4, 1.5), (5, None)):
         save_checkpoint(tmp_path, step, {"a": torch.ones(1)}, {"validation_loss": loss}, keep=9)
     assert best_checkpoint(tmp_path).name == "step-00000004"
+
+
+def test_what_a_killed_call_left_is_removed(trainer, tmp_path):
+    """A checkpoint half made, one half removed, one too many, and a folder half removed."""
+    folder = tmp_path / "checkpoints"
+    for step in (1, 2):
+        tensors, values = trainer.state()
+        values |= {"completed_steps": 0, "seconds": 1.0, "validation_loss": 3.0 - step}
+        save_checkpoint(folder, step, tensors, values, keep=9)
+    for name in ("checkpoints/.step-00000003.partial", "checkpoints/.step-00000000.removed"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".checkpoints.removed").mkdir()
+    loop = TrainingLoop(tmp_path, trainer, [])
+    trainer.completed_steps = trainer.options.total_steps
+    loop.run([Example([1, 2], [1, 2])], [], 1, checkpoint_every=1, keep_checkpoints=1)
+    assert [path.name for path in sorted(folder.iterdir())] == ["step-00000002"]
+    assert not (tmp_path / ".checkpoints.removed").exists()
