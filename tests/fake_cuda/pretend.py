@@ -94,10 +94,8 @@ class FusedNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, shape: torch.Size, weight: Tensor, eps: float) -> Tensor:
-        assert x.dtype == weight.dtype
-        assert x.device == weight.device
-        assert x.shape[-1:] == weight.shape == shape
+    def forward(ctx: Any, x: Tensor, shape: torch.Size, weight: None, eps: float) -> Tensor:
+        assert x.shape[-1:] == shape
         return x.clone()
 
     @staticmethod

@@ -5,6 +5,7 @@ from unittest import mock
 import pytest
 import torch
 
+from llama.model import RMSNorm
 from lora import LoRAConfig
 from tests.lora.test_loss import make_examples, packed
 from tests.tiny import tiny_decoder, with_random_lora
@@ -28,3 +29,15 @@ def test_fused_norms_and_products_give_the_same_loss_and_gradients(variant, monk
     assert fused_loss == pytest.approx(loss, rel=1e-5)
     for ours, theirs in zip(fused_gradients, gradients, strict=True):
         assert (ours - theirs).abs().max() <= 3e-5 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_norm_on_cuda_rounds_as_on_the_cpu(dtype, monkeypatch):
+    """First the normalised value, then its product with the weight, as transformers does."""
+    torch.manual_seed(0)
+    norm = RMSNorm(48, 1e-6).to(dtype)
+    torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+    x = torch.randn(3, 7, 48).to(dtype) * 3
+    expected = norm(x)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    assert torch.equal(norm(x), expected)
