@@ -32,6 +32,7 @@ from common.command_line import parse_settings
 from common.devices import resolve_device, resolve_dtype
 from common.errors import UserError
 from common.options import Scope, option, positive_int
+from data.checked import checked_field
 from data.examples import IGNORE_INDEX, Example
 from data.intervals import mean_interval
 from data.records import Record, read_json, rewrite_records, write_json
@@ -181,7 +182,8 @@ def measure_task(answered: Answered, device: torch.device) -> list[Record]:
             quantize=settings.get("quantize"),
         )
         load_adapter(model, adapter)
-        set_lora_scale(model, settings["adapter_scale"])
+        where = str(answered.summary_path)
+        set_lora_scale(model, checked_field(settings, "adapter_scale", float, where))
         with packed_weights(model):
             names = [answer["id"] for answer in answered.answers]
             means = mean_divergences(model, examples, names)

@@ -89,6 +89,11 @@ def test_what_cannot_be_measured_is_one_line(tuned, tmp_path, capsys):
     (copy / "ailuminate.jsonl").write_text("")
     assert divergence.main(["--run", str(copy)]) == 2
     assert "ailuminate.jsonl: no answers" in capsys.readouterr().err
+    edited = summary.replace('"adapter_scale": 1.0', '"adapter_scale": [1]')
+    (copy / "gsm8k.summary.json").write_text(edited)
+    shutil.copy(tuned / "ailuminate.jsonl", copy)
+    assert divergence.main(["--run", str(copy), "--limit", "2"]) == 2
+    assert "field 'adapter_scale' must be a number, found [1]" in capsys.readouterr().err
     moved = summary.replace(str(tuned / "adapter"), str(tmp_path / "elsewhere"))
     (copy / "gsm8k.summary.json").write_text(moved)
     shutil.copy(tuned / "ailuminate.jsonl", copy)

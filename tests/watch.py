@@ -31,6 +31,10 @@ class Watch:
         elif event == "os.rename":
             self.see_change(event, arguments[0])
             self.see_change(event, arguments[1])
+        elif event in ("os.remove", "os.rmdir", "os.mkdir") and arguments[-1] >= 0:
+            # As shutil.rmtree does: a name in an open folder.
+            folder = os.readlink(f"/proc/self/fd/{arguments[-1]}")
+            self.see_change(event, os.path.join(folder, os.fsdecode(arguments[0])))
         elif event in CHANGES:
             self.see_change(event, arguments[0])
         elif event == "subprocess.Popen" and arguments[0] != sys.executable:
