@@ -248,6 +248,6 @@ def gguf_package() -> ModuleType:
         import gguf
     except ImportError:
         raise UserError(
-            "the weights of a GGUF file need the package gguf: pip install 'gguf>=0.16'"
+            "the weights of a GGUF file need the package gguf: pip install 'gguf>=0.18'"
         ) from None
     return gguf

@@ -426,7 +426,7 @@ def test_without_the_package(llama_file, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     assert ModelConfig.load(llama_file).num_hidden_layers == 3
     assert load_tokenizer(llama_file).encode("ab")
-    with pytest.raises(UserError, match=r"need the package gguf: pip install 'gguf>=0\.16'"):
+    with pytest.raises(UserError, match=r"need the package gguf: pip install 'gguf>=0\.18'"):
         load_model(llama_file)
 
 
