@@ -119,6 +119,7 @@ def chosen(points: int) -> list[int]:
     return sorted(random.Random(points).sample(range(1, points + 1), SAMPLE))
 
 
+@pytest.mark.slow
 def test_killed_at_any_change_it_goes_on_to_the_same_results(case):
     run, before, command, points, expected = case
     failed = []

@@ -383,6 +383,7 @@ def test_loss_all_supervises_everything(call, tmp_path):
     assert every["supervised_tokens"] >= every["tokens"] - every["examples"]
 
 
+@pytest.mark.slow
 def test_a_weight_on_the_divergence_keeps_the_model_near_its_base(call, tmp_path):
     logs = {}
     for weight in ("0", "20"):

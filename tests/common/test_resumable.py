@@ -149,6 +149,7 @@ sys.exit(run_script(lambda _: test_resumable.work(test_resumable.Squares(run, 50
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_gets_full_loses_no_record(tmp_path):
     command = [sys.executable, "-c", FILLING, str(tmp_path)]
     root = Path(__file__).parents[2]

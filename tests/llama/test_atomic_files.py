@@ -41,6 +41,7 @@ def test_an_error_leaves_the_old_file_and_no_part_of_a_new_one(tmp_path):
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "write", ["save_file({'a': torch.ones(9000)}, p)", "p.write_text('x' * 36000)"]
 )

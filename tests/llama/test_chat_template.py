@@ -201,6 +201,7 @@ UNBOUNDED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", UNBOUNDED)
 def test_no_template_runs_for_ever_or_fills_the_memory(name, tmp_path, monkeypatch):
     monkeypatch.setattr(chat_template, "MAX_SECONDS", 2.0)
@@ -284,12 +285,14 @@ def test_a_template_of_absurd_length_is_refused(tmp_path):
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.slow
 def test_long_messages_are_no_matter(tmp_path):
     ours, _ = tokenizers_with(REASONING, tmp_path)
     long = "ab " * 10**6
     assert len(ours.encode_chat([{"role": "user", "content": long}])) > 10**6
 
 
+@pytest.mark.slow
 def test_the_process_ends_with_ours(tmp_path):
     """Also when ours is killed, and whatever lies in the current folder."""
     qwen_folder(tmp_path / "model", REASONING)

@@ -50,6 +50,7 @@ def models(request, tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", [0, 17])
 def test_greedy_tokens_equal_transformers(models, prefix):
     theirs, ours = models
@@ -109,6 +110,7 @@ def test_small_chunks_change_nothing(models, monkeypatch):
     assert generate(ours, prompts, 20, STOP_IDS, batch_size=4) == whole
 
 
+@pytest.mark.slow
 def test_drafts_change_nothing_but_the_number_of_passes(models, monkeypatch):
     _, ours = models
     # Text that repeats itself invites good and bad drafts; no stop id cuts it short.

@@ -202,6 +202,7 @@ def resolve_in_new_process(refs, home, endpoint, **environment):
     return json.loads(result.stdout)
 
 
+@pytest.mark.slow
 def test_hub_repositories(tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -342,7 +342,7 @@ def change_config(folder, **changes):
         ),
         (
             {"target_modules": "([a-z0-9_.]+)*!"},
-            r"target_modules = '\(\[a-z.*more than 5 seconds to match",
+            r"target_modules = '\(\[a-z.*more than 1 seconds to match",
         ),
         ({"r": math.inf}, "r = inf: expected a positive integer"),
         ({"r": 4.7}, "r = 4.7"),
@@ -372,7 +372,8 @@ def change_config(folder, **changes):
         ),
     ],
 )
-def test_adapter_settings_that_do_not_fit(changes, message, model, peft_folder):
+def test_adapter_settings_that_do_not_fit(changes, message, model, peft_folder, monkeypatch):
+    monkeypatch.setattr("lora.adapter.MATCHING_SECONDS", 1)
     change_config(peft_folder[0], **changes)
     with pytest.raises(ValueError, match=message) as error:
         load_adapter(model, peft_folder[0])

@@ -211,6 +211,7 @@ print(peak_memory_bytes(torch.device("cpu")) - before, 101_000 * (48 + CHUNK) * 
 """
 
 
+@pytest.mark.slow
 def test_a_larger_vocabulary_costs_its_head_and_one_chunk_of_logits():
     """Two chunks, or logits of all positions, would be 100 and 700 MB more."""
     root = Path(loss_module.__file__).parent.parent
