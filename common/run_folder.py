@@ -28,19 +28,19 @@ def prepare_run(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        if rank() == 0:
+            _take(folder)
     except OSError as error:
         raise UserError(
             f"cannot write to the run folder {folder}: {error.strerror}; choose another with --run"
         ) from None
-    if rank() == 0:
-        _take(folder)
 
 
 def _take(folder: Path) -> None:
-    """Lock the folder. The lock of a process that was killed is gone with it."""
+    """Lock the folder and write down who holds it, which proves that it can be written.
+
+    The lock of a process that was killed is gone with it.
+    """
     path = folder.resolve()
     if path in _held:
         return
@@ -53,7 +53,7 @@ def _take(folder: Path) -> None:
             f"--run {free_run(folder)}"
         ) from None
     except NotImplementedError:  # a file system without locks
-        return
+        pass
     _held[path] = lock
     holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%F %T")}
     (path / HOLDER).write_text(json.dumps(holder), encoding="utf-8")

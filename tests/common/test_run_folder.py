@@ -6,11 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import filelock
 import pytest
 
 from common import run_folder
 from common.errors import UserError
-from common.run_folder import free_run, prepare_run, release_runs, set_aside
+from common.run_folder import HOLDER, free_run, prepare_run, release_runs, set_aside
 
 ROOT = Path(run_folder.__file__).parent.parent
 HOLD = """
@@ -107,3 +108,14 @@ def test_the_advised_run_is_free(tmp_path):
     assert free_run(tmp_path / "run") == tmp_path / "run-2"
     (tmp_path / "run-2").mkdir()
     assert free_run(tmp_path / "run") == tmp_path / "run-3"
+
+
+def test_a_file_system_without_locks_is_written_to_all_the_same(tmp_path, monkeypatch):
+    def no_locks(self):
+        raise NotImplementedError
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", no_locks)
+    prepare_run(tmp_path)
+    assert (tmp_path / HOLDER).exists()
+    release_runs()
+    assert not (tmp_path / HOLDER).exists()
