@@ -276,7 +276,8 @@ def check_transformers(machine: Machine) -> list[str]:
     sizes.pop("model_type")
     config = transformers.LlamaConfig(**sizes, eos_token_id=None, pad_token_id=0)
     with machine.device:
-        peer: Any = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
+        peer: Any = transformers.LlamaForCausalLM(config)
+    peer = peer.to(torch.bfloat16)
     own = machine.model(LLAMA_1B, torch.bfloat16)
     lines = []
     for rows in (2,) if machine.rehearsal else (32, 128):
