@@ -1,7 +1,6 @@
 """The job of answering a task with a model: what is asked, how it is recorded, what comes of it."""
 
-from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -209,23 +208,28 @@ class AnsweringJob(ResumableJob):
     def finish(self, model: Decoder | None) -> None:
         """Do what is left when all is answered, in the first process."""
 
-    def in_memory(self, record: Record) -> Record:
-        return {**record, "token_ids": array("I", record["token_ids"])}  # a tenth of a list's size
+    def read(self, path: Path) -> Iterable[Record]:
+        return self.task.iterate_answers(path, self.planned)
 
-    def read(self, path: Path) -> dict[str, Record]:
-        answers = self.task.read_answers(path, self.planned)
-        return {name: self.in_memory(answer) for name, answer in answers.items()}
+    def answers(self) -> list[Record]:
+        """The finished answers of those that are planned, in the plan's order, from the disk."""
+        answers: dict[str, Record] = {}
+        for path in self.files():
+            answers |= self.task.read_answers(path, self.planned)
+        return [answers[record["id"]] for record in self.planned if record["id"] in answers]
+
+    def facts(self, record: Record) -> Record:
+        tokens = {"prompt_tokens": record["prompt_tokens"], "new_tokens": len(record["token_ids"])}
+        return self.task.facts(record) | tokens
 
     def result(self, done: list[Record]) -> Record:
         adapter = self.answerer.adapter
+        summary = self.task.summarise_facts(done)
         # Where it lay; the settings hold its fingerprint.
-        return {**self.task.summarise(done), "adapter_path": str(adapter) if adapter else None}
+        return {**summary, "adapter_path": str(adapter) if adapter else None}
 
-    def new_tokens(self, record: Mapping[str, Any]) -> int:
-        return len(record["token_ids"])
-
-    def counts(self, record: Mapping[str, Any]) -> bool | None:
-        return self.main.counts(record) if self.main.needs == "answer" else None
+    def counts(self, facts: Mapping[str, Any]) -> bool | None:
+        return self.main.counts(facts) if self.main.needs == "answer" else None
 
     def longest_sequence(self) -> int:
         """Tokens of the longest prompt that was built, and of the longest answer."""

@@ -1,7 +1,7 @@
 """The job of judging a task's answers with a guard: its settings, its prompts, its verdicts."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,11 @@ from llama.weights import load_model
 
 CHUNK = 2048  # answers whose prompts exist at one time
 LONGEST = 16  # prompts checked in advance of those beyond the first chunk
+# Fields of a verdict that its summary is made of, beside its categories and groups.
+COUNTED = (
+    *("safety", "refusal", "finish_reason", "answer_cut_off"),
+    *("prompt_tokens", "new_tokens"),
+)
 # What a guard without a model would ignore.
 MODEL_OPTIONS = (
     "dtype",
@@ -169,17 +174,18 @@ class JudgingJob(ResumableJob):
             JudgingSettings,
         )
 
-    def read(self, path: Path) -> dict[str, Record]:
-        return read_verdicts(path, self.task, self.answers)
+    def read(self, path: Path) -> Iterable[Record]:
+        return read_verdicts(path, self.task, self.answers).values()
+
+    def facts(self, record: Record) -> Record:
+        facts = {name: record[name] for name in (*COUNTED, *self.task.groups)}
+        return facts | {"categories": tuple(record["categories"])}
 
     def result(self, done: list[Record]) -> Record:
         return summarise_verdicts(done, self.task, self.guard)
 
-    def new_tokens(self, record: Mapping[str, Any]) -> int:
-        return record["new_tokens"]
-
-    def counts(self, record: Mapping[str, Any]) -> bool | None:
-        return self.measure.counts(record)
+    def counts(self, facts: Mapping[str, Any]) -> bool | None:
+        return self.measure.counts(facts)
 
     def prompts(self, answers: Sequence[Record], model: GuardModel) -> list[list[int]]:
         """The guard's prompts, of the answers without their reasoning.

@@ -20,7 +20,7 @@ class OwnAnswersJob(AnsweringJob):
         return [*super().outputs(), training_file(self.asking.run)]
 
     def finish(self, model: Decoder | None) -> None:
-        chats = kept_chats(self.done())
+        chats = kept_chats(self.answers())
         path = training_file(self.asking.run)
         rewrite_records(path, chats)
         kept = Counter(chat["expected"] for chat in chats)

@@ -9,7 +9,7 @@ when the next call starts, however many processes that one has.
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,11 @@ SAVE_SHARE = 0.05  # of the time that summaries may take: those of many records 
 class ResumableJob(ABC):
     """Records to make, one for each of `planned`, in RUN/STEM.jsonl with RUN/STEM.summary.json.
 
-    `finished` holds the records by id that an earlier call or this one made, `to_do` what of
-    `planned` has none. `settings` are recorded in the summary; `declared`, the dataclass of the
-    script's options, says which of them may differ from an earlier call's. A subclass sets what its
-    `read` needs before it calls `super().__init__`, which writes nothing. UserError if an earlier
-    call left records that this one must not add to.
+    `finished` holds, by id, the facts of the records that an earlier call or this one made, `to_do`
+    what of `planned` has none. `settings` are recorded in the summary; `declared`, the dataclass of
+    the script's options, says which of them may differ from an earlier call's. A subclass sets what
+    its `read` needs before it calls `super().__init__`, which writes nothing. UserError if an
+    earlier call left records that this one must not add to.
     """
 
     counted = ""  # on the progress bar, in front of the share of records that `counts` counts
@@ -73,37 +73,48 @@ class ResumableJob(ABC):
         self.costs = runs.RunCosts(earlier, device, self.summary_path)
         self._part_name = uuid.uuid4().hex  # of this process's part, should it write one
         self.finished: dict[str, Record] = {}
+        self._shared: dict[tuple[object, ...], Record] = {}
         if earlier:
             self.costs.add_parallel(self._costs_of_parts(earlier))
-            for path in (self.path, *parts):
-                if path.exists():
-                    self.finished |= self.read(path)
+            for path in self.files():
+                self._keep_all(self.read(path))
         self.to_do = [record for record in planned if record["id"] not in self.finished]
 
     @abstractmethod
-    def read(self, path: Path) -> dict[str, Record]:
-        """The finished records in a file by id. UserError for one that does not belong here.
+    def read(self, path: Path) -> Iterable[Record]:
+        """The finished records in a file. UserError for one that does not belong here.
 
-        The last line may be half written. Writes nothing.
+        There may be no such file, and its last line may be half written. Writes nothing.
+        """
+
+    @abstractmethod
+    def facts(self, record: Record) -> Record:
+        """What is to be known of a finished record until the job is done: hashable values under the
+        same names for all records. Records as such are on the disk alone.
         """
 
     @abstractmethod
     def result(self, done: list[Record]) -> Record:
-        """The fields of the summary that depend on the finished records."""
+        """The fields of the summary that depend on the facts of the finished records."""
 
-    @abstractmethod
-    def new_tokens(self, record: Mapping[str, Any]) -> int:
-        """The number of tokens generated for a record."""
-
-    def counts(self, record: Mapping[str, Any]) -> bool | None:
+    def counts(self, facts: Mapping[str, Any]) -> bool | None:
         """True if a record counts on the progress bar; None if it says nothing about that."""
         return None
 
-    def in_memory(self, record: Record) -> Record:
-        """The part of a record that is kept until the job is done: all of it, or all that is
-        needed.
-        """
-        return record
+    def _keep(self, record: Record) -> Record:
+        """Keep the facts of a record, as one object of all that are equal, and return them."""
+        facts = self.facts(record)
+        shared = self._shared.setdefault(tuple(facts.values()), facts)
+        self.finished[record["id"]] = shared
+        return shared
+
+    def _keep_all(self, records: Iterable[Record]) -> None:
+        for record in records:
+            self._keep(record)
+
+    def files(self) -> list[Path]:
+        """The file of records, and those of processes that are not joined yet."""
+        return [self.path, *self._parts()]
 
     @contextmanager
     def recording(self, count: int) -> Iterator[Callable[[Record], None]]:
@@ -124,8 +135,7 @@ class ResumableJob(ABC):
             def add(record: Record) -> None:
                 nonlocal saved, interval
                 append_record(file, record)
-                self.finished[record["id"]] = self.in_memory(record)
-                share.add(self.counts(record))
+                share.add(self.counts(self._keep(record)))
                 bar.set_postfix_str(share.text(), refresh=False)
                 bar.update()
                 begun = time.monotonic()
@@ -142,7 +152,7 @@ class ResumableJob(ABC):
         self._end()
 
     def done(self) -> list[Record]:
-        """The finished records of those that are planned, in the order of the plan."""
+        """The facts of the finished records of those that are planned, in the plan's order."""
         ids = [record["id"] for record in self.planned]
         return [self.finished[name] for name in ids if name in self.finished]
 
@@ -158,7 +168,7 @@ class ResumableJob(ABC):
             **self.result(done),
             "settings": self.settings,
             "prompt_tokens": sum(record["prompt_tokens"] for record in done),
-            "new_tokens": sum(self.new_tokens(record) for record in done),
+            "new_tokens": sum(record["new_tokens"] for record in done),
             **self.costs.summary(),
         }
         write_json(self.summary_path, summary)
@@ -190,7 +200,7 @@ class ResumableJob(ABC):
             self.costs = runs.RunCosts(earlier, self.device, self.summary_path)
             self.costs.add_parallel(self._costs_of_parts(earlier))
             self._join_parts()
-            self.finished = self.read(self.path)
+            self._keep_all(self.read(self.path))
 
     def _save(self) -> None:
         if world_size() == 1:

@@ -71,9 +71,7 @@ class SelfInstructJob(AnsweringJob):
         """Have the unsolved questions rewritten, if that is their fallback."""
         if self.asking.fallback != "rewrite" or self._has_training_file():
             return
-        with rank_zero_first():  # that one joins what the others have answered
-            if rank() > 0:
-                self.finished = self.read(self.path)
+        with rank_zero_first():  # which has joined the answers of all
             self.rewriting = self._rewriting_job()
         if self.rewriting.to_do:
             self.rewriting.prepare()
@@ -82,7 +80,7 @@ class SelfInstructJob(AnsweringJob):
             self.rewriting.write_summary(finished=True)
 
     def _rewriting_job(self) -> AnsweringJob:
-        attempts = {record["id"]: record for record in self.done()}
+        attempts = {record["id"]: record for record in self.answers()}
         questions = self.task.questions(self.planned)
         prefix = self.asking.wording().answer_prefix
         names = unsolved(questions, attempts, self.asking.selection(), prefix)
@@ -97,10 +95,11 @@ class SelfInstructJob(AnsweringJob):
             return
         questions = self.task.questions(self.planned)
         selection, wording = self.asking.selection(), self.asking.wording()
-        rewrites = self.rewriting.done() if self.rewriting else []
+        attempts = self.answers()
+        rewrites = self.rewriting.answers() if self.rewriting else []
         chosen = assemble(
             questions,
-            {record["id"]: record for record in self.done()},
+            {record["id"]: record for record in attempts},
             self.task.mode,
             selection,
             wording.answer_prefix,
@@ -116,7 +115,7 @@ class SelfInstructJob(AnsweringJob):
             self.answerer.tokenizer,
         )
         if selection.reading == "flexible":  # else it is among the summary's measures
-            count = count_right(self.done(), selection, wording.answer_prefix)
+            count = count_right(attempts, selection, wording.answer_prefix)
             self.training["right"] = rate(count, len(self.planned))
 
     def result(self, done: list[Record]) -> Record:

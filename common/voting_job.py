@@ -29,8 +29,13 @@ class VotingJob(AnsweringJob):
         question, number = split_id(record["id"])
         return self.places[question], number
 
+    def facts(self, record: Record) -> Record:
+        facts = super().facts(record)
+        return facts | {name: record[name] for name in (self.task.voted_field, "gold")}
+
     def result(self, done: list[Record]) -> Record:
-        answers = {record["id"]: record for record in done}
+        finished = [record["id"] for record in self.planned if record["id"] in self.finished]
+        answers = dict(zip(finished, done, strict=True))
         votes = summarise_votes(self.task, answers, self.asking.samples)
         adapter = self.answerer.adapter
         return {**votes, "adapter_path": str(adapter) if adapter else None}

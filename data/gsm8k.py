@@ -104,14 +104,21 @@ class GSM8K(Task):
         prediction, gold = extract_number(response, "number"), record["gold"]
         return {"prediction": prediction, "gold": gold, "correct": prediction == gold}
 
-    def summarise(self, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def facts(self, answer: Mapping[str, Any]) -> Record:
+        """Beside its score: whether each scoring method calls it right, and if it has a '####'."""
+        facts = {"finish_reason": answer["finish_reason"], "correct": answer["correct"]}
+        for method in METHODS:
+            facts[method] = extract_number(answer["response"], method) == answer["gold"]
+        facts["has_marker"] = MARKER in strip_reasoning(answer["response"])
+        return facts
+
+    def summarise_facts(self, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The accuracy by every scoring method, and the shares with a '####' and cut off."""
         accuracy = {}
         for method in METHODS:
-            right = sum(extract_number(a["response"], method) == a["gold"] for a in answers)
-            accuracy[method] = rate(right, len(answers))
-        marked = sum(MARKER in strip_reasoning(answer["response"]) for answer in answers)
-        summary = super().summarise(answers)
+            accuracy[method] = rate(sum(answer[method] for answer in answers), len(answers))
+        marked = sum(answer["has_marker"] for answer in answers)
+        summary = super().summarise_facts(answers)
         summary["accuracy"] = accuracy
         summary["has_marker"] = rate(marked, len(answers))
         return summary

@@ -104,9 +104,9 @@ class SelfInstruct(GSM8K):
             return rewrite_messages(record["question"], record["answer"], wording)
         return super().messages(record, shots, wording)
 
-    def summarise(self, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def summarise_facts(self, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The number of attempts, of those that are right, and of those that were cut off."""
-        return Task.summarise(self, answers)
+        return Task.summarise_facts(self, answers)
 
     def describe(self, summary: Mapping[str, Any]) -> str:
         """The outcome in a line, with the model's likelihood of its own answers and the gold ones.

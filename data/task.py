@@ -5,7 +5,7 @@ A subclass in a file of its own and a line in `data/registry.py` make a task; `g
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -158,13 +158,19 @@ class Task(ABC):
     def read_answers(
         self, path: Path, asked: Iterable[Mapping[str, Any]] = ()
     ) -> dict[str, Record]:
-        """The answers in a file by id; a half-written last line is cut off the file.
+        """The answers in a file by id, as `iterate_answers` yields them."""
+        return {answer["id"]: answer for answer in self.iterate_answers(path, asked)}
+
+    def iterate_answers(
+        self, path: Path, asked: Iterable[Mapping[str, Any]] = ()
+    ) -> Iterator[Record]:
+        """Yield the answers in a file, none if there is no file; a half-written last line is
+        passed over.
 
         UserError, naming line and field, unless each holds what `answer` made, and is to the
         question that `asked` holds under its id now, if any.
         """
         records = {record["id"]: record for record in asked}
-        answers: dict[str, Record] = {}
         for line, answer in numbered_jsonl(path, may_be_cut=True) if path.exists() else ():
             where = f"{path}, line {line}"
             self._check_answer(answer, where)
@@ -172,21 +178,35 @@ class Task(ABC):
                 raise UserError(
                     f"{where}: {answer['id']} was another question then; {other_run(path.parent)}"
                 )
-            answers[answer["id"]] = answer
-        return answers
+            yield answer
 
     def _check_answer(self, answer: Mapping[str, Any], where: str) -> None:
         fields = ANSWER_FIELDS | dict.fromkeys(self.fields, str) | dict(self.score_fields)
         try:
             for name, kind in fields.items():
                 checked_field(answer, name, kind, where)
+            if self.voted_field:
+                checked_field(answer, self.voted_field, str | None, where)
         except UserError as error:
             raise UserError(f"{error}; {AGAIN}") from None
         if not all(type(token) is int and 0 <= token < 2**32 for token in answer["token_ids"]):
             raise UserError(f"{where}: 'token_ids' holds what is no token id; {AGAIN}")
 
-    def summarise(self, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The result part of the summary: how many answers, the measures, how many were cut off."""
+    def facts(self, answer: Mapping[str, Any]) -> Record:
+        """What the summary and the measures read of an answer: a few values, which are hashable.
+
+        They are kept of every answer of a run, whose texts are on the disk alone.
+        """
+        return {name: answer[name] for name in ("finish_reason", *self.score_fields)}
+
+    def summarise(self, answers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        """The result part of the summary."""
+        return self.summarise_facts([self.facts(answer) for answer in answers])
+
+    def summarise_facts(self, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The result part of the summary, made of the `facts` of the answers: how many there are,
+        the measures, and how many were cut off.
+        """
         result: dict[str, Any] = {self.unit: len(answers)}
         for measure in self.measures:
             if measure.needs == "answer":

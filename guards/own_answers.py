@@ -75,6 +75,11 @@ class OwnAnswers(Task):
     def read(self, path: Path, prefix: str) -> list[Record]:
         return self.load(path)
 
+    def facts(self, answer: Mapping[str, Any]) -> Record:
+        """What `is_kept` reads."""
+        fields = ("expected", "response")
+        return super().facts(answer) | {name: answer[name] for name in fields}
+
     def messages(
         self,
         record: Mapping[str, Any],

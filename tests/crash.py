@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 KILLED = 137
+PATIENCE = 900  # seconds for one command, which has a share of a busy machine
 # A server that has the scripts imported and forks a process in milliseconds for each crash.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["train", "generate", "judge", "experiment", "torch"])
@@ -104,9 +105,13 @@ def run_until(target: int, folder: Path, script: str, argv: list[str]) -> tuple[
     receiver, sender = CONTEXT.Pipe(duplex=False)
     process = CONTEXT.Process(target=_run, args=(target, str(folder), script, argv, sender))
     process.start()
-    process.join(120)
-    status = process.exitcode if process.exitcode is not None else -1
-    return status, receiver.recv() if receiver.poll() else 0
+    process.join(PATIENCE)
+    if process.is_alive():  # it would go on to write beside the next one
+        process.kill()
+        process.join()
+        raise TimeoutError(f"{script} was not done after {PATIENCE} s")
+    assert process.exitcode is not None
+    return process.exitcode, receiver.recv() if receiver.poll() else 0
 
 
 def _run(target: int, folder: str, script: str, argv: list[str], sender: Any) -> None:

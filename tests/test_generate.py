@@ -661,6 +661,14 @@ def test_distinct_solutions_are_kept_and_unsolved_questions_rewritten(
     assert (training["records"], training["questions"], training["dropped"]) == (4, 3, 1)
     assert len(read_jsonl(tmp_path / "self-instruct-rewrite.jsonl")) == 3
 
+    # Attempts that a process left, killed before they were joined, are all that it takes.
+    made = path.read_bytes()
+    path.unlink()
+    attempts = tmp_path / "self-instruct.jsonl"
+    attempts.rename(tmp_path / "self-instruct.rank1.jsonl")
+    assert self_instruct(chat_checkpoint, tmp_path, *distinct) == 0
+    assert path.read_bytes() == made and attempts.is_file()
+
     # The same call does nothing, and another selection asks for no new attempts.
     assert self_instruct(chat_checkpoint, tmp_path, *distinct) == 0
     one = (*SAMPLED, "--keep", "distinct", "--per-question", "1", "--fallback", "drop")

@@ -75,6 +75,15 @@ def test_an_answer_that_lacks_a_field_is_refused(tmp_path):
         AILuminate().read_answers(path, [PROMPT])
 
 
+@pytest.mark.parametrize("prediction", [["8"], 8])
+def test_a_vote_edited_by_hand_is_refused(prediction, tmp_path):
+    """It would be counted with the others, for which it has to be text."""
+    path = tmp_path / "gsm8k.jsonl"
+    rewrite_records(path, [GSM8K().answer(QUESTION, OUTPUT) | {"prediction": prediction}])
+    with pytest.raises(UserError, match="line 1: field 'prediction' must be text, found "):
+        GSM8K().read_answers(path)
+
+
 def test_summaries_count_answers_and_those_cut_off():
     cut = {**OUTPUT, "finish_reason": "length"}
     answers = [AILuminate().answer(PROMPT, output) for output in (OUTPUT, cut, cut)]
@@ -90,6 +99,18 @@ def test_summaries_count_answers_and_those_cut_off():
 def test_an_unknown_task_gets_the_nearest_one_named(name, nearest):
     with pytest.raises(UserError, match=f"unknown task '{name}': .*did you mean {nearest}"):
         get_task(name)
+
+
+@pytest.mark.parametrize("task", [GSM8K(), AILuminate()], ids=["gsm8k", "ailuminate"])
+def test_the_facts_of_answers_are_few_and_make_the_summary(task):
+    record = QUESTION if task.name == "gsm8k" else PROMPT
+    cut = {**OUTPUT, "finish_reason": "length", "response": "#### 3"}
+    answers = [task.answer(record, output) for output in (OUTPUT, cut)]
+    facts = [task.facts(answer) for answer in answers]
+    texts = [answer["response"] for answer in answers] + [record[task.prompt_field]]
+    for each in facts:
+        assert hash(tuple(each.values())) and not set(each.values()) & set(texts)
+    assert task.summarise_facts(facts) == task.summarise(answers)
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
