@@ -91,11 +91,11 @@ class Answered:
 
 def read_answered(run: Path, task: Task, limit: int) -> Answered:
     """`limit` of a task's answers. UserError unless they are finished and whole."""
-    summary = read_json(run / f"{task.name}.summary.json")
+    summary_path = run / f"{task.name}.summary.json"
+    summary = read_json(summary_path)
     if not summary.get("finished"):
         raise UserError(
-            f"{run / task.name}.summary.json: not finished; finish it with generate.py --task "
-            f"{task.name}"
+            f"{summary_path}: not finished; finish it with generate.py --task {task.name}"
         )
     path = run / f"{task.name}.jsonl"
     answers = sorted(task.read_answers(path).values(), key=lambda answer: answer["id"])
@@ -107,6 +107,7 @@ def read_answered(run: Path, task: Task, limit: int) -> Answered:
             lacking = f"{answer['id']} has no tokens"
     if lacking:
         raise UserError(f"{path}: {lacking}; answer again with generate.py --no-resume")
+    checked_field(summary, "settings", dict, str(summary_path))
     count = min(limit, len(answers))
     spread = [answers[i * len(answers) // count] for i in range(count)]
     return Answered(run, task, summary, spread)
@@ -118,9 +119,12 @@ def find_adapter(answered: Answered) -> str | None:
     UserError if it is there no more, or another.
     """
     fingerprint = answered.summary["settings"].get("adapter")
-    path = answered.summary.get("adapter_path")
     if fingerprint is None:
         return None
+    where = str(answered.summary_path)
+    path = checked_field(
+        {"adapter_path": None, **answered.summary}, "adapter_path", str | None, where
+    )
     if path is None or not Path(path).is_dir() or adapter_fingerprint(path) != fingerprint:
         raise UserError(
             f"{answered.summary_path}: answered with adapter {fingerprint} from {path}, which is "
@@ -135,7 +139,9 @@ def build_examples(answered: Answered, device: torch.device) -> list[Example]:
     UserError if model or shots are not those of the answers any more.
     """
     recorded = answered.summary["settings"]
-    settings = settings_of_summary(recorded, answered.run)
+    settings = settings_of_summary(
+        recorded, answered.run, f"{answered.summary_path}: in 'settings'"
+    )
     pool = load_shots(answered.task, settings, settings.data)
     now = {"model_fingerprint": model_fingerprint(settings.model)}
     if answered.task.shots_from is not None:

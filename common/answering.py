@@ -3,7 +3,6 @@
 generate.py answers with this; divergence.py builds the same prompts again from a summary.
 """
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ import torch
 from common.errors import UserError
 from common.options import (
     Scope,
+    checked_settings,
     non_negative_float,
     non_negative_int,
     option,
@@ -284,16 +284,16 @@ def answering_record(
     return {name: value for name, value in record.items() if name not in without_effect}
 
 
-def settings_of_summary(recorded_settings: Mapping[str, Any], run: Path) -> AnsweringSettings:
+def settings_of_summary(
+    recorded_settings: Mapping[str, Any], run: Path, where: str
+) -> AnsweringSettings:
     """The settings that answers in `run` were given with; `adapter` is found by its fingerprint.
 
-    What a summary does not hold, since it was made by an older version, has its default.
+    What a summary does not hold, since it was made by an older version, has its default. UserError,
+    naming `where`, for a value that the option would not take.
     """
-    known = {item.name for item in dataclasses.fields(AnsweringSettings)} - {"adapter"}
-    values = {}
-    for name, value in recorded_settings.items():
-        if name in known and value is not None:
-            values[name] = value
+    others = {name: value for name, value in recorded_settings.items() if name != "adapter"}
+    values = checked_settings(others, AnsweringSettings, where)
     return AnsweringSettings(**{**values, "run": run})
 
 

@@ -17,7 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, get_type_hints
+
+from common.errors import UserError
+from data.checked import checked_field
+from data.records import Record
 
 LARGEST = 10**15  # of the numbers that an option takes: none of ours is a count beyond that
 HIDDEN = argparse.SUPPRESS  # as the help of an option that --help does not list
@@ -140,6 +144,31 @@ def recorded(settings: Settings) -> dict[str, Any]:
         if about.scope is not Scope.CALL and has_effect:
             kept[name] = _json_value(getattr(settings, name))
     return kept
+
+
+def checked_settings(values: Mapping[str, Any], settings: type[Settings], where: str) -> Record:
+    """The settings of the class among the recorded `values`, seen to be what its options allow.
+
+    None stands for a default. UserError, naming `where` and the field, for the first that is of
+    another type, no choice, or outside the option's range.
+    """
+    kinds, found = get_type_hints(settings), {}
+    for name, about in options(settings).items():
+        if about.scope is Scope.CALL or values.get(name) is None:
+            continue
+        kind = str if about.choices else kinds[name]
+        value = found[name] = checked_field(values, name, kind, where)
+        if about.choices and value not in about.choices:
+            raise UserError(
+                f"{where}: field {name!r} must be one of {', '.join(about.choices)}, "
+                f"found {value!r:.60}"
+            )
+        if about.parse and isinstance(value, int | float):
+            try:
+                about.parse(str(value))
+            except argparse.ArgumentTypeError as error:
+                raise UserError(f"{where}: field {name!r}: {error}") from None
+    return found
 
 
 def recorded_defaults(settings: type[Settings]) -> dict[str, Any]:

@@ -89,8 +89,9 @@ class ResumableJob(ABC):
 
     @abstractmethod
     def facts(self, record: Record) -> Record:
-        """What is to be known of a finished record until the job is done: hashable values under the
-        same names for all records. Records as such are on the disk alone.
+        """The values of a finished record that are needed until the job is done.
+
+        They are hashable and under the same names for all records, which are on the disk alone.
         """
 
     @abstractmethod

@@ -193,7 +193,7 @@ class Task(ABC):
             raise UserError(f"{where}: 'token_ids' holds what is no token id; {AGAIN}")
 
     def facts(self, answer: Mapping[str, Any]) -> Record:
-        """What the summary and the measures read of an answer: a few values, which are hashable.
+        """The values that the summary and the measures read of an answer; they are hashable.
 
         They are kept of every answer of a run, whose texts are on the disk alone.
         """

@@ -76,7 +76,7 @@ class OwnAnswers(Task):
         return self.load(path)
 
     def facts(self, answer: Mapping[str, Any]) -> Record:
-        """What `is_kept` reads."""
+        """The values that `is_kept` reads."""
         fields = ("expected", "response")
         return super().facts(answer) | {name: answer[name] for name in fields}
 

@@ -13,12 +13,14 @@ from torch import Tensor
 from common.ranks import rank, world_size
 from data.examples import IGNORE_INDEX, Example, epoch_batches
 from llama.decoding import generate
+from llama.finite import non_finite_error
 from llama.model import Decoder
 from lora.inject import lora_disabled
 from lora.kl import PASS_TOKENS, mean_divergences, position_divergences
 from lora.loss import count_supervised
 from lora.packed_batch import PackedBatch, SharedPrefix, micro_batches
 
+NOT_FINITE = -1  # in place of a token; rank 0 says it to all as it does a token
 ANCHOR_TOKENS = 48  # of the base's answer to an anchor's prompt
 
 
@@ -119,6 +121,7 @@ def continue_sharded(
     """As `continue_prompts`, for weights that FSDP shards: each is gathered in every pass.
 
     The ranks make the same passes, without a cache, and follow the tokens that rank 0 chooses.
+    UserError, with the prompt's number and the layer, for logits that are not finite.
     """
     answers: list[list[int]] = [[] for _ in prompts]
     growing = list(range(len(prompts)))
@@ -127,6 +130,10 @@ def continue_sharded(
         tokens = _next_tokens(model, texts)
         still_growing = []
         for i, text, token in zip(growing, texts, tokens, strict=True):
+            if token == NOT_FINITE:
+                what = f"the logits of new token {len(answers[i]) + 1}"
+                with lora_disabled(model):
+                    raise non_finite_error(model, text, f"prompt {i}", what)
             answers[i].append(token)
             has_room = len(text) + 1 < model.config.max_position_embeddings
             if has_room and token not in stop_ids and len(answers[i]) < ANCHOR_TOKENS:
@@ -136,7 +143,7 @@ def continue_sharded(
 
 
 def _next_tokens(model: Decoder, texts: Sequence[list[int]]) -> list[int]:
-    """The base's likeliest token after each text."""
+    """The base's likeliest token after each text, NOT_FINITE where its logits are not finite."""
     chosen = []
     examples = [Example(text, []) for text in texts]
     with lora_disabled(model):
@@ -144,7 +151,8 @@ def _next_tokens(model: Decoder, texts: Sequence[list[int]]) -> list[int]:
             packed = PackedBatch(batch, SharedPrefix(batch, 0, model.device))
             hidden = model(packed.input_ids, packed.positions, packed.attend)[0]
             last = [end - 1 for _, end in packed.spans]
-            chosen.append(model.logits(hidden[last]).argmax(-1))
+            highest, tokens = model.logits(hidden[last]).max(-1)  # NaN is the highest of all
+            chosen.append(tokens.where(highest.isfinite(), NOT_FINITE))
     tokens = torch.cat(chosen)
     if world_size() > 1:
         torch.distributed.broadcast(tokens, src=0)

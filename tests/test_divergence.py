@@ -85,6 +85,19 @@ def test_what_cannot_be_measured_is_one_line(tuned, tmp_path, capsys):
     (copy / "gsm8k.summary.json").write_text(other_shots)
     assert divergence.main(["--run", str(copy), "--limit", "2"]) == 2
     assert "answered with shots_sha256 = '0123456789ab', now it is" in capsys.readouterr().err
+    for old, new, message in (
+        ('"shots": 1', '"shots": "1"', "in 'settings': field 'shots' must be a whole number"),
+        ('"shots": 1', '"shots": -1', "'shots': expected a whole number of at least 0, got -1"),
+        ('"date": "', '"date": ["x"], "was": "', "field 'date' must be text, found ['x']"),
+        ('"fixed"', '"nearest"', "must be one of fixed, random, similar, found 'nearest'"),
+        ('"adapter_path": "', '"adapter_path": 3, "was": "', "field 'adapter_path' must be text"),
+        ('"settings": {', '"settings": [], "were": {', "field 'settings' must be an object"),
+    ):
+        assert summary.count(old) == 1
+        (copy / "gsm8k.summary.json").write_text(summary.replace(old, new))
+        assert divergence.main(["--run", str(copy), "--limit", "2"]) == 2
+        error = capsys.readouterr().err
+        assert message in error and "gsm8k.summary.json" in error and error.count("\n") == 1
     (copy / "gsm8k.summary.json").write_text(summary)
     (copy / "ailuminate.jsonl").write_text("")
     assert divergence.main(["--run", str(copy)]) == 2

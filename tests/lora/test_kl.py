@@ -2,6 +2,8 @@
 switch as well.
 """
 
+import math
+
 import peft
 import pytest
 import torch
@@ -194,6 +196,16 @@ def test_answers_of_sharded_weights_are_the_same(model, monkeypatch):
     monkeypatch.setattr(kl_anchor, "PASS_TOKENS", 30)
     assert continue_sharded(model, prompts, stop_ids) == expected
     assert len({len(example.input_ids) for example in expected}) > 2
+
+
+def test_answers_of_sharded_weights_end_at_logits_that_are_not_finite(model):
+    """As answers do that are generated otherwise: the argmax of NaN is a token like any other."""
+    model.model["norm"].weight.data[0] = math.nan
+    for answer in (continue_prompts, continue_sharded):
+        with pytest.raises(
+            UserError, match=r"prompt 0: the logits of new token 1 .*model\.norm hold"
+        ):
+            answer(model, [[5, 6, 7], [8, 9]], frozenset({2}))
 
 
 def test_anchors_are_the_bases_own_answers(model):
