@@ -9,10 +9,12 @@ product, and each attends to its own slot. The logarithms of both softmax sums m
 exactly (online softmax, Milakov & Gimelshein 2018, https://arxiv.org/abs/1805.02867).
 """
 
+import math
+import mmap
 from collections import abc
+from contextlib import suppress
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -236,7 +238,24 @@ def _attend(
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
     """Zeros, since masked values must be finite. On a CPU, untouched pages never take memory."""
-    size = int(np.prod(shape)) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     if torch.device(device).type != "cpu" or not size:
         return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(dtype).view(shape)
+    return torch.frombuffer(_small_pages(size), dtype=dtype).view(shape)
+
+
+def _small_pages(size: int) -> mmap.mmap:
+    """Memory of `size` bytes, all 0, in pages that are not huge. MemoryError if there is none.
+
+    A huge page holds the slots of many sequences: the first of them would take memory for all.
+    """
+    if not hasattr(mmap, "MAP_ANONYMOUS"):  # Windows
+        return mmap.mmap(-1, size)
+    try:
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"no {size / 2**30:.3f} GiB for the key/value cache") from error
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):  # Linux
+        with suppress(OSError):  # a kernel without huge pages
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return pages
