@@ -7,6 +7,7 @@ key/value heads than query heads, CPU flash attention of torch 2.6 to 2.8 reads 
 Shapes: R sequences, H query heads, K key/value heads, N queries, M keys, D head_dim.
 """
 
+import os
 from collections.abc import Callable
 from functools import cache
 
@@ -23,6 +24,7 @@ from llama.attention import (
 )
 
 LOG_SUM_ALIGNMENT = 32  # memory-efficient attention pads its log sums to a multiple of this
+KERNELS_KEPT = 128  # of oneDNN's, each for one shape
 TUNED_ROWS = 64  # oneDNN's layout is chosen for about so many rows of x; any number is exact
 
 
@@ -203,7 +205,19 @@ def has_grouped_flash_attention() -> bool:
 @cache
 def has_packed_linear() -> bool:
     """True if oneDNN's packed linears are right and weights come back bit for bit."""
+    limit_kernel_caches()
     return torch.backends.mkldnn.is_available() and is_right(_check_packed_linear)
+
+
+def limit_kernel_caches() -> None:
+    """Have oneDNN, and PyTorch before it, keep the KERNELS_KEPT kernels used last.
+
+    There is one for each shape of a product: for each number of tokens in a pass. Of a kernel 0.4
+    MB are kept, by default of 1,024, and a new one is made in a quarter of a millisecond. Both
+    libraries read the variables when they are first used; a user's own values stand.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(KERNELS_KEPT))
 
 
 def is_right(check: Callable[[], bool], device_type: str = "cpu") -> bool:

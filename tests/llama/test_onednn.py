@@ -1,7 +1,11 @@
 """Packed weights give the same results, and every weight is back afterwards."""
 
 import gc
+import os
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,3 +94,31 @@ def test_adapted_layers_keep_their_update_and_training_goes_on(model):
     model.logits(model(TOKENS)).sum().backward()
     gradients = [parameter.grad for name, parameter in model.named_parameters() if "lora" in name]
     assert all(gradient is not None for gradient in gradients)
+
+
+MANY_SHAPES = """
+import resource
+import torch
+from torch import nn
+from llama.onednn import PackedLinear, can_be_packed
+
+torch.set_grad_enabled(False)
+torch.set_num_threads(1)
+linear = nn.Linear(64, 48).requires_grad_(False)
+assert can_be_packed(linear)
+packed = PackedLinear(linear)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for rows in range(1, 800):
+    packed(torch.zeros(1, rows, 64))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_kernels_for_passes_of_every_length_do_not_fill_the_memory():
+    """oneDNN and PyTorch would keep one for each number of tokens: some 300 MB here."""
+    libraries = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"}
+    environment = {name: value for name, value in os.environ.items() if name not in libraries}
+    command, root = [sys.executable, "-c", MANY_SHAPES], Path(__file__).parents[2]
+    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert int(result.stdout) < 120, result.stderr
