@@ -89,6 +89,31 @@ def attention_with_log_sum(
     return out, total.log_().add_(top).squeeze(-1)
 
 
+def gathered_attention(
+    queries: Tensor, keys: Tensor, table: Tensor, places: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`attention_with_log_sum` of few queries, whose values lie at rows `places` of `table`.
+
+    [R, K, Q, D] queries over [R, K, M, D] keys, `table` [..., D] and `places` [R * K * Q, M] int64.
+    A weighted sum of a table's rows, as of embeddings, takes half the time of products with few
+    rows, and reads a masked value from wherever the place says.
+    """
+    scaled = queries * queries.shape[-1] ** -0.5
+    scores = (keys @ scaled.transpose(-1, -2)).transpose(-1, -2).contiguous()  # keys first: faster
+    probabilities, log_sum = softmax_with_log_sum(scores.add_(bias))
+    weights = probabilities.view(places.shape)
+    rows = table.view(-1, table.shape[-1])
+    out = F.embedding_bag(places, rows, mode="sum", per_sample_weights=weights)
+    return out.view(queries.shape), log_sum
+
+
+def softmax_with_log_sum(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax over the last dimension, in place of `scores`, and the logarithms of its sums."""
+    top = scores.amax(-1)
+    probabilities = torch.softmax(scores, -1, out=scores)
+    return probabilities, top - probabilities.amax(-1).log_()  # the largest is exp(0) / sum
+
+
 def attention_gradients(
     grad: Tensor,
     queries: Tensor,

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama.cache import KVCache, Segment, StaticStepAttention
+from llama.cache import KVCache, Segment
+from llama.cached_attention import StaticStepAttention
 from llama.model import Decoder
 
 DEVICES = ("cuda",)  # device types whose plain decoding steps the engine takes from here

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from llama import cuda_graphs, scheduler
-from llama.cache import KVCache, PrefixAttention, StepAttention, bytes_per_token
+from llama.cache import KVCache, bytes_per_token
+from llama.cached_attention import PrefixAttention, StepAttention
 from llama.device_memory import free_bytes
 from llama.errors import UserError
 from llama.finite import NonFiniteLogits

@@ -174,7 +174,7 @@ def pack_weight(weight: Tensor) -> Tensor:
 
 
 def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """[..., in] -> [..., out] with a weight that `pack_weight` returned."""
+    """[..., in] -> [..., out] with a weight that `pack_weight` returned, or a plain one."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
@@ -241,16 +241,16 @@ def _check_flash_attention(kv_heads: int) -> bool:
     operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     result = operator(queries, keys, values, 0.0, True)
     expected = public_attention(queries, keys, values, None, causal=True)
-    if not _all_close(result, expected):
+    if not all_close(result, expected):
         return False
     start = torch.zeros(1, dtype=torch.int64, device=queries.device)
     bias = causal_bias(start, tokens, tokens, 1, queries)
-    if not _all_close(operator(queries, keys, values, 0.0, False, attn_mask=bias), expected):
+    if not all_close(operator(queries, keys, values, 0.0, False, attn_mask=bias), expected):
         return False
     inputs = (grad, queries, keys, values, *expected)
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     gradients = backward(*inputs, 0.0, True)
-    return _all_close(gradients, public_attention_gradients(*inputs, causal=True))
+    return all_close(gradients, public_attention_gradients(*inputs, causal=True))
 
 
 def _check_packed_linear() -> bool:
@@ -264,7 +264,7 @@ def _check_packed_linear() -> bool:
         packed_linear_times(x, factor, packed, bias),
     )
     expected = plain, F.silu(plain), plain * factor
-    return _all_close(results, expected) and torch.equal(packed.to_dense(), weight)
+    return all_close(results, expected) and torch.equal(packed.to_dense(), weight)
 
 
 def made_up_numbers(count: int, shape: tuple[int, ...]) -> list[Tensor]:
@@ -274,7 +274,7 @@ def made_up_numbers(count: int, shape: tuple[int, ...]) -> list[Tensor]:
     return list(numbers.view(count, *shape).unbind())
 
 
-def _all_close(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
+def all_close(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
     pairs = zip(actual, expected, strict=True)
     return all(torch.allclose(a, e, rtol=1e-4, atol=1e-5) for a, e in pairs)
 

@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 
-from llama import cache, device_memory, engine, generate, load_model
+from llama import cache, cached_attention, device_memory, engine, generate, load_model
 from llama.cache import bytes_per_token
 from llama.engine import DecodingStats
 
@@ -54,7 +54,7 @@ def fail_at(monkeypatch, module, name: str, *failing: int) -> None:
 def test_the_old_cache_is_gone_before_a_smaller_one_is_made(model, caches, monkeypatch):
     """Guards against a traceback that keeps the frames, and so the cache, of the failed step."""
     expected = generate(model, PROMPTS, LENGTH)
-    fail_at(monkeypatch, cache, "attention_with_log_sum", 20, 40)
+    fail_at(monkeypatch, cached_attention, "gathered_attention", 20, 40)
     stats = DecodingStats()
     assert generate(model, PROMPTS, LENGTH, stats=stats) == expected
     assert caches == [(5, 0), (5, 0), (2, 0), (1, 0)]

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.examples import IGNORE_INDEX, Example
-from llama import generate, load_model, private_ops
+from llama import cached_attention, generate, load_model, private_ops
 from llama.onednn import PackedMLP, prepacked
+from llama.onednn_attention import has_product_attention
 from llama.private_ops import flash_attention, flash_attention_gradients
 from lora import LoRAConfig, inject_lora, lora_parameters
 from lora.loss import step_loss
@@ -17,6 +18,7 @@ CHECKS = (
     private_ops.has_flash_attention,
     private_ops.has_grouped_flash_attention,
     private_ops.has_packed_linear,
+    has_product_attention,
 )
 FLASH = "_scaled_dot_product_flash_attention_for_cpu"
 ATEN, MKLDNN = torch.ops.aten, torch.ops.mkldnn
@@ -50,16 +52,27 @@ def wrong_activation(x, weight, bias, name, *options):
     return linear_pointwise(x, weight, bias, name, *options) + (0.1 if name == "swish" else 0)
 
 
-# fault -> namespace, operator, what stands in its place, the checks that must notice
+def wrong_for_plain_weights(*inputs):
+    packed = any(isinstance(each, Tensor) and each.is_mkldnn for each in inputs)
+    return linear_pointwise(*inputs) * (1 if packed else 1.01)
+
+
+# Which checks notice, in the order of CHECKS.
+NO_FLASH, NO_GROUPS = [True, True, False, False], [False, True, False, False]
+NO_PACKING, NO_PLAIN = [False, False, True, False], [False, False, False, True]
+NO_PRODUCTS = [False, False, True, True]
+
+# fault -> namespace, operator, what stands in its place, which checks must notice
 FAULTS = {
-    "flash absent": (ATEN, FLASH, absent, [True, True, False]),
-    "flash wrong": (ATEN, FLASH, wrong_result, [True, True, False]),
-    "fewer key heads wrong": (ATEN, FLASH, one_key_head_for_each_query_head, [False, True, False]),
-    "backward absent": (ATEN, f"{FLASH}_backward", absent, [True, True, False]),
-    "backward wrong": (ATEN, f"{FLASH}_backward", wrong_gradients, [True, True, False]),
-    "packing absent": (MKLDNN, "_reorder_linear_weight", absent, [False, False, True]),
-    "products absent": (MKLDNN, "_linear_pointwise", absent, [False, False, True]),
-    "activation wrong": (MKLDNN, "_linear_pointwise", wrong_activation, [False, False, True]),
+    "flash absent": (ATEN, FLASH, absent, NO_FLASH),
+    "flash wrong": (ATEN, FLASH, wrong_result, NO_FLASH),
+    "fewer key heads wrong": (ATEN, FLASH, one_key_head_for_each_query_head, NO_GROUPS),
+    "backward absent": (ATEN, f"{FLASH}_backward", absent, NO_FLASH),
+    "backward wrong": (ATEN, f"{FLASH}_backward", wrong_gradients, NO_FLASH),
+    "packing absent": (MKLDNN, "_reorder_linear_weight", absent, NO_PACKING),
+    "products absent": (MKLDNN, "_linear_pointwise", absent, NO_PRODUCTS),
+    "activation wrong": (MKLDNN, "_linear_pointwise", wrong_activation, NO_PACKING),
+    "plain weights wrong": (MKLDNN, "_linear_pointwise", wrong_for_plain_weights, NO_PLAIN),
 }
 
 
@@ -85,7 +98,11 @@ def break_operator(request, monkeypatch):
 
 def test_operators_of_this_version_are_right():
     """On a CPU with oneDNN, and a version of torch that this project is developed with."""
-    assert [check() for check in CHECKS] == [True, True, torch.backends.mkldnn.is_available()]
+    assert [check() for check in CHECKS] == [
+        True,
+        True,
+        *[torch.backends.mkldnn.is_available()] * 2,
+    ]
 
 
 def test_each_fault_is_noticed(break_operator):
@@ -106,7 +123,7 @@ def test_checks_do_not_depend_on_the_mode_they_run_in(mode):
         torch.set_default_dtype(torch.float64)
     try:
         with contexts.get(mode, torch.no_grad()):
-            assert [check() for check in CHECKS] == [True] * 3
+            assert [check() for check in CHECKS] == [True] * 4
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(torch.get_rng_state(), state)
@@ -151,7 +168,8 @@ def test_a_bias_hides_keys(break_operator):
     torch.testing.assert_close(flash_attention(queries, keys, values, bias)[0], expected)
 
 
-def test_decoding_gives_the_same_tokens(break_operator, tiny_checkpoint):
+def test_decoding_gives_the_same_tokens(break_operator, tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr(cached_attention, "MANY_SCORES", 0)
     model = load_model(tiny_checkpoint("qwen3"))
     generator = torch.Generator().manual_seed(0)
     shared = torch.randint(12, 199, (30,), generator=generator).tolist()
