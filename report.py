@@ -13,6 +13,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
     exit_on_signals()
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -223,10 +224,15 @@ def print_notes(
 
 
 def write(path: Path, content: bytes) -> None:
-    """Raises UserError where `path` cannot be written."""
+    """Replace `path` by a whole file. UserError where that cannot be written."""
+    partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        try:
+            partial.write_bytes(content)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror}; choose another folder with --output"

@@ -1,5 +1,6 @@
 """report.py on run folders made here, from its options to the files it leaves."""
 
+import errno
 import io
 import json
 import re
@@ -199,6 +200,26 @@ def test_plots_are_files_and_in_the_page_and_old_ones_are_removed(base, tuned):
     report.main([str(base), *output])
     assert not (base / "report" / "loss.png").exists()
     assert (base / "report" / "scatter.png").exists()
+
+
+def test_a_full_disk_leaves_the_old_page_and_no_half_of_the_new_one(
+    base, no_plots, monkeypatch, capsys
+):
+    assert report.main([str(base)]) == 0
+    folder = base / "report"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    whole = Path.write_bytes
+
+    def write_half(path: Path, content: bytes) -> int:
+        whole(path, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", write_half)
+    capsys.readouterr()
+    assert report.main([str(base)]) == 2
+    error = capsys.readouterr().err
+    assert "cannot write" in error and "report.md: No space left on device" in error
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize(
