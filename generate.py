@@ -49,6 +49,7 @@ from data.self_instruct import SelfInstruct
 from data.task import Task
 from guards.own_answers import OwnAnswers
 from llama.config import ModelConfig
+from llama.device_memory import default_batch_size
 from llama.fingerprint import model_fingerprint
 from llama.hub import resolve
 from llama.tokenizer import load_tokenizer
@@ -174,7 +175,8 @@ def describe_costs(jobs: Sequence[AnsweringJob]) -> list[str]:
     """Say what memory and, at most, what time the jobs take."""
     answerer = jobs[0].answerer
     settings, device, dtype = answerer.settings, answerer.device, answerer.dtype
-    in_progress = max(1, min(settings.batch_size, max(len(job.to_do) for job in jobs)))
+    most = settings.batch_size or default_batch_size(device)
+    in_progress = max(1, min(most, max(len(job.to_do) for job in jobs)))
     memory = estimate_memory(
         answerer.config,
         dtype,

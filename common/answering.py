@@ -55,9 +55,9 @@ def task_names(text: str) -> tuple[str, ...]:
 class AnsweringSettings(DecodingSettings, SelfInstructSettings, PromptSettings, RunSettings):
     """The options of generate.py; --help lists those of the last base first."""
 
-    batch_size: int = option(
-        32,
-        "answers in progress at one time (%(default)s)",
+    batch_size: int | None = option(
+        None,
+        "answers in progress at one time (32; 256 on a GPU, fewer if its memory holds fewer)",
         parse=positive_int,
         metavar="N",
         scope=Scope.COST,

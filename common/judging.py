@@ -72,9 +72,10 @@ class JudgingSettings(RunSettings, DecodingSettings):
         metavar="LABEL",
         scope=Scope.CALL,
     )
-    batch_size: int = option(
-        32,
-        "answers judged at a time: memory, not results (%(default)s)",
+    batch_size: int | None = option(
+        None,
+        "answers judged at a time: memory, not results (32; 256 on a GPU, fewer if its memory "
+        "holds fewer)",
         parse=positive_int,
         metavar="N",
         scope=Scope.COST,

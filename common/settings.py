@@ -55,9 +55,9 @@ class RunSettings:
     limit: int | None = option(
         None, "use only N records (all)", parse=positive_int, metavar="N", scope=Scope.COST
     )
-    batch_size: int = option(
-        32,
-        "sequences in progress at one time (%(default)s)",
+    batch_size: int | None = option(
+        None,
+        "sequences in progress at one time (32; 256 on a GPU, fewer if its memory holds fewer)",
         parse=positive_int,
         metavar="N",
         scope=Scope.COST,

@@ -13,9 +13,15 @@ from collections import abc
 import torch
 from torch import Tensor
 
-from llama.attention import attention_with_log_sum, causal_bias, gathered_attention
+from llama.attention import (
+    PackedSequences,
+    attention_with_log_sum,
+    causal_bias,
+    gathered_attention,
+)
 from llama.cache import KVCache, Segment
 from llama.onednn_attention import has_product_attention, product_attention
+from llama.packed_attention import merge, packed_attention
 from llama.private_ops import flash_attention
 
 # At or below this many query rows plain matmuls beat CPU flash attention.
@@ -52,16 +58,7 @@ class StepAttention:
     """Attention of one engine step over the tokens of `segments`, in the order of their slots."""
 
     def __init__(self, cache: KVCache, segments: abc.Sequence[Segment]) -> None:
-        device = cache.keys.device
-        slots: list[int] = []
-        offsets: list[int] = []
-        for segment in segments:
-            slots += [segment.slot] * segment.length
-            offsets += range(segment.start, segment.start + segment.length)
-        self.cache = cache
-        self.slots = torch.tensor(slots, device=device)
-        self.offsets = torch.tensor(offsets, device=device)
-        self.positions = self.offsets + cache.prefix_length
+        self._locate(cache, segments)
         self.parts: list[Part] = []
         for neighbours in _neighbours(segments):
             self.parts.append(Part(neighbours, cache))
@@ -81,6 +78,19 @@ class StepAttention:
             prefix_share = (prefix_log_sum - log_sum).sigmoid()[..., None]
             out = torch.lerp(out, prefix_out, prefix_share.to(out.dtype))
         return out[None]
+
+    def _locate(self, cache: KVCache, segments: abc.Sequence[Segment]) -> None:
+        """Note each token's slot, its place there and its position in the text."""
+        device = cache.keys.device
+        slots: list[int] = []
+        offsets: list[int] = []
+        for segment in segments:
+            slots += [segment.slot] * segment.length
+            offsets += range(segment.start, segment.start + segment.length)
+        self.cache = cache
+        self.slots = torch.tensor(slots, device=device)
+        self.offsets = torch.tensor(offsets, device=device)
+        self.positions = self.offsets + cache.prefix_length
 
     def _store(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Put keys and values [N, K, D] at the tokens' places."""
@@ -148,6 +158,50 @@ class Part:
         places = heads * capacity + offsets  # [R, K, 1, M]
         num_queries = self.cache.groups * self.width
         return places.expand(-1, -1, num_queries, -1).reshape(-1, self.longest)
+
+
+class PromptAttention(StepAttention):
+    """Attention of one engine step over prompts from their first tokens on.
+
+    They need nothing of their slots: one kernel attends within all of them, another to the prefix.
+    """
+
+    DEVICES = ("cuda",)  # device types that have such kernels
+
+    def __init__(self, cache: KVCache, segments: abc.Sequence[Segment]) -> None:
+        self._locate(cache, segments)
+        device = cache.keys.device
+        self.sequences = PackedSequences([segment.length for segment in segments], device)
+        self.whole = PackedSequences([len(self.offsets)], device)
+        self.prefix = PackedSequences([cache.prefix_length], device)
+
+    @classmethod
+    def takes(cls, cache: KVCache, segments: abc.Sequence[Segment]) -> bool:
+        """True if no segment needs what its slot holds, on a device that gains by that."""
+        fresh = all(segment.start == 0 for segment in segments)
+        return fresh and cache.keys.device.type in cls.DEVICES
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """As StepAttention's: [1, N, H, D], [1, N, K, D], [1, N, K, D] -> [1, N, H, D]."""
+        cache, dtype = self.cache, queries.dtype
+        self._store(layer, keys[0], values[0])
+        queries = queries.transpose(1, 2)  # [1, H, N, D]
+        keys = self._as_stored(keys).transpose(1, 2)
+        values = self._as_stored(values).transpose(1, 2)
+        own = self.sequences
+        out, log_sum = packed_attention(queries, keys, values, own, own, causal=True)
+        if cache.prefix_length:
+            prefix_keys = cache.prefix_keys[layer, None].to(dtype)  # [1, K, P, D]
+            prefix_values = cache.prefix_values[layer, None].to(dtype)
+            of_prefix = packed_attention(
+                queries, prefix_keys, prefix_values, self.whole, self.prefix, causal=False
+            )
+            out, _ = merge(out, log_sum, *of_prefix)
+        return out.transpose(1, 2)
+
+    def _as_stored(self, tensor: Tensor) -> Tensor:
+        """Keys or values as later steps read them: a cache of another dtype rounds."""
+        return tensor.to(self.cache.keys.dtype).to(tensor.dtype)
 
 
 class StaticStepAttention(StepAttention):

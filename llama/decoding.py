@@ -5,6 +5,7 @@ from collections.abc import Sequence, Set
 import torch
 
 from llama.config import ModelConfig
+from llama.device_memory import default_batch_size
 from llama.engine import Engine
 from llama.errors import UserError
 from llama.finite import NonFiniteLogits, non_finite_error
@@ -49,7 +50,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int = 256,
     stop_ids: Set[int] = frozenset(),
-    batch_size: int = 32,
+    batch_size: int | None = None,
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
@@ -67,7 +68,8 @@ def generate(
 
     Prompts are token ids; outputs are in input order.
 
-    batch_size: prompts in flight at most; fewer if their cache would need more than `cache_bytes`.
+    batch_size: prompts in flight at most (32; 256 on CUDA); fewer if their cache would need more
+        than `cache_bytes`, or than a CUDA device has free.
     temperature, top_p, seed: 0 is greedy. Else each prompt has a generator of its own, seeded by
         (seed, indices[i]): no sample depends on its neighbours. Indices are 0, 1, ... by default; a
         tuple (i, k) seeds the k-th sample of prompt i, and (i, 0) is the same as i.
@@ -84,6 +86,8 @@ def generate(
     out of range, or logits that are not finite: the prompt's name, the step and the first layer
     where that happens. Nothing is reported of the step in which it does.
     """
+    if batch_size is None:
+        batch_size = default_batch_size(model.device)
     if max_new_tokens < 1 or batch_size < 1:
         raise UserError(
             f"max_new_tokens = {max_new_tokens}, batch_size = {batch_size}: expected at least 1"

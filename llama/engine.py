@@ -7,7 +7,7 @@ begins like one in another slot copies what that slot holds.
 
 Speculative decoding by prompt lookup: a greedy sequence whose text repeats verifies drafted tokens
 in one pass. When few sequences are left every one drafts, because a step is then memory-bandwidth
-bound.
+bound. Where CUDA graphs run the plain steps none drafts.
 """
 
 from collections import abc, deque
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llama import cuda_graphs, scheduler
 from llama.cache import KVCache, bytes_per_token
-from llama.cached_attention import PrefixAttention, StepAttention
+from llama.cached_attention import PrefixAttention, PromptAttention, StepAttention
 from llama.device_memory import free_bytes
 from llama.errors import UserError
 from llama.finite import NonFiniteLogits
@@ -59,11 +59,14 @@ class Engine:
             self.waiting.append(self._make_sequence(index, prompt, indices[index]))
         longest = max(seq.prompt_length + seq.max_new_tokens for seq in self.waiting)
         self.capacity = longest + MAX_DRAFT_TOKENS  # a draft may go beyond the last new token
-        drafting = generation_config.sampling.is_greedy and not generation_config.allowed_tokens_fn
-        self.scheduler = Scheduler(self.prefix, drafting, stats)
         self._cache: KVCache | None = None
         self.graphs: cuda_graphs.DecodingGraphs | None = None
         self.use_graphs = generation_config.graphs and model.device.type in cuda_graphs.DEVICES
+        verifiable = (
+            generation_config.sampling.is_greedy and not generation_config.allowed_tokens_fn
+        )
+        # One draft would make a whole step eager, which takes longer than several graphs.
+        self.scheduler = Scheduler(self.prefix, verifiable and not self.use_graphs, stats)
         self._allocate_at_most(self._affordable_slots())
 
     def _make_sequence(self, index: int, prompt: list[int], seed_index: SeedIndex) -> Sequence:
@@ -260,11 +263,16 @@ class Engine:
         logits = self._logits_from_graph(step)
         if logits is not None:
             return self._accept(logits, step.requests)
-        attention = StepAttention(self.cache, step.segments)
+        attention = self._attention(step)
         hidden = self._forward(step.token_ids, attention.positions, attention.attend)
         if not step.requests:
             return []
         return self._accept(self.model.logits(hidden[step.logits_positions]), step.requests)
+
+    def _attention(self, step: StepInput) -> StepAttention:
+        if PromptAttention.takes(self.cache, step.segments):
+            return PromptAttention(self.cache, step.segments)
+        return StepAttention(self.cache, step.segments)
 
     def _logits_from_graph(self, step: StepInput) -> Tensor | None:
         """The logits of a plain decoding step, where CUDA graphs compute it; else None."""

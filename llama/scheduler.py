@@ -13,7 +13,7 @@ from llama.prompt_lookup import Drafter
 from llama.sequence import LogitsRequest, Sequence, shared_length
 
 PREFILL_CHUNK = 512  # prompt tokens computed in one forward pass, beside decoding sequences
-PREFILL_PASS = 2048  # in a pass of their own
+PREFILL_PASS = 8192  # in a pass of their own
 VERIFIED_TOKENS = 24  # a forward pass over so many tokens costs little more than over one
 DRAFTED_TOKENS = 192  # in one forward pass: each needs the output head
 WORTH_COPYING = 16  # tokens a prompt must share with another slot before it waits for them
@@ -79,6 +79,8 @@ class Scheduler:
             if sequence is None:
                 continue
             if length > 1:
+                if prefill_apart and not _goes_along(step, sequence, length, budget):
+                    continue
                 length = min(length, budget)
                 budget -= length
             if length:
@@ -201,6 +203,17 @@ class Scheduler:
         sequence.drafter = self.prefix_drafter.copy()
         sequence.drafter.read(sequence.tokens)
         return sequence.drafter
+
+
+def _goes_along(step: StepInput, sequence: Sequence, length: int, budget: int) -> bool:
+    """True if a prompt can join those of a pass: whole, and from its first token on if they are.
+
+    One kernel reads such prompts; a prompt that continues what its slot holds needs another way.
+    """
+    if not step.segments:
+        return True
+    is_fresh = sequence.num_cached_tokens == 0
+    return length <= budget and is_fresh == (step.segments[0].start == 0)
 
 
 class SharedHeads:

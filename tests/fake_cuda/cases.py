@@ -213,7 +213,7 @@ def decoding_cases() -> dict[str, Callable[[], None]]:
         for dtype in DTYPES:
             cases[f"decode {family} {dtype}"] = partial(decode, family, dtype)
     more: dict[str, dict[str, Any]] = {
-        "drafts": {"repeat": True},
+        "drafts": {"repeat": True, "graphs": False},
         "int8": {"quantize": True},
         "int8 with LoRA": {"quantize": True, "lora": True},
         "merged LoRA": {"merged": True},

@@ -1,5 +1,6 @@
 """Static-shape steps give the engine's own tokens; on a CPU they run without a graph."""
 
+from collections import Counter
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import torch
 
 from llama import cuda_graphs, generate, load_model, notices, scheduler
 from llama.cache import Segment
+from llama.cached_attention import PromptAttention, StepAttention
 
 STOP_IDS = frozenset(range(3, 60, 7))
 
@@ -61,6 +63,63 @@ def test_constraints_drafts_and_copied_slots_go_along_with_static_steps(model, m
     monkeypatch.setattr(cuda_graphs, "DEVICES", ("cpu", "cuda"))
     assert generate(model, prompts, 40, STOP_IDS, 6) == drafted
     assert generate(model, prompts, 12, STOP_IDS, 6, allowed_tokens_fn=allowed) == guided
+
+
+@pytest.mark.parametrize("prefix", [0, 17])
+def test_prompts_from_their_first_token_on_are_read_as_before(model, prefix, monkeypatch):
+    """Guards the kernels for whole prompts, and that what continues a copied slot keeps its way."""
+    prompts = ragged_prompts(prefix)
+    prompts += [[*prompts[5][:-3], 60, 61, 62], *ragged_prompts(prefix)]
+    expected = generate(model, prompts, 30, STOP_IDS, 5)
+    monkeypatch.setattr(cuda_graphs, "DEVICES", ("cpu", "cuda"))
+    monkeypatch.setattr(PromptAttention, "DEVICES", ("cpu", "cuda"))
+    kinds = Counter()
+    real = StepAttention._locate
+
+    def note(self, cache, segments):
+        kinds[type(self), all(segment.start == 0 for segment in segments)] += 1
+        real(self, cache, segments)
+
+    monkeypatch.setattr(StepAttention, "_locate", note)
+    assert generate(model, prompts, 30, STOP_IDS, 5) == expected
+    assert kinds[PromptAttention, True] and kinds[StepAttention, False]
+    assert set(kinds) == {(PromptAttention, True), (StepAttention, False)}
+
+
+def test_a_pass_of_its_own_reads_whole_prompts(model, monkeypatch):
+    """Guards prompts from being cut where the pass is full: only one longer than a pass is."""
+    monkeypatch.setattr(cuda_graphs, "DEVICES", ("cpu", "cuda"))
+    monkeypatch.setattr(scheduler, "PREFILL_PASS", 32)
+    passes = []
+    real = scheduler.Scheduler.schedule
+
+    def note(self, *arguments):
+        step = real(self, *arguments)
+        passes.append([segment.length for segment in step.segments])
+        return step
+
+    monkeypatch.setattr(scheduler.Scheduler, "schedule", note)
+    prompts = [
+        [n, *range(10, 10 + length - 1)] for n, length in enumerate((20, 9, 11, 12), start=1)
+    ]
+    generate(model, prompts, 2, frozenset(), 4)
+    assert passes[:2] == [[20, 9], [11, 12]]
+
+
+def test_no_step_drafts_where_graphs_run_the_plain_ones(model, monkeypatch):
+    """Guards against a draft in one row that makes the step of all rows eager."""
+    asked = []
+
+    def note(self, running):
+        asked.append(len(running))
+        return {}
+
+    monkeypatch.setattr(scheduler.Scheduler, "_draft_tokens", note)
+    monkeypatch.setattr(cuda_graphs, "DEVICES", ("cpu", "cuda"))
+    generate(model, ragged_prompts(0), 3)
+    assert not asked
+    generate(model, ragged_prompts(0), 3, graphs=False)
+    assert asked
 
 
 class FakeCUDA:

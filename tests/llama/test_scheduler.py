@@ -154,9 +154,9 @@ def test_a_decoding_step_takes_few_calls_for_each_row(tiny_checkpoint, monkeypat
 def test_passes_over_prompts_shrink_where_memory_does_not_suffice():
     made = Scheduler([], False, DecodingStats())
     sizes = []
-    for _ in range(5):
+    for _ in range(6):
         sequences = [make_sequence(0, list(range(9000)))]
         step = made.schedule(sequences, [None], SimpleNamespace(), prefill_apart=True)
         sizes.append(len(step.token_ids))
         made.halve_prefill()
-    assert sizes == [2048, 1024, 512, 512, 512]
+    assert sizes == [8192, 4096, 2048, 1024, 512, 512]
