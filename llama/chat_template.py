@@ -19,7 +19,7 @@ from llama.errors import UserError
 from llama.template_worker import MONTHS, TemplateEnvironment
 
 DEFAULT_DATE = "26 Jul 2024"  # what Llama 3.2's template prints where no date is given
-MAX_SECONDS = 10.0  # for one rendering, which takes milliseconds
+MAX_SECONDS = 10.0  # of the processor, for one rendering, which takes milliseconds
 MAX_SOURCE = 2**20  # characters: the longest published templates have some thousands
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -71,8 +71,8 @@ class ChatTemplate:
         answer = _worker.ask(request)
         if answer is None:
             raise UserError(
-                f"{self.origin}: the chat template took more than {MAX_SECONDS:g} seconds, or its "
-                "process was killed; use another template"
+                f"{self.origin}: the chat template took more than {MAX_SECONDS:g} seconds of the "
+                "processor, or its process was killed; use another template"
             )
         if "error" in answer:
             reason = " ".join(answer["error"].split())

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -48,16 +49,18 @@ IMPLEMENTED = {
     "bias": ("none",),
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),
 }
-MATCHING_SECONDS = 5  # what a regular expression may take; PEFT's own take milliseconds
+MATCHING_SECONDS = 5  # of the processor, for a regular expression; PEFT's own take milliseconds
 # A regular expression can backtrack for ever: a process of its own can be stopped.
 MATCH = """
-import json, re, sys
+import json, re, signal, sys
+pattern, names, seconds = json.load(sys.stdin)
+if hasattr(signal, "setitimer"):
+    signal.setitimer(signal.ITIMER_PROF, seconds)
 try:
     import resource
     resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
 except ImportError:  # Windows: the time is bounded, the memory is not
     pass
-pattern, names = json.load(sys.stdin)
 try:
     matched = [name for name in names if re.fullmatch(pattern, name)]
 except (re.error, OverflowError, RecursionError, MemoryError) as error:
@@ -266,20 +269,28 @@ def _read_targets(targets: Any, model: Decoder) -> tuple[str, ...]:
 
 
 def _match_within_time(pattern: str, names: Sequence[str]) -> list[str]:
-    """The names that the whole pattern matches. UserError if it is broken or takes too long."""
+    """The names that the whole pattern matches. UserError if it is broken or takes too long.
+
+    Only seconds of the processor count, so that a busy machine takes none of the time; on Windows
+    all do.
+    """
+    counts_itself = hasattr(signal, "setitimer")
+    too_long = UserError(
+        f"target_modules = {pattern!r:.200}: this regular expression takes more than "
+        f"{MATCHING_SECONDS} seconds to match"
+    )
     try:
         done = subprocess.run(
             [sys.executable, "-I", "-c", MATCH],
-            input=json.dumps([pattern, list(names)]),
+            input=json.dumps([pattern, list(names), MATCHING_SECONDS]),
             capture_output=True,
             text=True,
-            timeout=MATCHING_SECONDS,
+            timeout=None if counts_itself else MATCHING_SECONDS,
         )
     except subprocess.TimeoutExpired:
-        raise UserError(
-            f"target_modules = {pattern!r:.200}: this regular expression takes more than "
-            f"{MATCHING_SECONDS} seconds to match"
-        ) from None
+        raise too_long from None
+    if counts_itself and done.returncode == -signal.SIGPROF:
+        raise too_long
     if done.returncode:
         reason = " ".join(done.stderr.split())
         raise UserError(f"target_modules = {pattern!r:.200}: broken regular expression ({reason})")

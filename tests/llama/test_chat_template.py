@@ -292,6 +292,29 @@ def test_long_messages_are_no_matter(tmp_path):
     assert len(ours.encode_chat([{"role": "user", "content": long}])) > 10**6
 
 
+SERVING = """
+import time
+from llama import template_worker
+def wait(request): time.sleep(0.5); return {"text": "waited"}
+def compute(request):
+    while time.process_time() < 60: pass
+template_worker.answer = {work}
+template_worker.serve()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there all seconds count")
+def test_a_busy_machine_takes_none_of_the_time():
+    """The bound is on seconds of the processor: a process that waits for it is not at fault."""
+    found = {}
+    for work in ("wait", "compute"):
+        command = [sys.executable, "-c", SERVING.replace("{work}", work)]
+        request = '{"max_seconds": 0.2}\n'
+        result = subprocess.run(command, input=request, cwd=ROOT, capture_output=True, text=True)
+        found[work] = result.stdout
+    assert found == {"wait": '{"text": "waited"}\n', "compute": ""}
+
+
 @pytest.mark.slow
 def test_the_process_ends_with_ours(tmp_path):
     """Also when ours is killed, and whatever lies in the current folder."""

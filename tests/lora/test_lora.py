@@ -28,6 +28,7 @@ from lora import (
     save_adapter,
     set_lora_scale,
 )
+from lora.adapter import _match_within_time
 from tests.tiny import save_transformers_model, tiny_transformers_model
 
 INPUT_IDS = torch.randint(0, 199, (2, 40), generator=torch.Generator().manual_seed(3))
@@ -380,6 +381,13 @@ def test_adapter_settings_that_do_not_fit(changes, message, model, peft_folder, 
     if changes != {"r": 8}:  # which the tensors do not fit
         assert str(error.value).startswith(f"{peft_folder[0] / 'adapter_config.json'}: ")
     assert not list(lora_layers(model))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there all seconds count")
+def test_waiting_for_the_processor_counts_for_no_regular_expression(monkeypatch):
+    """The bound is shorter than any process takes to begin, as it may be on a busy machine."""
+    monkeypatch.setattr("lora.adapter.MATCHING_SECONDS", 0.01)
+    assert _match_within_time(".*q_proj", ["a.q_proj", "a.k_proj"]) == ["a.q_proj"]
 
 
 def test_only_settings_without_effect_may_differ_from_what_peft_writes(model, peft_folder):
