@@ -13,6 +13,7 @@ from pathlib import Path
 from common.errors import UserError
 from data.registry import TASKS
 from guards.verdict import answer_sha256
+from reporting.plain_text import one_line
 from reporting.run_files import read_answers, read_judgements, read_training
 from reporting.run_parts import Answers, Judgement, Part, Training
 from reporting.side_files import (
@@ -89,13 +90,16 @@ def distinct_names(folders: Sequence[Path]) -> list[str]:
 
 
 def short_names(runs: Sequence[Run], width: int = 30) -> list[str]:
-    """The runs' names, long ones without their middle unless that made two of them equal."""
+    """The runs' names on one line each, with hidden characters written out.
+
+    Long ones lack their middle, unless that made two of them equal.
+    """
     half = (width - 3) // 2
+    names = [one_line(run.name) for run in runs]
     short = []
-    for run in runs:
-        cut = f"{run.name[:half]}...{run.name[-half:]}"
-        short.append(run.name if len(run.name) <= width else cut)
-    return short if len(set(short)) == len(short) else [run.name for run in runs]
+    for name in names:
+        short.append(name if len(name) <= width else f"{name[:half]}...{name[-half:]}")
+    return short if len(set(short)) == len(short) else names
 
 
 def load_run(folder: Path, name: str) -> Run:

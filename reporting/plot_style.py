@@ -5,8 +5,9 @@ matplotlib (extra `plots`) is imported only when drawing.
 
 import importlib.util
 import io
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +51,12 @@ def is_available() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def style(dark: bool) -> AbstractContextManager[None]:
-    """Settings within which a figure is made; names are shown as they are, never as formulas."""
+@contextmanager
+def style(dark: bool) -> Iterator[None]:
+    """Settings within which a figure is made; names are shown as they are, never as formulas.
+
+    Nothing is said of characters that the font lacks: they are boxes in the figure.
+    """
     import matplotlib
 
     ink, paper = INKS[dark], PAPERS[dark]
@@ -72,7 +77,9 @@ def style(dark: bool) -> AbstractContextManager[None]:
         "axes.titlesize": "small",
         "text.parse_math": False,
     }
-    return matplotlib.rc_context(settings)
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
 
 
 def make_figure(panels: int, share_x: bool = True) -> "tuple[Figure, list[Axes]]":

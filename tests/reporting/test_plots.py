@@ -157,6 +157,17 @@ def test_any_name_can_be_drawn(tmp_path, figures, name):
     assert all(name in texts_of(figure.axes[0]) for figure in figures)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("error")
+def test_a_name_that_would_steer_the_terminal_is_written_out(tmp_path, figures):
+    """matplotlib warns of characters that its font lacks, and prints them as they are."""
+    run = tmp_path / "a\x1b[31mb\u65e5"
+    write_gsm8k(run, "rw")
+    write_ailuminate(run, "su")
+    assert plots.draw_pictures(load_runs([run]))
+    assert all("a\\x1b[31mb\u65e5" in texts_of(figure.axes[0]) for figure in figures)
+
+
 def test_steps_are_whole_numbers(tmp_path, figures):
     write_training(tmp_path, steps=3)
     plots.loss_png(load_runs([tmp_path]))
