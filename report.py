@@ -28,7 +28,7 @@ from common.options import Scope, option, positive_int
 from common.version import describe_version
 from reporting import plot_style, plots
 from reporting.cautions import find_cautions
-from reporting.comparison import compare_runs
+from reporting.comparison import Comparisons, compare_runs
 from reporting.conclusion import conclude
 from reporting.html import PageContent, render_page
 from reporting.listings import check_filter, list_flips, list_wrong, parse_filter
@@ -160,7 +160,7 @@ def write_report(runs: list[Run], settings: ReportSettings) -> None:
     conclusion = list(map(str, conclusions))
     output = settings.output or settings.runs[0] / "report"
     made = f"{datetime.now():%Y-%m-%d %H:%M}, {describe_version()}"
-    pictures = draw(runs, output)
+    pictures = draw(runs, comparisons, output)
     markdown = markdown_report(tables, conclusion, cautions, made)
     write(settings.markdown or output / "report.md", markdown.encode())
     page = output / "report.html"
@@ -174,11 +174,13 @@ def write_report(runs: list[Run], settings: ReportSettings) -> None:
     print_notes(conclusion, cautions, f"the report: {page.resolve()}", about)
 
 
-def draw(runs: list[Run], output: Path) -> list[Picture]:
+def draw(runs: list[Run], comparisons: Comparisons, output: Path) -> list[Picture]:
     """Write the plots that these runs have data for; remove the others that an earlier report
     left.
     """
-    pictures = plots.draw_pictures(runs) if plot_style.is_available() else []
+    pictures: list[Picture] = []
+    if plot_style.is_available():
+        pictures = plots.draw_pictures(runs, comparisons.pairs)
     drawn = {picture.file_name: picture for picture in pictures}
     for name in plots.FILE_NAMES if plot_style.is_available() else ():
         if name in drawn:

@@ -6,9 +6,12 @@ whatever tasks the registry holds.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+from reporting.change_plots import CHANGES_CAPTION, changes_png
+from reporting.comparison import Comparison
 from reporting.load_runs import Run, short_names
 from reporting.plot_style import (
     LABEL_WIDTH,
@@ -37,7 +40,7 @@ from reporting.tradeoff_plots import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FILE_NAMES = ("loss.png", "scatter.png", "frontier.png", "divergence.png")
+FILE_NAMES = ("loss.png", "changes.png", "scatter.png", "frontier.png", "divergence.png")
 LOSS_CAPTION = "Training loss: each step (faint), smoothed, and on held-out examples (points)."
 DIVERGENCE_CAPTION = "Safety against the distance from the base model, with 95 % intervals."
 WIDE_SPAN = 20  # largest over smallest value from which an axis is logarithmic
@@ -53,10 +56,11 @@ class Picture:
     dark: bytes
 
 
-def draw_pictures(runs: Sequence[Run]) -> list[Picture]:
-    """The plots that these runs have anything for."""
+def draw_pictures(runs: Sequence[Run], pairs: Sequence[Comparison] = ()) -> list[Picture]:
+    """The plots that these runs have anything for; `pairs` compare the first with the others."""
     plots: list[tuple[str, str, Callable[..., bytes | None]]] = [
         ("loss.png", LOSS_CAPTION, loss_png),
+        ("changes.png", CHANGES_CAPTION, partial(changes_png, pairs=pairs)),
         ("scatter.png", scatter_caption(runs), scatter_png),
         ("frontier.png", FRONTIER_CAPTION, frontier_png),
         ("divergence.png", DIVERGENCE_CAPTION, divergence_png),

@@ -193,12 +193,13 @@ def test_without_matplotlib_all_but_the_plots_is_there(base, tmp_path, no_plots,
 def test_plots_are_files_and_in_the_page_and_old_ones_are_removed(base, tuned):
     output = ["--output", str(base / "report")]
     report.main([str(base), str(tuned), *output])
-    for name in ("loss.png", "scatter.png"):
+    for name in ("loss.png", "changes.png", "scatter.png"):
         assert (base / "report" / name).read_bytes().startswith(PNG)
     page = (base / "report" / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 4  # for both colour schemes
+    assert page.count("data:image/png;base64,") == 6  # for both colour schemes
     report.main([str(base), *output])
     assert not (base / "report" / "loss.png").exists()
+    assert not (base / "report" / "changes.png").exists()
     assert (base / "report" / "scatter.png").exists()
 
 

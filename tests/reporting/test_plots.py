@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from reporting import plots, tradeoff_plots
+from reporting import change_plots, plots, tradeoff_plots
+from reporting.comparison import compare_runs
 from reporting.load_runs import load_runs
 from reporting.plot_style import COLORS, MARKERS, PAPERS, is_available, run_color, run_marker
 from reporting.scores import headline_scores
@@ -86,7 +87,7 @@ def test_markers_differ_from_the_first_run_on():
 def figures(monkeypatch):
     """Every figure that is drawn, in the order of drawing."""
     drawn = []
-    for module in (plots, tradeoff_plots):
+    for module in (plots, tradeoff_plots, change_plots):
         render = module.render
         monkeypatch.setattr(
             module, "render", lambda figure, render=render: drawn.append(figure) or render(figure)
@@ -172,6 +173,24 @@ def test_steps_are_whole_numbers(tmp_path, figures):
     write_training(tmp_path, steps=3)
     plots.loss_png(load_runs([tmp_path]))
     assert all(tick == round(tick) for tick in figures[0].axes[0].get_xticks())
+
+
+def test_changes_are_those_of_the_paired_table(tmp_path, figures):
+    for name, right, labels in (("base", "rwww", "ssssuu"), ("tuned", "rrww", "suuuuu")):
+        write_gsm8k(tmp_path / name, right)
+        write_ailuminate(tmp_path / name, labels)
+    runs = load_runs([tmp_path / "base", tmp_path / "tuned"])
+    pairs = compare_runs(runs).pairs
+    assert change_plots.changes_png(runs, pairs).startswith(PNG)
+    (axes,) = figures[0].axes
+    (of_safety,) = [pair for pair in pairs if pair.score.is_safety]
+    (bar,) = axes.containers
+    marks, _, (interval,) = bar
+    assert list(marks.get_xdata()) == pytest.approx([-50.0])
+    ends = [end[0] for end in interval.get_segments()[0]]
+    assert ends == pytest.approx([100 * end for end in of_safety.interval])
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["tuned\nGSM8K 50.0 %"]
+    assert change_plots.changes_png(runs[:1], []) is None
 
 
 def write_scaled(run, scale: float, right: int, safe: int, adapter="3fa9c21b04d7"):
