@@ -153,6 +153,9 @@ def _read_state(
             state[name.removesuffix(".weight") + SCALE_SUFFIX] = scale
         else:
             state[name] = tensor.to(device=device, dtype=dtype)
+            if state[name] is tensor and (name == EMBEDDING or tensor.dim() == 1):
+                # Linears may be packed; then nothing is to keep the file in memory.
+                state[name] = tensor.clone()
     return state, problems
 
 

@@ -54,6 +54,17 @@ def test_no_weight_is_held_twice_but_a_tied_head(model):
         assert all(weight is embedding for weight in alive)
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells there")
+@pytest.mark.parametrize("architecture", ["llama3-scaled", "qwen2"])  # untied, tied and biases
+def test_packed_weights_leave_nothing_of_the_file_in_memory(architecture, tiny_checkpoint):
+    folder = tiny_checkpoint(architecture)
+    model = load_model(folder)
+    assert str(folder) in Path("/proc/self/maps").read_text(), "the file is read as it is needed"
+    with torch.inference_mode(), prepacked(model):
+        gc.collect()
+        assert str(folder) not in Path("/proc/self/maps").read_text()
+
+
 def test_weights_come_back_after_an_error(model, monkeypatch):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(RuntimeError, match="stop"), prepacked(model):
