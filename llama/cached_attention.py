@@ -80,7 +80,7 @@ class StepAttention:
         return out[None]
 
     def _locate(self, cache: KVCache, segments: abc.Sequence[Segment]) -> None:
-        """Note each token's slot, its place there and its position in the text."""
+        """Note each token's places in the cache and its position in the text."""
         device = cache.keys.device
         slots: list[int] = []
         offsets: list[int] = []
@@ -88,15 +88,17 @@ class StepAttention:
             slots += [segment.slot] * segment.length
             offsets += range(segment.start, segment.start + segment.length)
         self.cache = cache
-        self.slots = torch.tensor(slots, device=device)
-        self.offsets = torch.tensor(offsets, device=device)
-        self.positions = self.offsets + cache.prefix_length
+        offsets_on_device = torch.tensor(offsets, device=device)
+        self.places = cache.places(torch.tensor(slots, device=device), offsets_on_device)
+        self.positions = offsets_on_device + cache.prefix_length
 
     def _store(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Put keys and values [N, K, D] at the tokens' places."""
         cache = self.cache
-        cache.keys[layer, self.slots, :, self.offsets] = keys.to(cache.keys.dtype)
-        cache.values[layer, self.slots, :, self.offsets] = values.to(cache.values.dtype)
+        key_rows = cache.keys[layer].view(-1, keys.shape[-1])
+        value_rows = cache.values[layer].view(-1, values.shape[-1])
+        key_rows[self.places] = keys.to(cache.keys.dtype)
+        value_rows[self.places] = values.to(cache.values.dtype)
 
     def _attend_to_slots(self, layer: int, queries: Tensor) -> tuple[Tensor, Tensor]:
         """[N, H, D] queries -> [N, H, D] and log sums [N, H]."""
@@ -151,13 +153,12 @@ class Part:
 
         Beyond a sequence's last token all is masked: that token's row is read once more.
         """
-        _, slots, kv_heads, capacity, _ = self.cache.values.shape
-        heads = torch.arange(slots * kv_heads).view(slots, kv_heads, 1, 1)[self.slots]
-        last = self.starts + self.width - 1
-        offsets = torch.arange(self.longest).minimum(last.view(-1, 1, 1, 1))  # [R, 1, 1, M]
-        places = heads * capacity + offsets  # [R, K, 1, M]
+        slots = torch.arange(self.slots.start, self.slots.stop)[:, None]
+        last = self.starts[:, None] + self.width - 1
+        offsets = torch.arange(self.longest).minimum(last)  # [R, M]
+        places = self.cache.places(slots, offsets).transpose(1, 2)  # [R, K, M]
         num_queries = self.cache.groups * self.width
-        return places.expand(-1, -1, num_queries, -1).reshape(-1, self.longest)
+        return places.repeat_interleave(num_queries, dim=1).flatten(0, 1)
 
 
 class PromptAttention(StepAttention):
@@ -172,7 +173,7 @@ class PromptAttention(StepAttention):
         self._locate(cache, segments)
         device = cache.keys.device
         self.sequences = PackedSequences([segment.length for segment in segments], device)
-        self.whole = PackedSequences([len(self.offsets)], device)
+        self.whole = PackedSequences([len(self.positions)], device)
         self.prefix = PackedSequences([cache.prefix_length], device)
 
     @classmethod
@@ -213,7 +214,7 @@ class StaticStepAttention(StepAttention):
 
     def __init__(self, cache: KVCache, offsets: Tensor, longest: int) -> None:
         self.cache, self.offsets, self.longest = cache, offsets, longest
-        self.slots = torch.arange(cache.slots, device=offsets.device)
+        self.places = cache.places(torch.arange(cache.slots, device=offsets.device), offsets)
         self.positions = offsets + cache.prefix_length
         self.bias: Tensor | None = None  # the same in every layer
 
