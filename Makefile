@@ -7,7 +7,7 @@
 # make reproduce MODEL=...   every recipe, then the original's figures beside ours; LIMIT=N for fewer test questions,
 #             TRAIN_LIMIT=N for fewer to train on, JUDGE=refusal where there is no guard, EMBEDDER=... for similar shots,
 #             UNTUNED=... for Safe LoRA, SEEDS=N for N trainings of each, SET="train.lr=1e-3 ..." for options that overrule the recipes
-# make gpu    what only a GPU can show, in about eight minutes: gpu.log is the evidence (docs/GPU.md)
+# make gpu    what only a GPU can show, in a few minutes: gpu.log is the evidence (docs/GPU.md)
 # All set up .venv first, if it is not there yet.
 
 PYTHON3 ?= python3

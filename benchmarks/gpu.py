@@ -1,6 +1,6 @@
 """Checks that only a GPU can pass, one after the other: make gpu
 
-They take about eight minutes on a GPU (an estimate). What each has seen is written to a log: the
+They take two to three minutes on an H100. What each has seen is written to a log: the
 evidence. Without a GPU the script says what it would do. Models are random ones of published sizes:
 nothing is downloaded. `--rehearse` runs every check on the CPU with a tiny model, which tests this
 script and says nothing of a GPU.

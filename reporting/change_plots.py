@@ -1,4 +1,4 @@
-"""What each run changed of the first, as pairs of answers tell it: a row a run, a mark a score."""
+"""Changes of each run from the first, as pairs tell them: a row a run, a mark a score."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
