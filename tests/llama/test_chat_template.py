@@ -214,6 +214,13 @@ def test_no_template_runs_for_ever_or_fills_the_memory(name, tmp_path, monkeypat
     assert good.encode_chat(CHATS[0]) == their_ids(theirs, CHATS[0]), "the next one works"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="the memory is bounded by POSIX limits")
+def test_memory_that_the_machine_has_is_bounded_too(tmp_path):
+    ours, _ = tokenizers_with("{{ ('a' * 3 * 10 ** 9) | length }}", tmp_path)
+    with pytest.raises(UserError, match="needs more than 1024 MiB"):
+        ours.encode_chat(CHATS[0])
+
+
 @pytest.mark.parametrize(
     "template",
     [
@@ -249,6 +256,7 @@ def test_every_failure_is_one_line(template, tmp_path):
         message = str(error)
         assert message.startswith(str(folder)) and "\n" not in message and len(message) < 2000
         assert all(character.isprintable() for character in message)
+        assert "killed" not in message, "the process lives on, and says what is wrong"
 
 
 PIECES = [
