@@ -350,7 +350,8 @@ def _limit_time(seconds: float, nowhere: TextIO) -> None:
     Only those count in which it computes: on a busy machine it may wait for its turn.
     """
     if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_PROF, seconds)  # nobody handles its signal, which is the end
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the end; a parent may have ignored it
+        signal.setitimer(signal.ITIMER_PROF, seconds)
     elif seconds:  # Windows counts all seconds
         faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
     else:

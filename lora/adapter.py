@@ -55,6 +55,7 @@ MATCH = """
 import json, re, signal, sys
 pattern, names, seconds = json.load(sys.stdin)
 if hasattr(signal, "setitimer"):
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_PROF, seconds)
 try:
     import resource
