@@ -17,7 +17,8 @@ KILLED = 137
 PATIENCE = 900  # seconds for one command, which has a share of a busy machine
 # A server that has the scripts imported and forks a process in milliseconds for each crash.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["train", "generate", "judge", "experiment", "torch"])
+SLOW_IMPORTS = ["torch", "torch._dynamo"]  # the second comes with a model's first parameter
+CONTEXT.set_forkserver_preload(["train", "generate", "judge", "experiment", *SLOW_IMPORTS])
 CHANGES = ("replace", "rename", "unlink", "remove", "rmdir", "mkdir", "fsync")
 
 
@@ -117,7 +118,10 @@ def run_until(target: int, folder: Path, script: str, argv: list[str]) -> tuple[
 def _run(target: int, folder: str, script: str, argv: list[str], sender: Any) -> None:
     import torch
 
+    from reporting import plot_style
+
     torch.set_num_threads(1)
+    plot_style.is_available = lambda: False  # pictures take longer than all the rest
     with open(os.devnull, "w") as silent:  # the progress of a hundred runs is of no interest
         os.dup2(silent.fileno(), 1)
         os.dup2(silent.fileno(), 2)
