@@ -167,7 +167,10 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        vectors = torch.empty(config.vocab_size, config.hidden_size)
+        if not vectors.is_meta:  # there it would load a second of PyTorch to draw nothing
+            nn.init.normal_(vectors)
+        embed_tokens = nn.Embedding.from_pretrained(vectors, freeze=False)
         blocks = [Block(config, layer) for layer in range(config.num_hidden_layers)]
         norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.model = nn.ModuleDict(

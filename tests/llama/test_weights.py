@@ -3,13 +3,16 @@ folder.
 """
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from llama import UserError, load_model, save_model
+from llama import Decoder, ModelConfig, UserError, load_model, save_model
 from tests.tiny import save_transformers_model, tiny_transformers_model
 
 INPUT_IDS = torch.arange(40)[None]
@@ -217,3 +220,20 @@ def test_index_without_map(index, checkpoint):
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="no weight_map"):
         load_model(checkpoint)
+
+
+@pytest.mark.slow
+def test_loading_does_not_load_the_compiler(checkpoint):
+    """Drawing random numbers on the meta device does: three seconds of every script's start."""
+    lines = f"import sys; from llama import load_model; load_model({str(checkpoint)!r})"
+    command = [sys.executable, "-c", f"{lines}; print('torch._dynamo' in sys.modules)"]
+    root = Path(__file__).parents[2]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert result.stdout == "False\n", result.stderr
+
+
+def test_a_new_model_has_random_weights(checkpoint):
+    config = ModelConfig.load(checkpoint)
+    torch.manual_seed(0)
+    embedding = Decoder(config).embedding
+    assert embedding.requires_grad and 0.9 < embedding.std() < 1.1
