@@ -24,7 +24,7 @@ from llama.attention import (
 )
 
 LOG_SUM_ALIGNMENT = 32  # memory-efficient attention pads its log sums to a multiple of this
-KERNELS_KEPT = 128  # of oneDNN's, each for one shape
+KERNELS_KEPT = 32  # of oneDNN's, each for one shape: those of two or three passes
 TUNED_ROWS = 64  # oneDNN's layout is chosen for about so many rows of x; any number is exact
 
 
