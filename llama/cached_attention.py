@@ -28,8 +28,8 @@ from llama.private_ops import flash_attention
 FEW_QUERIES = 16
 # From so many scores a head on, oneDNN's products beat it where all queries see the same keys.
 MANY_SCORES = 2**16
-# Sequences attended together are computed to the longest of them: few enough to differ little.
-SEQUENCES_PER_PART = 16
+# Sequences attended together are computed to the longest of them, masked values aside.
+SEQUENCES_PER_PART = 32
 
 
 class PrefixAttention:
