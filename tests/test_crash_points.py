@@ -128,9 +128,10 @@ def test_killed_at_any_change_it_goes_on_to_the_same_results(case):
         shutil.rmtree(run)
         shutil.copytree(before, run)
         status, _ = run_until(target, run, *command)
-        assert status == KILLED
         script, argv = command
         resumed, _ = run_until(0, run, script, [word for word in argv if word != "--no-resume"])
-        if resumed != 0 or results(run) != expected:
+        recovered = (status, resumed) == (KILLED, 0) and results(run) == expected
+        if not recovered:
             failed.append(target)
+        print(f"{script}, point {target} of {points}: {'recovers' if recovered else 'FAILS'}")
     assert not failed, f"of {points} points, these do not recover: {failed}"
