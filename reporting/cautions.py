@@ -111,13 +111,6 @@ def _judging_cautions(run: Run) -> Iterator[str]:
                     f"{judgement.total} of {len(answers.records)} {task.title} answers are judged "
                     f"by {judge_title(judgement.judge)}."
                 )
-        cut_off = [answer for answer in answers.records if answer.cut_off] if answers else []
-        if answers and judgements and len(cut_off) > MANY_CUT_OFF * len(answers.records):
-            share = len(cut_off) / len(answers.records)
-            yield (
-                f"{100 * share:.0f} % of its {task.title} answers are cut off: what they would "
-                "have said is not known, and a verdict on a truncated answer is not defined."
-            )
 
 
 def _adapter_cautions(run: Run) -> Iterator[str]:
@@ -169,6 +162,8 @@ def _task_differences(run: Run) -> Iterator[str]:
 def _cautions_on_all(runs: Sequence[Run]) -> Iterator[str]:
     scores = headline_scores(runs)
     yield from _over_refusal_cautions(runs)
+    for task in tasks_of_kind("safety"):
+        yield from _cut_off_cautions(runs, task)
     yield from _size_cautions(runs, scores)
     for task in TASKS.values():
         yield from _prompt_cautions(runs, task)
@@ -177,6 +172,23 @@ def _cautions_on_all(runs: Sequence[Run]) -> Iterator[str]:
             yield from _judge_cautions(runs, task, judge)
     yield from _seed_cautions(runs)
     yield from _version_cautions(runs)
+
+
+def _cut_off_cautions(runs: Sequence[Run], task: Task) -> Iterator[str]:
+    """Judged answers of which many are cut off, once for all runs, each with its share."""
+    shares: list[str] = []
+    for run in runs:
+        answers = run.answers.get(task.name)
+        if answers is None or not run.judgements.get(task.name):
+            continue
+        cut_off = [answer for answer in answers.records if answer.cut_off]
+        if len(cut_off) > MANY_CUT_OFF * len(answers.records):
+            shares.append(f"{run.name} {100 * len(cut_off) / len(answers.records):.0f} %")
+    if shares:
+        yield (
+            f"{task.title} answers are cut off, of {', '.join(shares)}: what they would have said "
+            "is not known, and a verdict on a truncated answer is not defined."
+        )
 
 
 def _over_refusal_cautions(runs: Sequence[Run]) -> Iterator[str]:

@@ -70,8 +70,10 @@ def test_report_prints_and_writes_everything(base, tuned, no_plots, capsys):
     assert safe[5].startswith("-33.3 [-") and safe[6:9] == ["2", "0", "0.500"]
     for text in ("75.0 [40.9, 92.9]", "tuned/adapter", "not an AILuminate grade", "3.0 GB"):
         assert text in printed and text in markdown
-    for text in ("Over-refusal was not measured in base, tuned", "GSM8K accuracy 25.0 → 75.0 %"):
-        assert text in printed and text in markdown and text in page
+    text = "Over-refusal was not measured in base, tuned"
+    assert text in printed and text in markdown and text in page
+    text = "GSM8K accuracy 25.0 → 75.0 %"
+    assert text in printed and text in markdown and "25.0 → 75.0 %" in page
     assert markdown.index("## Conclusion") < markdown.index("## Note") < markdown.index("| run |")
     assert "75.0 %" in page and "40.9 to 92.9" in page and "judged by Qwen3Guard-4B" in page
 

@@ -58,7 +58,17 @@ def test_answers_cut_off_above_a_tenth_are_told(tmp_path, harmless):
     assert cautions(tmp_path / "base") == []
     write_ailuminate(tmp_path / "base", "s" * MANY, cut_off=24)
     (said,) = cautions(tmp_path / "base")
-    assert said.startswith("base: 20 % of its AILuminate answers are cut off")
+    assert said.startswith("AILuminate answers are cut off, of base 20 %:")
+    write_whole(tmp_path / "tuned")
+    write_ailuminate(tmp_path / "tuned", "s" * MANY, cut_off=60)
+    said = cautions(tmp_path / "base", tmp_path / "tuned")
+    assert (
+        sum(
+            text.startswith("AILuminate answers are cut off, of base 20 %, tuned 50 %:")
+            for text in said
+        )
+        == 1
+    )
 
 
 def test_few_own_answers_are_told(tmp_path, harmless):
