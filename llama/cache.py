@@ -45,15 +45,16 @@ class KVCache:
         self.prefix_values = _zeros(prefix, dtype, device)
         self.slots, self.capacity, self.prefix_length = slots, capacity, prefix_length
         self.groups = config.num_attention_heads // kv_heads  # G
+        # Of a layer's keys and values, seen as [S * K * C, D]: the first row of each slot and head.
+        heads = torch.arange(slots * kv_heads, device=device).view(slots, kv_heads)
+        self.first_rows = heads * capacity  # [S, K] int64
 
     def places(self, slots: Tensor, offsets: Tensor) -> Tensor:
         """The rows of a layer's keys and values, seen as [S * K * C, D], of tokens in slots.
 
         Two [...] int64 -> [..., K] int64.
         """
-        _, _, kv_heads, capacity, _ = self.keys.shape
-        heads = torch.arange(kv_heads, device=slots.device)
-        return (slots[..., None] * kv_heads + heads) * capacity + offsets[..., None]
+        return self.first_rows[slots] + offsets[..., None]
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` tokens' keys and values of one slot to another."""

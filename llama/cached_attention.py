@@ -214,7 +214,7 @@ class StaticStepAttention(StepAttention):
 
     def __init__(self, cache: KVCache, offsets: Tensor, longest: int) -> None:
         self.cache, self.offsets, self.longest = cache, offsets, longest
-        self.places = cache.places(torch.arange(cache.slots, device=offsets.device), offsets)
+        self.places = cache.first_rows + offsets[:, None]  # [S, K]
         self.positions = offsets + cache.prefix_length
         self.bias: Tensor | None = None  # the same in every layer
 

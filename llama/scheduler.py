@@ -63,7 +63,8 @@ class Scheduler:
 
         `running` are the sequences by slot, None for a free one. `stored` are those whose keys and
         values the slots of `cache` hold. Both they and the cache then count as holding what the
-        pass computes. With `prefill_apart`, a pass reads prompts or decodes, never both.
+        pass computes. With `prefill_apart`, a pass decodes or reads prompts, up to PREFILL_PASS
+        tokens of them and each as a whole if it is no longer than that.
         """
         drafts = self._draft_tokens(running) if self.drafting else {}
         lengths = self._lengths(running, stored, cache)

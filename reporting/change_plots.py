@@ -25,7 +25,7 @@ CHANGES_CAPTION = (
     "95 % intervals for pairs; an interval that crosses the line is no change that these show."
 )
 ROW_HEIGHT, MARGINS = 0.42, 1.1  # inches
-SPREAD = 0.24  # between the marks of one row, in rows
+SPREAD = 0.24  # between the marks of one row, in rows; less where they are many
 
 
 def changes_png(
@@ -37,12 +37,13 @@ def changes_png(
         return None
     scores = list(dict.fromkeys(pair.score for pair in pairs))
     shown = sorted({pair.run for pair in pairs})
+    spread = min(SPREAD, 0.8 / len(scores))
     with style(dark):
         figure, (axes,) = make_figure(panels=1)
         figure.set_figheight(MARGINS + ROW_HEIGHT * len(shown))
         for place, score in enumerate(scores):
             own = [pair for pair in pairs if pair.score == score]
-            offset = SPREAD * ((len(scores) - 1) / 2 - place)
+            offset = spread * ((len(scores) - 1) / 2 - place)
             rows = [offset - shown.index(pair.run) for pair in own]
             _draw_changes(axes, own, rows, place, column_title(score, scores))
         axes.axvline(0, color=GREY, linewidth=1)

@@ -23,8 +23,8 @@ BOUNDS = {
     "training float32 prefix 0": (130, 2188),
     "training float32 prefix 40": (130, 2188),
     "training float32 prefix 430": (290, 4782),
-    "graph step prefix 0": (32, 544),
-    "graph step prefix 700": (38, 640),
+    "graph step prefix 0": (32, 539),
+    "graph step prefix 700": (38, 635),
 }
 
 pytestmark = [
