@@ -13,8 +13,9 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from data.task import Task
 from llama.config import ModelConfig
 from llama.fingerprint import model_fingerprint
 from llama.hub import resolve
+from llama.model import Decoder
 from llama.tokenizer import load_tokenizer
 from llama.weights import load_model
 from lora import adapter_fingerprint, load_adapter, set_lora_scale
@@ -175,21 +177,35 @@ def build_examples(answered: Answered, device: torch.device) -> list[Example]:
     return examples
 
 
-def measure_task(answered: Answered, device: torch.device) -> list[Record]:
-    """A record for each answer: its id, the mean divergence along it, its tokens."""
+def load_tuned(
+    model: str,
+    dtype: str,
+    quantize: str | None,
+    adapter: str,
+    scale: float,
+    device: torch.device,
+) -> Decoder:
+    """The model with the adapter at `scale` that answers were given with."""
+    tuned = load_model(model, dtype=dtype, device=device, quantize=quantize)
+    load_adapter(tuned, adapter)
+    set_lora_scale(tuned, scale)
+    return tuned
+
+
+def measure_task(
+    answered: Answered, device: torch.device, load: Callable[..., Decoder]
+) -> list[Record]:
+    """A record for each answer: its id, the mean divergence along it, its tokens.
+
+    `load` is `load_tuned`.
+    """
     adapter, settings = find_adapter(answered), answered.summary["settings"]
     means = [0.0] * len(answered.answers)
     if adapter is not None:
         examples = build_examples(answered, device)
-        model = load_model(
-            settings["model"],
-            dtype=settings["dtype"],
-            device=device,
-            quantize=settings.get("quantize"),
-        )
-        load_adapter(model, adapter)
-        where = str(answered.summary_path)
-        set_lora_scale(model, checked_field(settings, "adapter_scale", float, where))
+        scale = checked_field(settings, "adapter_scale", float, str(answered.summary_path))
+        quantize = settings.get("quantize")
+        model = load(settings["model"], settings["dtype"], quantize, adapter, scale, device)
         with packed_weights(model):
             names = [answer["id"] for answer in answered.answers]
             means = mean_divergences(model, examples, names)
@@ -225,8 +241,9 @@ def measure(settings: DivergenceSettings) -> None:
     keep_freed_memory()
     device, begin = resolve_device(settings.device), time.perf_counter()
     records = []
+    load = lru_cache(maxsize=1)(load_tuned)  # mostly one model has answered all tasks
     for answered in every:
-        records += measure_task(answered, device)
+        records += measure_task(answered, device, load)
     rewrite_records(run / "kl.jsonl", records)
     summary = {"task": "kl", "finished": True, "settings": belongs_to}
     for task in tasks:

@@ -38,8 +38,13 @@ def tuned(chat_checkpoint, tmp_path_factory):
     return run
 
 
-def test_the_divergence_is_along_the_runs_own_answers(tuned, chat_checkpoint, capsys):
+def test_the_divergence_is_along_the_runs_own_answers(tuned, chat_checkpoint, capsys, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(
+        divergence, "load_model", lambda *args, **named: loaded.append(args) or load_model(*args)
+    )
     assert divergence.main(["--run", str(tuned), "--device", "cpu"]) == 0
+    assert len(loaded) == 1  # and not once for each task
     records = {record["id"]: record for record in read_jsonl(tuned / "kl.jsonl")}
     summary = read_json(tuned / "kl.summary.json")
     model, tokenizer = load_model(chat_checkpoint), load_tokenizer(chat_checkpoint)
