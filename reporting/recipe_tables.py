@@ -1,10 +1,9 @@
 """Tables of recipes beside their rows: repeated trainings, and the sources of settings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 
 from reporting.load_runs import Run
-from reporting.rates import Rate
 from reporting.scores import column_title, headline_scores
 from reporting.tables import EMPTY, Table, make_table
 
@@ -16,8 +15,9 @@ SOURCES = {
 }
 ABOUT_TRAININGS = (
     "Mean and standard deviation, in percent, over trainings that differ in their seeds alone, and "
-    "how many there are. A difference between two runs that is no larger than this is none between "
-    "their methods; the intervals elsewhere are of the sampled questions alone."
+    "how many there are, on the prompts that all of them answered. A difference between two runs "
+    "that is no larger than this is none between their methods; the intervals elsewhere are of the "
+    "sampled questions alone."
 )
 ABOUT_SOURCES = (
     "The original is known from a table of results and from notebooks as they were at the end. "
@@ -44,11 +44,16 @@ def _training_number(run: Run) -> int:
     return run.recipe.training if run.recipe else 0
 
 
-def describe_spread(rates: Sequence[Rate | None]) -> str:
-    """`42.9 +- 0.8 (3)`; '-' for fewer than two trainings."""
-    shares = [100 * rate.rate for rate in rates if rate is not None]
-    if len(shares) < 2:
+def describe_spread(trainings: Sequence[Mapping[str, bool]]) -> str:
+    """`42.9 +- 0.8 (3)`: what counts of the prompts that all trainings answered, by id.
+
+    '-' for fewer than two trainings.
+    """
+    answered = [counted for counted in trainings if counted]
+    common = set.intersection(*map(set, answered)) if answered else set()
+    if len(answered) < 2 or not common:
         return EMPTY
+    shares = [100 * mean(counted[name] for name in common) for counted in answered]
     return f"{mean(shares):.1f} +- {stdev(shares):.1f} ({len(shares)})"
 
 
@@ -59,7 +64,8 @@ def trainings_table(runs: Sequence[Run]) -> Table | None:
     for first, indices in repeated_trainings(runs).items():
         cells = []
         for score in scores:
-            cells.append(describe_spread([score.rate(runs[index]) for index in indices]))
+            finished = [runs[index] for index in indices if score.rate(runs[index])]
+            cells.append(describe_spread([score.counted(run) for run in finished]))
         rows.append((first, [runs[first].name, *cells]))
     header = ["run", *(column_title(score, scores) for score in scores)]
     return make_table("Between trainings", header, rows, ABOUT_TRAININGS)

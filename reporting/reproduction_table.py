@@ -3,7 +3,7 @@
 Beside them, what self-instruct wrote for a run, and how far a run has moved from its base.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.registry import TASKS
@@ -18,12 +18,12 @@ from reporting.recipe_tables import (
     trainings_table,
 )
 from reporting.run_parts import Answers, Judgement
-from reporting.scores import all_scores, lacks_over_refusal
+from reporting.scores import Score, all_scores, lacks_over_refusal
 from reporting.side_files import Mean, Recipe, SelfInstruct
 from reporting.tables import EMPTY, Table, make_table, number, percent_interval
+from reporting.yardstick import best_untouched, right_answers
 
 SKILL = "gsm8k"
-READINGS = ("number", "homework", "flexible")
 SECTION = "Rows of the experiment"
 
 
@@ -83,7 +83,8 @@ ABOUT_ROWS = (
     "Its shots were drawn from all training questions, the own one included; its examples were "
     "grouped by length.\n"
     "Meta publishes {meta} for the untouched Llama-3.2-1B-Instruct with 8 shots of its own prompt, "
-    "on all 1,319 test questions. +-: standard deviation between trainings with other seeds."
+    "on all 1,319 test questions. +-: mean and standard deviation of trainings with other seeds, "
+    "on the prompts that all of them answered."
 )
 ABOUT_SELF_INSTRUCT = (
     "What the training file holds, and how likely the model that wrote it finds its own answers "
@@ -121,30 +122,17 @@ def _rows_table(runs: Sequence[Run]) -> Table | None:
         cells = [run.name, run.recipe.title]
         for figure in ORIGINAL_FIGURES:
             share, total = _ours(run, figure)
-            spread = describe_spread([_rate(runs[i], figure) for i in repeated.get(index, ())])
+            spread = describe_spread([_counted(runs[i], figure) for i in repeated.get(index, ())])
             cells += [_original(run.recipe, figure), share, spread, total]
         cells.append(NOT_MEASURED if lacks_over_refusal(run, scores) else _share(run, OVER_REFUSAL))
         cells += [_share(run, figure) for figure in OUR_FIGURES]
         rows.append((index, [*cells, describe_judges(run)]))
     meta = percent_interval(make_rate(round(META_ACCURACY / 100 * META_QUESTIONS), META_QUESTIONS))
-    note = "\n".join([ABOUT_ROWS.format(meta=meta), *_best_untouched(runs)])
+    note = ABOUT_ROWS.format(meta=meta)
+    if best := best_untouched(runs, SKILL):
+        note += f"\nThe untouched model at its best here: {best.describe(runs)}. A gain is one "
+        note += "beyond that."
     return make_table(SECTION, [*header, "judged by"], rows, note, SECTION)
-
-
-def _best_untouched(runs: Sequence[Run]) -> Iterator[str]:
-    """The best accuracy of an untouched model in the report, by whichever reading is kindest."""
-    found: list[tuple[float, str]] = []
-    for run in runs:
-        part = run.answers.get(SKILL)
-        if part is None or not part.finished or part.settings.get("adapter") is not None:
-            continue
-        for reading in READINGS:
-            rate = part.rates.get(("accuracy", reading))
-            if rate is not None:
-                text = f"{percent_interval(rate)} ({run.name}, read as {reading})"
-                found.append((rate.rate, text))
-    if found:
-        yield f"The untouched model at its best here: {max(found)[1]}. A gain is one beyond that."
 
 
 def _original(recipe: Recipe, figure: OriginalFigure) -> str:
@@ -163,6 +151,17 @@ def _part(run: Run, figure: Figure) -> Answers | Judgement | None:
 def _rate(run: Run, figure: Figure) -> Rate | None:
     part = _part(run, figure)
     return part.rates.get(figure.path) if part and part.finished else None
+
+
+def _counted(run: Run, figure: Figure) -> dict[str, bool]:
+    """By id, whether the answer counts for the figure."""
+    part = _part(run, figure)
+    if part is None or not part.finished:
+        return {}
+    if isinstance(part, Answers):
+        return right_answers(part, reading=figure.path[-1])
+    paths = [measure.path for measure in part.task.measures]
+    return Score(part.task, paths.index(figure.path), figure.judge).counted(run)
 
 
 def _share(run: Run, figure: Figure) -> str:

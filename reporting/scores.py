@@ -63,8 +63,8 @@ class Score:
         part = self.part(run)
         return part.rates.get(self.measure.path) if part else None
 
-    def outcomes(self, run: Run) -> dict[str, bool]:
-        """By id, whether the answer has the better outcome; without those that it says nothing
+    def counted(self, run: Run) -> dict[str, bool]:
+        """By id, whether the answer counts for the measure; without those that it says nothing
         of.
         """
         part = self.part(run)
@@ -72,8 +72,15 @@ class Score:
         for record in part.records if part else ():
             counts = record.outcomes[self.index]
             if counts is not None:
-                found[record_id(record)] = counts != self.measure.lower_is_better
+                found[record_id(record)] = counts
         return found
+
+    def outcomes(self, run: Run) -> dict[str, bool]:
+        """By id, whether the answer has the better outcome; without those that it says nothing
+        of.
+        """
+        lower_is_better = self.measure.lower_is_better
+        return {name: counts != lower_is_better for name, counts in self.counted(run).items()}
 
     def silent_on(self, run: Run) -> set[str]:
         """The ids of which the measure says nothing, though they are answered or judged."""

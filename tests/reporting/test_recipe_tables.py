@@ -41,6 +41,15 @@ def test_the_spread_between_trainings_stands_beside_the_sampling_interval(traini
     assert [r[rows.header.index("+-")] for r in rows.rows[:3]] == ["-", "-", "-"]
 
 
+def test_the_spread_is_that_of_the_prompts_which_all_trainings_answered(trainings):
+    write_gsm8k(trainings[3], "rrwwrrrr")  # the first training has answered four more, all right
+    runs = load_runs(trainings)
+    assert trainings_table(runs).rows == [("row", "75.0 +- 25.0 (3)")]
+    rows = row_tables(runs)[0]
+    row = dict(zip(rows.header, rows.rows[3], strict=True))
+    assert row["GSM8K, here"].startswith("75.0 [") and row["+-"] == "75.0 +- 25.0 (3)"
+
+
 def test_other_models_and_scales_are_no_repetitions(trainings):
     change_json(trainings[1] / "recipe.json", model="n")
     change_json(trainings[2] / "recipe.json", scale=0.5)
