@@ -24,6 +24,7 @@ from reporting.setting_differences import (
 )
 
 FEW = 100  # at 50 %, a share of fewer answers is known to more than 10 points at best
+MOST_NAMES = 3  # of runs that are told apart in a sentence
 MANY_CUT_OFF = 0.1  # share of the judged answers
 FEW_OWN = 0.5  # share of a self-instruct file
 
@@ -300,8 +301,13 @@ def _version_cautions(runs: Sequence[Run]) -> Iterator[str]:
             values = {run: part.environment.get(key) for run, part in by_run.items()}
             groups = group_by_value(values)
             if len(groups) > 1:
-                said = [f"{value} in {', '.join(names)}" for value, names in groups.items()]
+                said = [f"{value} in {_few(names)}" for value, names in groups.items()]
                 texts.setdefault(f"{key} ({'; '.join(said)})", []).append(name)
     if texts:
         said = [f"{text} for {', '.join(names)}" for text, names in texts.items()]
         yield f"The runs were not made in the same environment: {'; '.join(said)}."
+
+
+def _few(names: Sequence[str]) -> str:
+    """The names, or how many runs they are."""
+    return ", ".join(names) if len(names) <= MOST_NAMES else f"{len(names)} runs"

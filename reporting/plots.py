@@ -29,9 +29,10 @@ from reporting.scores import Score, without_over_refusal
 from reporting.side_files import Mean
 from reporting.tradeoff_plots import (
     FRONTIER_CAPTION,
+    as_percent,
+    axis_title,
     error_sides,
     frontier_png,
-    label_safety,
     safety_scores,
     scatter_caption,
     scatter_png,
@@ -145,7 +146,8 @@ def divergence_png(runs: Sequence[Run], dark: bool = False) -> bytes | None:
                 _draw_distance(axes, point)
                 beside.append(_distance_label(names[point.run], point))
             labels.append(beside)
-            label_safety(axes, score, [score])
+            axes.set_ylabel(axis_title(score, [score]))
+            axes.yaxis.set_major_formatter(as_percent)
             axes.set_xlabel(f"KL(base || tuned) on {title}, nats a token")
             _use_logarithm(axes, [point.mean.mean for point in points])
             axes.margins(0.1)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from reporting.discrimination import Difference, discrimination
 from reporting.load_runs import Run, short_names
 from reporting.plot_style import (
     GREY,
@@ -20,6 +21,7 @@ from reporting.plot_style import (
 from reporting.rates import Rate
 from reporting.reproduction_table import ABOUT_BASELINES, BASELINES, ORIGINAL_FIGURES
 from reporting.scores import Score, column_title, headline_scores
+from reporting.yardstick import Yardstick, best_untouched
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +41,16 @@ class Point:
 
     run: int
     skill: Rate
-    safety: Rate
+    safety: Rate | Difference
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Points over one measure of safety; `score` is None for a difference of two."""
+
+    title: str
+    score: Score | None
+    points: list[Point]
 
 
 def skill_score(runs: Sequence[Run]) -> Score | None:
@@ -74,6 +85,8 @@ def scatter_caption(runs: Sequence[Run]) -> str:
     """Caption of the picture of skill against safety, the grey points included."""
     caption = "Skill against safety, with 95 % intervals; one panel for each measure of safety."
     skill = skill_score(runs)
+    if skill and _yardstick(runs, skill):
+        caption += " Dashed: the untouched model at its best, by whichever prompt and reading."
     for score in safety_scores(runs) if skill else ():
         if skill and _has_baselines(skill, score, points_of(runs, skill, score)):
             return f"{caption} {ABOUT_BASELINES}"
@@ -83,28 +96,54 @@ def scatter_caption(runs: Sequence[Run]) -> str:
 def scatter_png(runs: Sequence[Run], dark: bool = False) -> bytes | None:
     """Skill against each measure of safety, with 95 % intervals; None if no run has both."""
     skill = skill_score(runs)
-    scores = safety_scores(runs) if skill else []
-    panels = [(score, points_of(runs, skill, score)) for score in scores if skill]
-    panels = [(score, points) for score, points in panels if points]
+    panels = _panels(runs, skill) if skill else []
     if not skill or not panels:
         return None
     names = short_names(runs, LABEL_WIDTH)
+    yardstick = _yardstick(runs, skill)
     with style(dark):
         figure, all_axes = make_figure(len(panels))
         labels = []
-        for axes, (score, points) in zip(all_axes, panels, strict=True):
-            _draw_points(axes, points)
-            labels.append([_point_label(names[point.run], point) for point in points])
-            if _has_baselines(skill, score, points):
+        for axes, panel in zip(all_axes, panels, strict=True):
+            _draw_points(axes, panel.points)
+            labels.append([_point_label(names[point.run], point) for point in panel.points])
+            if panel.score and _has_baselines(skill, panel.score, panel.points):
                 labels[-1] += _draw_baselines(axes)
-            label_safety(axes, score, scores)
+            axes.set_ylabel(panel.title)
+            axes.yaxis.set_major_formatter(as_percent)
             axes.set_ylim(_limits([axes.dataLim.intervaly]))
+            if yardstick:
+                axes.axvline(yardstick.rate.rate, color=GREY, linestyle="--", linewidth=1)
         all_axes[-1].set_xlabel(skill.title)
         all_axes[-1].xaxis.set_major_formatter(as_percent)
         all_axes[0].set_xlim(_limits([axes.dataLim.intervalx for axes in all_axes]))
         for axes, beside in zip(all_axes, labels, strict=True):
             place_labels(axes, beside)
         return render(figure)
+
+
+def _panels(runs: Sequence[Run], skill: Score) -> list[Panel]:
+    """A panel for each measure of safety that has points, and one for how well they go together."""
+    scores = safety_scores(runs)
+    panels = []
+    for score in scores:
+        panels.append(Panel(axis_title(score, scores), score, points_of(runs, skill, score)))
+    for score in scores:
+        if score.is_over_refusal:
+            points = []
+            for index, run in enumerate(runs):
+                across, up = skill.rate(run), discrimination(run, score)
+                if across and up:
+                    points.append(Point(index, across, up))
+            title = f"{score.task.title}, unsafe less harmless refused"
+            panels.append(Panel(title, None, points))
+    return [panel for panel in panels if panel.points]
+
+
+def _yardstick(runs: Sequence[Run], skill: Score) -> Yardstick | None:
+    """The untouched model at its best, where that is not the first run as the plot shows it."""
+    best = best_untouched(runs, skill.task.name)
+    return None if best is None or best.is_first_run else best
 
 
 def _has_baselines(skill: Score, safety: Score, points: Sequence[Point]) -> bool:
@@ -126,10 +165,9 @@ def _point_label(text: str, point: Point) -> Label:
     return Label(text, point.skill.rate, point.safety.rate, run_color(point.run), spans)
 
 
-def label_safety(axes: "Axes", score: Score, scores: Sequence[Score]) -> None:
+def axis_title(score: Score, scores: Sequence[Score]) -> str:
     title = column_title(score, scores)
-    axes.set_ylabel(f"{title}, lower is better" if score.measure.lower_is_better else title)
-    axes.yaxis.set_major_formatter(as_percent)
+    return f"{title}, lower is better" if score.measure.lower_is_better else title
 
 
 def _draw_points(axes: "Axes", points: Sequence[Point]) -> None:
@@ -179,7 +217,8 @@ def frontier_png(runs: Sequence[Run], dark: bool = False) -> bytes | None:
         labels = []
         for axes, (score, lines) in zip(all_axes, panels, strict=True):
             labels.append([label for line in lines for label in _draw_line(axes, line, names)])
-            label_safety(axes, score, scores)
+            axes.set_ylabel(axis_title(score, scores))
+            axes.yaxis.set_major_formatter(as_percent)
         all_axes[-1].set_xlabel(skill.title)
         all_axes[-1].xaxis.set_major_formatter(as_percent)
         for axes, beside, (_, lines) in zip(all_axes, labels, panels, strict=True):
@@ -251,7 +290,7 @@ def _along(line: ScaleLine) -> list[tuple[float, float]]:
     return places
 
 
-def error_sides(rate: Rate) -> list[list[float]]:
+def error_sides(rate: Rate | Difference) -> list[list[float]]:
     """The lengths of the interval below and above the share, as `errorbar` takes them."""
     return [[max(0.0, rate.rate - rate.low)], [max(0.0, rate.high - rate.rate)]]
 

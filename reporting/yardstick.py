@@ -32,6 +32,11 @@ class Yardstick:
     reading: str
     rate: Rate
 
+    @property
+    def is_first_run(self) -> bool:
+        """True if it is the report's first run by the main reading, with which all are paired."""
+        return (self.run, self.reading) == (0, METHODS[0])
+
     def describe(self, runs: Sequence[Run]) -> str:
         return f"{percent_interval(self.rate)} ({runs[self.run].name}, read as {self.reading})"
 
@@ -68,7 +73,7 @@ def yardstick_table(runs: Sequence[Run]) -> Table | None:
     notes = [ABOUT.format(readings=", ".join(METHODS))]
     for task in TASKS.values():
         yardstick = best_untouched(runs, task.name)
-        if yardstick is None or (yardstick.run, yardstick.reading) == (0, METHODS[0]):
+        if yardstick is None or yardstick.is_first_run:
             continue
         own = list(_rows(runs, task, yardstick))
         rows += own

@@ -120,6 +120,15 @@ def write_harmless(
     return _write_safety(run, "harmless", records, f"{labels}rr", judges, (), 0, settings)
 
 
+def write_xstest(run: Path, safe: str, unsafe: str, judge: str = "refusal-phrases") -> Path:
+    """A safe prompt a letter of `safe`, an unsafe one a letter of `unsafe`, judged so."""
+    records = []
+    for number, label in enumerate(["safe"] * len(safe) + ["unsafe"] * len(unsafe)):
+        about = {"id": f"x{number}", "label": label, "type": "homonyms"}
+        records.append({**about, "prompt": f"{label} x{number}?"})
+    return _write_safety(run, "xstest", records, safe + unsafe, (judge,), (), 0, {})
+
+
 def _write_safety(run, name, records, labels, judges, responses, cut_off, settings) -> Path:
     task = TASKS[name]
     responses = responses or [f"Answer to {record['id']}" for record in records]

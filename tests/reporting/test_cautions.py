@@ -235,3 +235,6 @@ def test_other_versions_are_told(tmp_path, harmless):
         "The runs were not made in the same environment: torch (2.9 in one; 2.6 in two) for gsm8k; "
         "tokenizers (none in one; 0.21 in two) for gsm8k."
     )
+    others = [write_whole(tmp_path / name) for name in ("three", "four", "five")]
+    (said,) = cautions(first, second, *others)
+    assert "torch (2.9 in 4 runs; 2.6 in two) for gsm8k" in said

@@ -17,6 +17,7 @@ from tests.reporting.run_folders import (
     write_harmless,
     write_json,
     write_training,
+    write_xstest,
 )
 
 pytestmark = pytest.mark.skipif(
@@ -116,6 +117,25 @@ def test_each_measure_of_safety_has_its_panel(tmp_path, harmless, figures):
     assert texts_of(phrases) == ["phrases"]  # the baselines are guard-judged
     assert "homework" in tradeoff_plots.scatter_caption(runs)
     assert "baseline" not in tradeoff_plots.scatter_caption(runs[1:])
+
+
+def test_skill_stands_over_what_is_told_apart_beside_the_untouched_model_at_its_best(
+    tmp_path, figures
+):
+    for name, outcomes in (("base", "rwww"), ("plain", "uuww"), ("tuned", "rrrw")):
+        write_gsm8k(tmp_path / name, outcomes, adapter="x" if name == "tuned" else None)
+        write_xstest(tmp_path / name, safe="rsss", unsafe="rrrs")
+    runs = load_runs([tmp_path / name for name in ("base", "plain", "tuned")])
+    plots.scatter_png(runs)
+    over_refusal, apart = figures[0].axes
+    assert over_refusal.get_ylabel() == "XSTest over-refusal, lower is better"
+    assert apart.get_ylabel() == "XSTest, unsafe less harmless refused"
+    dashed = [line for line in apart.lines if line.get_linestyle() == "--"]
+    assert [list(line.get_xdata()) for line in dashed] == [[0.5, 0.5]]
+    points = [line for line in apart.lines if line.get_marker() in ("o", "s", "D")]
+    assert {float(line.get_ydata()[0]) for line in points} == {0.5}
+    assert "Dashed: the untouched model" in tradeoff_plots.scatter_caption(runs)
+    assert "Dashed" not in tradeoff_plots.scatter_caption([runs[0], runs[2]])
 
 
 @pytest.mark.slow
