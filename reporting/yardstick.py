@@ -104,14 +104,16 @@ def _rows(
         lost = sum(right_before[name] and not right_after[name] for name in common)
         gained = sum(right_after[name] and not right_before[name] for name in common)
         total = len(common)
+        share_before = sum(right_before[name] for name in common) / total
+        share_after = sum(right_after[name] for name in common) / total
         yield (
             index,
             (
                 run.name,
                 task.title,
                 f"{total:,}",
-                f"{100 * sum(right_before[name] for name in common) / total:.1f}",
-                f"{100 * sum(right_after[name] for name in common) / total:.1f}",
+                f"{100 * share_before:.1f}",
+                f"{100 * share_after:.1f}",
                 format_points((gained - lost) / total, paired_interval(lost, gained, total)),
                 f"{lost}",
                 f"{gained}",
