@@ -33,7 +33,8 @@ from llama.weights import load_model
 from lora import load_adapter, set_lora_scale
 from lora.merged_checkpoint import merge_unless_lost
 
-CHUNK = 2048  # records whose prompts exist at one time
+CHUNK = 2048  # records whose prompts exist at one time, or more where many are in progress:
+CHUNK_ROUNDS = 8  # as many times those, since few are left at the end of every chunk
 LONGEST = 16  # prompts checked in advance of those beyond the first chunk
 
 
@@ -137,9 +138,16 @@ class AnsweringJob(ResumableJob):
             report_near_duplicates(settings, self.builder.selector, self.planned, path)
         if settings.show_prompt:
             return
-        self.first_prompts = self._prompts(self.to_do[:CHUNK])
-        longest_first = sorted(self.to_do[CHUNK:], key=lambda r: -len(r[self.task.prompt_field]))
+        self.first_prompts = self._prompts(self.to_do[: self.chunk])
+        longest_first = sorted(
+            self.to_do[self.chunk :], key=lambda r: -len(r[self.task.prompt_field])
+        )
         self._prompts(longest_first[:LONGEST])
+
+    @property
+    def chunk(self) -> int:
+        """The number of records whose prompts exist at one time."""
+        return max(CHUNK, CHUNK_ROUNDS * (self.asking.batch_size or 0))
 
     def _prompts(self, records: Sequence[Record]) -> list[list[int]]:
         return self.builder.prompts(records, self.answerer.config)
@@ -160,8 +168,8 @@ class AnsweringJob(ResumableJob):
         """Answer what is left to do, of several processes each its share, chunk by chunk."""
         about_own_share = len(self.to_do[rank() :: world_size()])
         with self.recording(about_own_share) as add:
-            for start in range(0, len(self.to_do), CHUNK):
-                records = self.to_do[start : start + CHUNK]
+            for start in range(0, len(self.to_do), self.chunk):
+                records = self.to_do[start : start + self.chunk]
                 prompts = self.first_prompts if start == 0 else self._prompts(records)
                 shares = shard_by_work(prompts, self.asking.max_new_tokens, world_size())
                 own = shares[rank()]

@@ -429,9 +429,13 @@ def test_prompts_are_built_as_they_are_needed(call, tmp_path, monkeypatch):
     monkeypatch.setattr(PromptBuilder, "prompts", count_built)
     monkeypatch.setattr(GSM8K, "answer", count_at_answer)
     monkeypatch.setattr(answering_job, "CHUNK", 2)
+    monkeypatch.setattr(answering_job, "CHUNK_ROUNDS", 3)
     monkeypatch.setattr(answering_job, "LONGEST", 1)
     assert call("--task", "gsm8k", "--shots", "1") == 0
     assert built_at_answers == [3, 3, 5, 5, 7, 7, 8], "the longest is tried in advance"
+    built.clear(), built_at_answers.clear()
+    assert call("--task", "gsm8k", "--shots", "1", "--no-resume", "--batch-size", "1") == 0
+    assert built_at_answers == [4, 4, 4, 7, 7, 7, 8], "a chunk holds several rounds of a batch"
     files = [tmp_path / folder / "gsm8k.jsonl" for folder in ("whole", "run")]
     assert answers(files[0]) == answers(files[1])
 
