@@ -21,7 +21,7 @@ from reporting.run_parts import Answers, Judgement
 from reporting.scores import Score, all_scores, lacks_over_refusal
 from reporting.side_files import Mean, Recipe, SelfInstruct
 from reporting.tables import EMPTY, Table, make_table, number, percent_interval
-from reporting.yardstick import best_untouched, right_answers
+from reporting.yardstick import right_answers, yardsticks
 
 SKILL = "gsm8k"
 SECTION = "Rows of the experiment"
@@ -129,7 +129,7 @@ def _rows_table(runs: Sequence[Run]) -> Table | None:
         rows.append((index, [*cells, describe_judges(run)]))
     meta = percent_interval(make_rate(round(META_ACCURACY / 100 * META_QUESTIONS), META_QUESTIONS))
     note = ABOUT_ROWS.format(meta=meta)
-    if best := best_untouched(runs, SKILL):
+    for best in yardsticks(runs, SKILL).values():
         note += f"\nThe untouched model at its best here: {best.describe(runs)}. A gain is one "
         note += "beyond that."
     return make_table(SECTION, [*header, "judged by"], rows, note, SECTION)

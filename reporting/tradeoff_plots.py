@@ -21,7 +21,7 @@ from reporting.plot_style import (
 from reporting.rates import Rate
 from reporting.reproduction_table import ABOUT_BASELINES, BASELINES, ORIGINAL_FIGURES
 from reporting.scores import Score, column_title, headline_scores
-from reporting.yardstick import Yardstick, best_untouched
+from reporting.yardstick import Yardstick, model_of, yardsticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -141,9 +141,14 @@ def _panels(runs: Sequence[Run], skill: Score) -> list[Panel]:
 
 
 def _yardstick(runs: Sequence[Run], skill: Score) -> Yardstick | None:
-    """The untouched model at its best, where that is not the first run as the plot shows it."""
-    best = best_untouched(runs, skill.task.name)
-    return None if best is None or best.is_first_run else best
+    """The untouched model at its best, where that is not the first run as the plot shows it.
+
+    None as well where the runs are of several models.
+    """
+    parts = [run.answers[skill.task.name] for run in runs if skill.task.name in run.answers]
+    models = {model_of(part) for part in parts}
+    best = list(yardsticks(runs, skill.task.name).values())
+    return best[0] if best and len(models) == 1 and not best[0].is_first_run else None
 
 
 def _has_baselines(skill: Score, safety: Score, points: Sequence[Point]) -> bool:

@@ -41,18 +41,24 @@ class Yardstick:
         return f"{percent_interval(self.rate)} ({runs[self.run].name}, read as {self.reading})"
 
 
-def best_untouched(runs: Sequence[Run], task: str) -> Yardstick | None:
-    """The yardstick of a task with a numeric answer; None if no untouched model has answered it."""
-    found: list[Yardstick] = []
+def yardsticks(runs: Sequence[Run], task: str) -> dict[str, Yardstick]:
+    """The best of each untouched model on a task with a numeric answer, by the model."""
+    best: dict[str, Yardstick] = {}
     for index, run in enumerate(runs):
         part = run.answers.get(task)
         if part is None or not part.finished or part.settings.get("adapter") is not None:
             continue
+        model = model_of(part)
         for reading in METHODS:
             rate = part.rates.get(("accuracy", reading))
-            if rate is not None:
-                found.append(Yardstick(index, reading, rate))
-    return max(found, key=lambda yardstick: yardstick.rate.rate, default=None)
+            if rate is not None and (model not in best or rate.rate > best[model].rate.rate):
+                best[model] = Yardstick(index, reading, rate)
+    return best
+
+
+def model_of(part: Answers) -> str:
+    """What names the untouched model: its fingerprint, wherever it lies."""
+    return str(part.settings.get("model_fingerprint") or part.settings.get("model"))
 
 
 def right_answers(part: Answers, reading: str) -> dict[str, bool]:
@@ -72,20 +78,18 @@ def yardstick_table(runs: Sequence[Run]) -> Table | None:
     rows: list[tuple[int, tuple[str, ...]]] = []
     notes = [ABOUT.format(readings=", ".join(METHODS))]
     for task in TASKS.values():
-        yardstick = best_untouched(runs, task.name)
-        if yardstick is None or yardstick.is_first_run:
-            continue
-        own = list(_rows(runs, task, yardstick))
-        rows += own
-        if own:
-            notes.append(f"{task.title}: {yardstick.describe(runs)}.")
+        for model, yardstick in yardsticks(runs, task.name).items():
+            own = [] if yardstick.is_first_run else list(_rows(runs, task, model, yardstick))
+            rows += own
+            if own:
+                notes.append(f"{task.title}: {yardstick.describe(runs)}.")
     header = "run|task|n|untouched|this run|points|lost|gained|p".split("|")
     title = "Against the untouched model at its best"
     return make_table(title, header, rows, "\n".join(notes), SECTION)
 
 
 def _rows(
-    runs: Sequence[Run], task: Task, yardstick: Yardstick
+    runs: Sequence[Run], task: Task, model: str, yardstick: Yardstick
 ) -> Iterator[tuple[int, tuple[str, ...]]]:
     before = runs[yardstick.run].answers[task.name]
     right_before = right_answers(before, yardstick.reading)
@@ -93,6 +97,8 @@ def _rows(
     for index, run in enumerate(runs):
         after = run.answers.get(task.name)
         if after is None or not after.finished or after.settings.get("adapter") is None:
+            continue
+        if model_of(after) != model:
             continue
         right_after = right_answers(after, METHODS[0])
         common = []

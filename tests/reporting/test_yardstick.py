@@ -3,7 +3,7 @@
 from reporting.comparison import compare_runs
 from reporting.load_runs import load_runs
 from reporting.report_tables import all_tables
-from reporting.yardstick import best_untouched, yardstick_table
+from reporting.yardstick import yardstick_table, yardsticks
 from tests.reporting.run_folders import write_gsm8k
 
 
@@ -18,7 +18,7 @@ def write_runs(folder, **outcomes):
 
 def test_the_kindest_run_and_reading_is_what_tuned_runs_are_paired_with(tmp_path):
     runs = write_runs(tmp_path, base="rwww", plain="uuww", bt="rwrr", ct="wwrr")
-    best = best_untouched(runs, "gsm8k")
+    (best,) = yardsticks(runs, "gsm8k").values()
     assert (best.run, best.reading, best.rate.count) == (1, "flexible", 2)
     table = yardstick_table(runs)
     assert table.rows[0][:5] == ("bt", "GSM8K", "4", "50.0", "75.0")
@@ -36,3 +36,15 @@ def test_only_questions_that_both_answered_count(tmp_path):
 def test_there_is_no_second_table_of_what_the_paired_comparison_shows(tmp_path):
     assert yardstick_table(write_runs(tmp_path, base="rrww", plain="uwww", bt="rrrr")) is None
     assert yardstick_table(write_runs(tmp_path / "tuned", bt="rr")) is None
+
+
+def test_each_model_has_a_yardstick_of_its_own(tmp_path):
+    for name, outcomes, model in (("a", "uuuu", "m/A"), ("b", "uwww", "m/B")):
+        write_gsm8k(tmp_path / name, outcomes, model=model)
+        write_gsm8k(tmp_path / f"{name}t", "rrww", model=model, adapter="x")
+    table = yardstick_table(load_runs([tmp_path / name for name in ("a", "at", "b", "bt")]))
+    assert [(row[0], row[3], row[4]) for row in table.rows] == [
+        ("at", "100.0", "50.0"),
+        ("bt", "25.0", "50.0"),
+    ]
+    assert table.note.count("read as flexible") == 2
