@@ -57,7 +57,7 @@ def yardsticks(runs: Sequence[Run], task: str) -> dict[str, Yardstick]:
 
 
 def model_of(part: Answers) -> str:
-    """What names the untouched model: its fingerprint, wherever it lies."""
+    """The fingerprint of the untouched model, or its name where there is none."""
     return str(part.settings.get("model_fingerprint") or part.settings.get("model"))
 
 
