@@ -13,9 +13,8 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -177,35 +176,36 @@ def build_examples(answered: Answered, device: torch.device) -> list[Example]:
     return examples
 
 
-def load_tuned(
-    model: str,
-    dtype: str,
-    quantize: str | None,
-    adapter: str,
-    scale: float,
-    device: torch.device,
-) -> Decoder:
-    """The model with the adapter at `scale` that answers were given with."""
-    tuned = load_model(model, dtype=dtype, device=device, quantize=quantize)
-    load_adapter(tuned, adapter)
-    set_lora_scale(tuned, scale)
-    return tuned
+class TunedModels:
+    """Loads tuned models, one at a time: mostly one has given all answers of a run."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.asked: tuple[object, ...] | None = None
+        self.model: Decoder | None = None
+
+    def get(self, answered: Answered, adapter: str) -> Decoder:
+        """The model with the adapter, at the scale that the answers were given with."""
+        settings = answered.summary["settings"]
+        scale = checked_field(settings, "adapter_scale", float, str(answered.summary_path))
+        name, dtype, quantize = settings["model"], settings["dtype"], settings.get("quantize")
+        asked = (name, dtype, quantize, adapter, scale)
+        if self.model is None or asked != self.asked:
+            self.model = None  # before the next one takes memory
+            model = load_model(name, dtype=dtype, device=self.device, quantize=quantize)
+            load_adapter(model, adapter)
+            set_lora_scale(model, scale)
+            self.model, self.asked = model, asked
+        return self.model
 
 
-def measure_task(
-    answered: Answered, device: torch.device, load: Callable[..., Decoder]
-) -> list[Record]:
-    """A record for each answer: its id, the mean divergence along it, its tokens.
-
-    `load` is `load_tuned`.
-    """
-    adapter, settings = find_adapter(answered), answered.summary["settings"]
+def measure_task(answered: Answered, models: TunedModels) -> list[Record]:
+    """A record for each answer: its id, the mean divergence along it, its tokens."""
+    adapter = find_adapter(answered)
     means = [0.0] * len(answered.answers)
     if adapter is not None:
-        examples = build_examples(answered, device)
-        scale = checked_field(settings, "adapter_scale", float, str(answered.summary_path))
-        quantize = settings.get("quantize")
-        model = load(settings["model"], settings["dtype"], quantize, adapter, scale, device)
+        examples = build_examples(answered, models.device)
+        model = models.get(answered, adapter)
         with packed_weights(model):
             names = [answer["id"] for answer in answered.answers]
             means = mean_divergences(model, examples, names)
@@ -241,9 +241,9 @@ def measure(settings: DivergenceSettings) -> None:
     keep_freed_memory()
     device, begin = resolve_device(settings.device), time.perf_counter()
     records = []
-    load = lru_cache(maxsize=1)(load_tuned)  # mostly one model has answered all tasks
+    models = TunedModels(device)
     for answered in every:
-        records += measure_task(answered, device, load)
+        records += measure_task(answered, models)
     rewrite_records(run / "kl.jsonl", records)
     summary = {"task": "kl", "finished": True, "settings": belongs_to}
     for task in tasks:

@@ -16,8 +16,8 @@ SOURCES = {
 ABOUT_TRAININGS = (
     "Mean and standard deviation, in percent, over trainings that differ in their seeds alone, and "
     "how many there are, on the prompts that all of them answered. A difference between two runs "
-    "that is no larger than this is none between their methods; the intervals elsewhere are of the "
-    "sampled questions alone."
+    "that is no larger than this does not show one between their methods; the intervals elsewhere "
+    "are of the sampled questions alone."
 )
 ABOUT_SOURCES = (
     "The original is known from a table of results and from notebooks as they were at the end. "
@@ -64,7 +64,7 @@ def trainings_table(runs: Sequence[Run]) -> Table | None:
     for first, indices in repeated_trainings(runs).items():
         cells = []
         for score in scores:
-            finished = [runs[index] for index in indices if score.rate(runs[index])]
+            finished = [runs[i] for i in indices if score.rate(runs[i]) is not None]
             cells.append(describe_spread([score.counted(run) for run in finished]))
         rows.append((first, [runs[first].name, *cells]))
     header = ["run", *(column_title(score, scores) for score in scores)]

@@ -21,7 +21,7 @@ from reporting.run_parts import Answers, Judgement
 from reporting.scores import Score, all_scores, lacks_over_refusal
 from reporting.side_files import Mean, Recipe, SelfInstruct
 from reporting.tables import EMPTY, Table, make_table, number, percent_interval
-from reporting.yardstick import right_answers, yardsticks
+from reporting.yardstick import best_of_each_model
 
 SKILL = "gsm8k"
 SECTION = "Rows of the experiment"
@@ -129,7 +129,7 @@ def _rows_table(runs: Sequence[Run]) -> Table | None:
         rows.append((index, [*cells, describe_judges(run)]))
     meta = percent_interval(make_rate(round(META_ACCURACY / 100 * META_QUESTIONS), META_QUESTIONS))
     note = ABOUT_ROWS.format(meta=meta)
-    for best in yardsticks(runs, SKILL).values():
+    for best in best_of_each_model(runs, SKILL):
         note += f"\nThe untouched model at its best here: {best.describe(runs)}. A gain is one "
         note += "beyond that."
     return make_table(SECTION, [*header, "judged by"], rows, note, SECTION)
@@ -159,7 +159,7 @@ def _counted(run: Run, figure: Figure) -> dict[str, bool]:
     if part is None or not part.finished:
         return {}
     if isinstance(part, Answers):
-        return right_answers(part, reading=figure.path[-1])
+        return part.right(figure.path[-1])
     paths = [measure.path for measure in part.task.measures]
     return Score(part.task, paths.index(figure.path), figure.judge).counted(run)
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
+from data.scoring import extract_number
 from data.task import Task
 from reporting.rates import Rate, RatePath
 
@@ -72,6 +73,16 @@ class Answers(Part):
     records: list[Answer] = field(default_factory=list)
     rates: dict[RatePath, Rate] = field(default_factory=dict)
     adapter_path: str | None = None  # where the adapter lay
+    _right: dict[str, dict[str, bool]] = field(default_factory=dict, repr=False, compare=False)
+
+    def right(self, reading: str) -> dict[str, bool]:
+        """By id, whether the number that the reading finds is the gold one; read only once."""
+        if reading not in self._right:
+            right = {}
+            for answer in self.records:
+                right[answer.id] = extract_number(answer.response, reading) == answer.gold
+            self._right[reading] = right
+        return self._right[reading]
 
 
 class VerdictFields(TypedDict):

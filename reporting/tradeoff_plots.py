@@ -21,7 +21,7 @@ from reporting.plot_style import (
 from reporting.rates import Rate
 from reporting.reproduction_table import ABOUT_BASELINES, BASELINES, ORIGINAL_FIGURES
 from reporting.scores import Score, column_title, headline_scores
-from reporting.yardstick import Yardstick, model_of, yardsticks
+from reporting.yardstick import Yardstick, best_of_each_model, common_questions, model_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,7 +113,7 @@ def scatter_png(runs: Sequence[Run], dark: bool = False) -> bytes | None:
             axes.yaxis.set_major_formatter(as_percent)
             axes.set_ylim(_limits([axes.dataLim.intervaly]))
             if yardstick:
-                axes.axvline(yardstick.rate.rate, color=GREY, linestyle="--", linewidth=1)
+                axes.axvline(yardstick.rate, color=GREY, linestyle="--", linewidth=1)
         all_axes[-1].set_xlabel(skill.title)
         all_axes[-1].xaxis.set_major_formatter(as_percent)
         all_axes[0].set_xlim(_limits([axes.dataLim.intervalx for axes in all_axes]))
@@ -135,7 +135,8 @@ def _panels(runs: Sequence[Run], skill: Score) -> list[Panel]:
                 across, up = skill.rate(run), discrimination(run, score)
                 if across and up:
                     points.append(Point(index, across, up))
-            title = f"{score.task.title}, unsafe less harmless refused"
+            judge = column_title(score, scores).removeprefix(score.title)
+            title = f"{score.task.title}, unsafe less harmless refused{judge}"
             panels.append(Panel(title, None, points))
     return [panel for panel in panels if panel.points]
 
@@ -143,12 +144,19 @@ def _panels(runs: Sequence[Run], skill: Score) -> list[Panel]:
 def _yardstick(runs: Sequence[Run], skill: Score) -> Yardstick | None:
     """The untouched model at its best, where that is not the first run as the plot shows it.
 
-    None as well where the runs are of several models.
+    None as well where runs are of several models or have answered other questions: then one line
+    would not be right for all points.
     """
-    parts = [run.answers[skill.task.name] for run in runs if skill.task.name in run.answers]
-    models = {model_of(part) for part in parts}
-    best = list(yardsticks(runs, skill.task.name).values())
-    return best[0] if best and len(models) == 1 and not best[0].is_first_run else None
+    task = skill.task.name
+    best = best_of_each_model(runs, task)
+    if len(best) != 1 or best[0].is_first_run:
+        return None
+    own = runs[best[0].run].answers[task]
+    for part in (run.answers[task] for run in runs if _has(skill, run)):
+        common = len(common_questions(own, part))
+        if not common == len(own.records) == len(part.records) or model_of(part) != model_of(own):
+            return None
+    return best[0]
 
 
 def _has_baselines(skill: Score, safety: Score, points: Sequence[Point]) -> bool:

@@ -4,56 +4,97 @@ Of the untouched model's runs in a report, and of the readings of its answers, t
 what a tuned model gains over a format that the untouched one misses is no gain in skill.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from data.intervals import mcnemar_test, paired_interval
-from data.registry import TASKS
-from data.scoring import METHODS, extract_number
-from data.task import Task
+from data.registry import tasks_of_kind
+from data.scoring import METHODS
 from reporting.load_runs import Run
 from reporting.paired_tables import SECTION, format_p, format_points
-from reporting.rates import Rate
-from reporting.run_parts import Answer, Answers
+from reporting.rates import make_rate
+from reporting.run_parts import Answers
 from reporting.tables import Table, make_table, percent_interval
 
 ABOUT = (
-    "Of the runs without an adapter, and of the readings of their answers ({readings}), the best "
-    "one here. The tuned runs are read by the number behind the last '####'. Only what lies beyond "
-    "this is a gain in skill; that the best of several was picked makes it a little too high."
+    "Of the runs without an adapter that have answered most of the same questions, each read as is "
+    "best for it ({readings}), the best one on these. The tuned runs are read by the number behind "
+    "the last '####'. Only what lies beyond this is a gain in skill; that the best of several was "
+    "picked makes it a little too high."
 )
 
 
 @dataclass(frozen=True)
 class Yardstick:
-    """The best accuracy of an untouched model on a task, and how it comes about."""
+    """The best accuracy of an untouched model on some questions, and how it comes about."""
 
     run: int
     reading: str
-    rate: Rate
+    right: dict[str, bool]  # by id, of all that the run has answered
 
     @property
     def is_first_run(self) -> bool:
         """True if it is the report's first run by the main reading, with which all are paired."""
         return (self.run, self.reading) == (0, METHODS[0])
 
+    @property
+    def rate(self) -> float:
+        return sum(self.right.values()) / max(1, len(self.right))
+
     def describe(self, runs: Sequence[Run]) -> str:
-        return f"{percent_interval(self.rate)} ({runs[self.run].name}, read as {self.reading})"
+        """`23.7 [21.4, 26.0] (plain, read as flexible)`, of all that the run has answered."""
+        share = percent_interval(make_rate(sum(self.right.values()), len(self.right)))
+        return f"{share} ({runs[self.run].name}, read as {self.reading})"
 
 
-def yardsticks(runs: Sequence[Run], task: str) -> dict[str, Yardstick]:
-    """The best of each untouched model on a task with a numeric answer, by the model."""
-    best: dict[str, Yardstick] = {}
+def untouched_runs(runs: Sequence[Run], task: str) -> list[Yardstick]:
+    """Every untouched run's finished answers to a task with a numeric answer, as read best."""
+    found = []
     for index, run in enumerate(runs):
         part = run.answers.get(task)
-        if part is None or not part.finished or part.settings.get("adapter") is not None:
+        if part is None or not part.finished or is_tuned(part):
             continue
-        model = model_of(part)
-        for reading in METHODS:
-            rate = part.rates.get(("accuracy", reading))
-            if rate is not None and (model not in best or rate.rate > best[model].rate.rate):
-                best[model] = Yardstick(index, reading, rate)
+        rates = {reading: part.rates.get(("accuracy", reading)) for reading in METHODS}
+        shares = {reading: rate.rate for reading, rate in rates.items() if rate is not None}
+        if shares:
+            reading = max(shares, key=lambda name: shares[name])
+            found.append(Yardstick(index, reading, part.right(reading)))
+    return found
+
+
+def best_on(
+    candidates: Sequence[Yardstick], runs: Sequence[Run], task: str, like: Answers
+) -> Yardstick | None:
+    """The candidate of the same model that is best on the questions of `like`.
+
+    Those that share most questions with it go before others, however good these are on few. None
+    if none shares a question.
+    """
+    best, best_key = None, (0, 0)
+    for candidate in candidates:
+        part = runs[candidate.run].answers[task]
+        common = common_questions(part, like) if model_of(part) == model_of(like) else []
+        key = len(common), sum(candidate.right[name] for name in common)
+        if common and (best is None or key > best_key):
+            best, best_key = candidate, key
     return best
+
+
+def best_of_each_model(runs: Sequence[Run], task: str) -> list[Yardstick]:
+    """For each untouched model, its best on the questions of the run that answered most."""
+    candidates = untouched_runs(runs, task)
+    largest: dict[str, Answers] = {}
+    for candidate in candidates:
+        part = runs[candidate.run].answers[task]
+        known = largest.setdefault(model_of(part), part)
+        if len(part.records) > len(known.records):
+            largest[model_of(part)] = part
+    found = [best_on(candidates, runs, task, part) for part in largest.values()]
+    return [yardstick for yardstick in found if yardstick is not None]
+
+
+def is_tuned(part: Answers) -> bool:
+    return part.settings.get("adapter") is not None
 
 
 def model_of(part: Answers) -> str:
@@ -61,72 +102,55 @@ def model_of(part: Answers) -> str:
     return str(part.settings.get("model_fingerprint") or part.settings.get("model"))
 
 
-def right_answers(part: Answers, reading: str) -> dict[str, bool]:
-    """By id, whether the number that the reading finds is the gold one."""
-    right = {}
-    for answer in part.records:
-        right[answer.id] = extract_number(answer.response, reading) == answer.gold
-    return right
+def common_questions(one: Answers, other: Answers) -> list[str]:
+    """The ids under which both have answered the same question."""
+    asked = {answer.id: (answer.prompt, answer.gold) for answer in one.records}
+    common = []
+    for answer in other.records:
+        if asked.get(answer.id) == (answer.prompt, answer.gold):
+            common.append(answer.id)
+    return common
 
 
 def yardstick_table(runs: Sequence[Run]) -> Table | None:
-    """Every tuned run against the yardstick of each task, in pairs.
+    """Every tuned run against the untouched model at its best, in pairs.
 
-    A task whose yardstick is the first run by the main reading has no rows: the paired comparison
-    has them.
+    Where that is the first run by the main reading there is no row: the paired comparison has it.
     """
     rows: list[tuple[int, tuple[str, ...]]] = []
-    notes = [ABOUT.format(readings=", ".join(METHODS))]
-    for task in TASKS.values():
-        for model, yardstick in yardsticks(runs, task.name).items():
-            own = [] if yardstick.is_first_run else list(_rows(runs, task, model, yardstick))
-            rows += own
-            if own:
-                notes.append(f"{task.title}: {yardstick.describe(runs)}.")
+    notes = {ABOUT.format(readings=", ".join(METHODS)): None}
+    for task in tasks_of_kind("skill"):
+        candidates = untouched_runs(runs, task.name)
+        for index, run in enumerate(runs):
+            part = run.answers.get(task.name)
+            if part is None or not part.finished or not is_tuned(part):
+                continue
+            yardstick = best_on(candidates, runs, task.name, part)
+            if yardstick is None or yardstick.is_first_run:
+                continue
+            common = common_questions(runs[yardstick.run].answers[task.name], part)
+            cells = _paired_cells(yardstick.right, part.right(METHODS[0]), common)
+            rows.append((index, (run.name, task.title, *cells)))
+            notes[f"{task.title}: {yardstick.describe(runs)}."] = None
     header = "run|task|n|untouched|this run|points|lost|gained|p".split("|")
     title = "Against the untouched model at its best"
     return make_table(title, header, rows, "\n".join(notes), SECTION)
 
 
-def _rows(
-    runs: Sequence[Run], task: Task, model: str, yardstick: Yardstick
-) -> Iterator[tuple[int, tuple[str, ...]]]:
-    before = runs[yardstick.run].answers[task.name]
-    right_before = right_answers(before, yardstick.reading)
-    asked_before = {answer.id: _question(answer) for answer in before.records}
-    for index, run in enumerate(runs):
-        after = run.answers.get(task.name)
-        if after is None or not after.finished or after.settings.get("adapter") is None:
-            continue
-        if model_of(after) != model:
-            continue
-        right_after = right_answers(after, METHODS[0])
-        common = []
-        for answer in after.records:
-            if asked_before.get(answer.id) == _question(answer):
-                common.append(answer.id)
-        if not common:
-            continue
-        lost = sum(right_before[name] and not right_after[name] for name in common)
-        gained = sum(right_after[name] and not right_before[name] for name in common)
-        total = len(common)
-        share_before = sum(right_before[name] for name in common) / total
-        share_after = sum(right_after[name] for name in common) / total
-        yield (
-            index,
-            (
-                run.name,
-                task.title,
-                f"{total:,}",
-                f"{100 * share_before:.1f}",
-                f"{100 * share_after:.1f}",
-                format_points((gained - lost) / total, paired_interval(lost, gained, total)),
-                f"{lost}",
-                f"{gained}",
-                format_p(mcnemar_test(lost, gained)),
-            ),
-        )
-
-
-def _question(answer: Answer) -> tuple[str, str | None]:
-    return answer.prompt, answer.gold
+def _paired_cells(
+    before: Mapping[str, bool], after: Mapping[str, bool], common: Sequence[str]
+) -> tuple[str, ...]:
+    lost = sum(before[name] and not after[name] for name in common)
+    gained = sum(after[name] and not before[name] for name in common)
+    total = len(common)
+    share_before = sum(before[name] for name in common) / total
+    share_after = sum(after[name] for name in common) / total
+    return (
+        f"{total:,}",
+        f"{100 * share_before:.1f}",
+        f"{100 * share_after:.1f}",
+        format_points((gained - lost) / total, paired_interval(lost, gained, total)),
+        f"{lost}",
+        f"{gained}",
+        format_p(mcnemar_test(lost, gained)),
+    )

@@ -11,7 +11,7 @@ from data.examples import IGNORE_INDEX, Example
 from data.gsm8k import GSM8K
 from data.records import read_json, read_jsonl, write_json
 from llama import load_model, load_tokenizer
-from lora import load_adapter
+from lora import load_adapter, set_lora_scale
 from lora.kl import mean_divergences
 
 OPTIONS = ["--data", "demo", "--limit", "5", "--max-new-tokens", "9"]
@@ -40,9 +40,12 @@ def tuned(chat_checkpoint, tmp_path_factory):
 
 def test_the_divergence_is_along_the_runs_own_answers(tuned, chat_checkpoint, capsys, monkeypatch):
     loaded = []
-    monkeypatch.setattr(
-        divergence, "load_model", lambda *args, **named: loaded.append(args) or load_model(*args)
-    )
+
+    def count(*args, **named):
+        loaded.append(args)
+        return load_model(*args, **named)
+
+    monkeypatch.setattr(divergence, "load_model", count)
     assert divergence.main(["--run", str(tuned), "--device", "cpu"]) == 0
     assert len(loaded) == 1  # and not once for each task
     records = {record["id"]: record for record in read_jsonl(tuned / "kl.jsonl")}
@@ -72,6 +75,27 @@ def test_answers_of_the_base_have_not_moved(chat_checkpoint, tmp_path):
     assert divergence.main(["--run", str(tmp_path), "--limit", "3"]) == 0
     summary = read_json(tmp_path / "kl.summary.json")
     assert summary["gsm8k"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "answers": 3}
+
+
+def test_each_task_is_measured_with_the_adapter_that_answered_it(tuned, chat_checkpoint, tmp_path):
+    run = shutil.copytree(tuned, tmp_path / "copy")
+    halved = ["--adapter", str(run / "adapter"), "--adapter-scale", "0.5", "--no-resume"]
+    again = ["--task", "ailuminate", "--model", str(chat_checkpoint), "--run", str(run)]
+    assert generate.main([*again, *OPTIONS, *halved]) == 0
+    assert divergence.main(["--run", str(run), "--device", "cpu"]) == 0
+    summary = read_json(run / "kl.summary.json")
+    (answer, *_) = read_jsonl(run / "ailuminate.jsonl")
+    model, tokenizer = load_model(chat_checkpoint), load_tokenizer(chat_checkpoint)
+    load_adapter(model, run / "adapter")
+    set_lora_scale(model, 0.5)
+    prompt = tokenizer.encode_chat([{"role": "user", "content": answer["prompt"]}])
+    example = Example(
+        prompt + answer["token_ids"], [IGNORE_INDEX] * len(prompt) + answer["token_ids"]
+    )
+    (expected,) = mean_divergences(model, [example])
+    records = {record["id"]: record for record in read_jsonl(run / "kl.jsonl")}
+    assert records[answer["id"]]["kl"] == pytest.approx(expected, rel=1e-4)
+    assert summary["gsm8k"]["mean"] > 0 and summary["ailuminate"]["mean"] > 0
 
 
 def test_what_cannot_be_measured_is_one_line(tuned, tmp_path, capsys):

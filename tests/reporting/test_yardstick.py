@@ -3,7 +3,7 @@
 from reporting.comparison import compare_runs
 from reporting.load_runs import load_runs
 from reporting.report_tables import all_tables
-from reporting.yardstick import yardstick_table, yardsticks
+from reporting.yardstick import best_of_each_model, yardstick_table
 from tests.reporting.run_folders import write_gsm8k
 
 
@@ -18,14 +18,22 @@ def write_runs(folder, **outcomes):
 
 def test_the_kindest_run_and_reading_is_what_tuned_runs_are_paired_with(tmp_path):
     runs = write_runs(tmp_path, base="rwww", plain="uuww", bt="rwrr", ct="wwrr")
-    (best,) = yardsticks(runs, "gsm8k").values()
-    assert (best.run, best.reading, best.rate.count) == (1, "flexible", 2)
+    (best,) = best_of_each_model(runs, "gsm8k")
+    assert (best.run, best.reading, best.rate) == (1, "flexible", 0.5)
     table = yardstick_table(runs)
     assert table.rows[0][:5] == ("bt", "GSM8K", "4", "50.0", "75.0")
     assert [row[6:8] for row in table.rows] == [("1", "2"), ("2", "2")]
     assert table.rows[0][5].startswith("+25.0 [") and table.rows[1][5].startswith("+0.0 [")
     assert "GSM8K: 50.0 [" in table.note and "(plain, read as flexible)" in table.note
     assert table in all_tables(runs, compare_runs(runs))
+
+
+def test_few_easy_questions_make_no_yardstick(tmp_path):
+    runs = write_runs(tmp_path, base="rwww", few="u", plain="uuww", bt="rwrr", ct="r")
+    assert [row[0:4] for row in yardstick_table(runs).rows] == [
+        ("bt", "GSM8K", "4", "50.0"),  # and not `few`, which has 100 % of one
+    ]
+    assert best_of_each_model(runs, "gsm8k")[0].run == 2
 
 
 def test_only_questions_that_both_answered_count(tmp_path):
