@@ -7,8 +7,7 @@ from torch import Tensor
 
 from llama.errors import UserError
 
-# The nucleus of a sharp distribution fits into this many tokens; sorting the whole vocabulary takes
-# far longer.
+# A draw mostly hits one of this many tokens; sorting the whole vocabulary takes far longer.
 SORTED_HEAD = 256
 SMALLEST_TEMPERATURE = torch.finfo(torch.float32).tiny
 # What seeds a prompt's random numbers beside the seed: its place, or (place, sample).
@@ -49,14 +48,38 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) ->
     scaled = (wide - wide.amax(-1, keepdim=True)) / temperature  # at most 0: it cannot overflow
     probabilities = scaled.softmax(-1)
     head, token_ids = probabilities.topk(min(SORTED_HEAD, probabilities.shape[-1]), dim=-1)
-    chosen = _invert(*_sort_ties_by_id(head, token_ids), uniform, top_p)
-    # Of tokens as likely as the least likely one of the head, some may be missing in it.
-    surely_complete = torch.where(head > head[:, -1:], head, 0).double().sum(-1) >= top_p
-    if not surely_complete.all():
-        beyond = ~surely_complete
-        every = probabilities[beyond].sort(dim=-1, descending=True, stable=True)
-        chosen[beyond] = _invert(every.values, every.indices, uniform[beyond], top_p)
+    total = probabilities.sum(-1, dtype=torch.float64)
+    chosen, certain = _sample_head(*_sort_ties_by_id(head, token_ids), total, uniform, top_p)
+    if not certain.all():
+        rest = ~certain
+        every = probabilities[rest].sort(dim=-1, descending=True, stable=True)
+        chosen[rest] = _invert(every.values, every.indices, uniform[rest], top_p)
     return chosen
+
+
+def _sample_head(
+    head: Tensor, token_ids: Tensor, total: Tensor, uniform: Tensor, top_p: float
+) -> tuple[Tensor, Tensor]:
+    """The tokens [N] that the draws [N] hit, and whether that is certain, knowing the head alone.
+
+    [N, K] largest probabilities in falling order, their token ids, [N] sums of all probabilities.
+    """
+    least = head[:, -1:]
+    complete = head > least  # of tokens as likely as the last, some may be missing
+    is_whole_nucleus = torch.where(complete, head, 0).double().sum(-1) >= top_p
+    chosen = _invert(head, token_ids, uniform, top_p)
+    if is_whole_nucleus.all():
+        return chosen, is_whole_nucleus
+    # Else the nucleus ends beyond the head, with the token that reaches top_p or with the last of
+    # all; its mass is known to one probability, none of which is larger than the head's last.
+    lowest = total.clamp(max=top_p)
+    highest = torch.minimum(total, top_p + least[:, 0].double())
+    cumulative = head.double().cumsum(-1)
+    places = [(cumulative <= (uniform * mass)[:, None]).sum(-1) for mass in (lowest, highest)]
+    is_known = (places[0] == places[1]) & (places[1] < complete.sum(-1))
+    place = places[0].clamp(max=head.shape[-1] - 1)
+    hit = token_ids.gather(-1, place[:, None])[:, 0]
+    return torch.where(is_whole_nucleus, chosen, hit), is_whole_nucleus | is_known
 
 
 def _sort_ties_by_id(probabilities: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:

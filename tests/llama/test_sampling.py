@@ -35,6 +35,30 @@ def test_a_nucleus_within_the_likeliest_tokens_needs_no_sorted_vocabulary(monkey
     assert 20 < reaching.sum() < 180, "some nuclei fit, some do not"
 
 
+@pytest.mark.parametrize("top_p", [0.5, 0.95, 1.0])
+def test_a_draw_that_hits_the_head_needs_no_sorted_vocabulary(top_p, monkeypatch):
+    """However far the nucleus reaches beyond it, as all of it does with top_p 1."""
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(300, 2000, generator=generator) * torch.linspace(0.1, 4, 300)[:, None]
+    logits = torch.cat((logits, logits.mul(4).round()))  # and with ties
+    draws = torch.rand(600, generator=generator)
+    monkeypatch.setattr(sampling, "SORTED_HEAD", 2000)
+    expected = sample(logits, draws, 1.0, top_p)
+    sorted_rows = []
+    invert = sampling._invert
+
+    def count(probabilities, *rest):
+        sorted_rows.append(len(probabilities) if probabilities.shape[-1] == 2000 else 0)
+        return invert(probabilities, *rest)
+
+    monkeypatch.setattr(sampling, "SORTED_HEAD", 100)
+    monkeypatch.setattr(sampling, "_invert", count)
+    assert torch.equal(sample(logits, draws, 1.0, top_p), expected)
+    reach = logits.softmax(-1).topk(100).values.sum(-1)
+    missed = int((draws * top_p > reach).sum())
+    assert missed <= sum(sorted_rows) < missed + 120 < 500
+
+
 @pytest.mark.parametrize("head", [8, 64, 400])
 def test_a_sample_does_not_depend_on_its_neighbours_at_ties(head, monkeypatch):
     """Rounded logits are often equal: in the nucleus, and where the head ends."""
