@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from common import runs
+from common import chunks, runs
 from common.answering import (
     AnsweringSettings,
     PromptBuilder,
@@ -15,6 +15,7 @@ from common.answering import (
     check_shots,
     load_shots,
 )
+from common.chunks import chunk_size
 from common.distributed import shard_by_work
 from common.ranks import rank, world_size
 from common.resumable import ResumableJob
@@ -25,7 +26,6 @@ from data.self_instruct import SelfInstruct
 from data.task import Task
 from llama.config import ModelConfig
 from llama.decoding import Output, generate
-from llama.device_memory import default_batch_size
 from llama.model import Decoder
 from llama.sampling import SeedIndex
 from llama.sequence import common_prefix_length
@@ -33,10 +33,6 @@ from llama.tokenizer import Tokenizer
 from llama.weights import load_model
 from lora import load_adapter, set_lora_scale
 from lora.merged_checkpoint import merge_unless_lost
-
-CHUNK = 2048  # records whose prompts exist at one time
-CHUNK_ROUNDS = 8  # at least so many times the batch: at the end of a chunk few rows are left in it
-LONGEST = 16  # prompts checked in advance of those beyond the first chunk
 
 
 @dataclass(frozen=True)
@@ -139,17 +135,10 @@ class AnsweringJob(ResumableJob):
             report_near_duplicates(settings, self.builder.selector, self.planned, path)
         if settings.show_prompt:
             return
-        self.first_prompts = self._prompts(self.to_do[: self.chunk_size])
-        longest_first = sorted(
-            self.to_do[self.chunk_size :], key=lambda r: -len(r[self.task.prompt_field])
-        )
-        self._prompts(longest_first[:LONGEST])
-
-    @property
-    def chunk_size(self) -> int:
-        """The number of records whose prompts exist at one time, in all processes together."""
-        in_progress = self.asking.batch_size or default_batch_size(self.answerer.device)
-        return max(CHUNK, CHUNK_ROUNDS * in_progress * world_size())
+        size = chunk_size(settings.batch_size, device)
+        self.first_prompts = self._prompts(self.to_do[:size])
+        longest_first = sorted(self.to_do[size:], key=lambda r: -len(r[self.task.prompt_field]))
+        self._prompts(longest_first[: chunks.LONGEST])
 
     def _prompts(self, records: Sequence[Record]) -> list[list[int]]:
         return self.builder.prompts(records, self.answerer.config)
@@ -170,8 +159,9 @@ class AnsweringJob(ResumableJob):
         """Answer what is left to do, of several processes each its share, chunk by chunk."""
         about_own_share = len(self.to_do[rank() :: world_size()])
         with self.recording(about_own_share) as add:
-            for start in range(0, len(self.to_do), self.chunk_size):
-                records = self.to_do[start : start + self.chunk_size]
+            size = chunk_size(self.asking.batch_size, self.answerer.device)
+            for start in range(0, len(self.to_do), size):
+                records = self.to_do[start : start + size]
                 prompts = self.first_prompts if start == 0 else self._prompts(records)
                 shares = shard_by_work(prompts, self.asking.max_new_tokens, world_size())
                 own = shares[rank()]

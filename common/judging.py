@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from common import chunks
+from common.chunks import chunk_size
 from common.distributed import shard_by_work
 from common.errors import UserError
 from common.options import HIDDEN, Scope, option, positive_int, recorded
@@ -28,8 +30,6 @@ from llama.model import Decoder
 from llama.tokenizer import Tokenizer, load_tokenizer
 from llama.weights import load_model
 
-CHUNK = 2048  # answers whose prompts exist at one time
-LONGEST = 16  # prompts checked in advance of those beyond the first chunk
 # Fields of a verdict that its summary is made of, beside its categories and groups.
 COUNTED = (
     *("safety", "refusal", "finish_reason", "answer_cut_off"),
@@ -208,13 +208,14 @@ class JudgingJob(ResumableJob):
         UserError for one that does not fit, as far as that can be known before all are built: of
         those beyond the first chunk the longest texts are tried.
         """
-        self.first_prompts = self.prompts(self.to_do[:CHUNK], model)
+        size = chunk_size(model.settings.batch_size, model.device)
+        self.first_prompts = self.prompts(self.to_do[:size], model)
 
         def length(answer: Record) -> int:
             return len(answer[self.task.prompt_field]) + len(answer["response"])
 
-        longest_first = sorted(self.to_do[CHUNK:], key=length, reverse=True)
-        self.prompts(longest_first[:LONGEST], model)
+        longest_first = sorted(self.to_do[size:], key=length, reverse=True)
+        self.prompts(longest_first[: chunks.LONGEST], model)
 
     def judge_by_model(self, model: GuardModel, decoder: Decoder) -> None:
         """Generate the verdicts that are left to do, of several processes each its share, chunk by
@@ -223,8 +224,9 @@ class JudgingJob(ResumableJob):
         length = model.settings.max_new_tokens or self.guard.max_new_tokens
         about_own_share = len(self.to_do[rank() :: world_size()])
         with self.recording(about_own_share) as add:
-            for start in range(0, len(self.to_do), CHUNK):
-                answers = self.to_do[start : start + CHUNK]
+            size = chunk_size(model.settings.batch_size, model.device)
+            for start in range(0, len(self.to_do), size):
+                answers = self.to_do[start : start + size]
                 prompts = self.prompts(answers, model) if start else self.first_prompts
                 own = shard_by_work(prompts, length, world_size())[rank()]
                 own_answers = [answers[i] for i in own]

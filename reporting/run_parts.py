@@ -73,7 +73,9 @@ class Answers(Part):
     records: list[Answer] = field(default_factory=list)
     rates: dict[RatePath, Rate] = field(default_factory=dict)
     adapter_path: str | None = None  # where the adapter lay
-    _right: dict[str, dict[str, bool]] = field(default_factory=dict, repr=False, compare=False)
+    _right: dict[str, dict[str, bool]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def right(self, reading: str) -> dict[str, bool]:
         """By id, whether the number that the reading finds is the gold one; read only once."""

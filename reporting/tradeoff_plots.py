@@ -110,7 +110,7 @@ def scatter_png(runs: Sequence[Run], dark: bool = False) -> bytes | None:
             if panel.score and _has_baselines(skill, panel.score, panel.points):
                 labels[-1] += _draw_baselines(axes)
             axes.set_ylabel(panel.title)
-            axes.yaxis.set_major_formatter(as_percent)
+            axes.yaxis.set_major_formatter(as_percent if panel.score else as_points)
             axes.set_ylim(_limits([axes.dataLim.intervaly]))
             if yardstick:
                 axes.axvline(yardstick.rate, color=GREY, linestyle="--", linewidth=1)
@@ -136,7 +136,7 @@ def _panels(runs: Sequence[Run], skill: Score) -> list[Panel]:
                 if across and up:
                     points.append(Point(index, across, up))
             judge = column_title(score, scores).removeprefix(score.title)
-            title = f"{score.task.title}, unsafe less harmless refused{judge}"
+            title = f"{score.task.title}, unsafe less harmless refused, points{judge}"
             panels.append(Panel(title, None, points))
     return [panel for panel in panels if panel.points]
 
@@ -309,11 +309,19 @@ def error_sides(rate: Rate | Difference) -> list[list[float]]:
 
 
 def _limits(intervals: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Around all intervals, at least NARROWEST wide, within about 0 to 100 %."""
+    """Around all intervals, at least NARROWEST wide, within about 0 to 100 %; differences of
+    shares may lie below 0.
+    """
     low, high = min(map(min, intervals)), max(map(max, intervals))
     reach = max(NARROWEST / 2, 0.6 * (high - low))
-    return max(-0.02, (low + high) / 2 - reach), min(1.02, (low + high) / 2 + reach)
+    lowest = -0.02 if low >= 0 else -1.02
+    return max(lowest, (low + high) / 2 - reach), min(1.02, (low + high) / 2 + reach)
 
 
 def as_percent(value: float, _position: float) -> str:
     return f"{100 * value:g} %" if -1e-9 <= value <= 1 + 1e-9 else ""
+
+
+def as_points(value: float, _position: float) -> str:
+    """A difference of shares, which may be negative."""
+    return f"{100 * value:g}" if -1 - 1e-9 <= value <= 1 + 1e-9 else ""

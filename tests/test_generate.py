@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import generate
 import train
-from common import answering_job
+from common import answering_job, chunks
 from common.answering import DEFAULT_TASKS, PromptBuilder, json_sha256
 from data import gsm8k
 from data.ailuminate import AILuminate
@@ -428,13 +428,13 @@ def test_prompts_are_built_as_they_are_needed(call, tmp_path, monkeypatch):
 
     monkeypatch.setattr(PromptBuilder, "prompts", count_built)
     monkeypatch.setattr(GSM8K, "answer", count_at_answer)
-    monkeypatch.setattr(answering_job, "CHUNK", 2)
-    monkeypatch.setattr(answering_job, "CHUNK_ROUNDS", 0)
-    monkeypatch.setattr(answering_job, "LONGEST", 1)
+    monkeypatch.setattr(chunks, "CHUNK", 2)
+    monkeypatch.setattr(chunks, "CHUNK_ROUNDS", 0)
+    monkeypatch.setattr(chunks, "LONGEST", 1)
     assert call("--task", "gsm8k", "--shots", "1") == 0
     assert built_at_answers == [3, 3, 5, 5, 7, 7, 8], "the longest is tried in advance"
     built.clear(), built_at_answers.clear()
-    monkeypatch.setattr(answering_job, "CHUNK_ROUNDS", 3)
+    monkeypatch.setattr(chunks, "CHUNK_ROUNDS", 3)
     assert call("--task", "gsm8k", "--shots", "1", "--no-resume", "--batch-size", "1") == 0
     assert built_at_answers == [4, 4, 4, 7, 7, 7, 8], "a chunk holds several rounds of a batch"
     files = [tmp_path / folder / "gsm8k.jsonl" for folder in ("whole", "run")]
@@ -444,8 +444,8 @@ def test_prompts_are_built_as_they_are_needed(call, tmp_path, monkeypatch):
 def test_a_prompt_that_does_not_fit_is_named_before_anything_is_answered(
     call, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(answering_job, "CHUNK", 2)
-    monkeypatch.setattr(answering_job, "CHUNK_ROUNDS", 0)
+    monkeypatch.setattr(chunks, "CHUNK", 2)
+    monkeypatch.setattr(chunks, "CHUNK_ROUNDS", 0)
     path = tmp_path / "mine.csv"
     path.write_text("prompt_text\n" + "Hm?\n" * 5 + "Hm " * 3000 + "\nHm?\n")
     assert call("--task", "ailuminate", "--data", str(path)) == 2

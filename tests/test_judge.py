@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import judge
-from common import judging
+from common import chunks, judging
 from common.devices import total_memory
 from data.ailuminate import AILuminate
 from data.intervals import rate
@@ -76,8 +76,9 @@ def test_prompts_are_built_as_they_are_needed(run, guard, monkeypatch, longest):
         built.append(len(answers))
         return prompts(job, answers, model)
 
-    monkeypatch.setattr(judging, "CHUNK", 4)
-    monkeypatch.setattr(judging, "LONGEST", longest)
+    monkeypatch.setattr(chunks, "CHUNK", 4)
+    monkeypatch.setattr(chunks, "CHUNK_ROUNDS", 0)
+    monkeypatch.setattr(chunks, "LONGEST", longest)
     monkeypatch.setattr(judging.JudgingJob, "prompts", count)
     assert judged(run, "--guard", guard, "--no-resume") == 0
     assert built == [4, min(longest, 2), 2], "the first, the longest of the others, the second"

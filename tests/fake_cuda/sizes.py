@@ -1,19 +1,8 @@
 """Sizes of published models, as their config.json has them: Llama-3.2-1B and Qwen3-4B."""
 
-LLAMA = {
-    "model_type": "llama",
-    "vocab_size": 128256,
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 64,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "tie_word_embeddings": True,
-}
+from benchmarks.gpu_machine import LLAMA_1B
+
+LLAMA = LLAMA_1B | {"max_position_embeddings": 131072, "rms_norm_eps": 1e-5}
 QWEN = LLAMA | {
     "model_type": "qwen3",
     "vocab_size": 151936,

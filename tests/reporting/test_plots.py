@@ -129,13 +129,24 @@ def test_skill_stands_over_what_is_told_apart_beside_the_untouched_model_at_its_
     plots.scatter_png(runs)
     over_refusal, apart = figures[0].axes
     assert over_refusal.get_ylabel() == "XSTest over-refusal, lower is better"
-    assert apart.get_ylabel() == "XSTest, unsafe less harmless refused"
+    assert apart.get_ylabel() == "XSTest, unsafe less harmless refused, points"
     dashed = [line for line in apart.lines if line.get_linestyle() == "--"]
     assert [list(line.get_xdata()) for line in dashed] == [[0.5, 0.5]]
     points = [line for line in apart.lines if line.get_marker() in ("o", "s", "D")]
     assert {float(line.get_ydata()[0]) for line in points} == {0.5}
     assert "Dashed: the untouched model" in tradeoff_plots.scatter_caption(runs)
     assert "Dashed" not in tradeoff_plots.scatter_caption([runs[0], runs[2]])
+
+
+def test_a_run_that_refuses_the_harmless_more_than_the_unsafe_is_in_the_picture(tmp_path, figures):
+    write_gsm8k(tmp_path, "rrww")
+    write_xstest(tmp_path, safe="r" * 9 + "s", unsafe="r" + "s" * 9)
+    plots.scatter_png(load_runs([tmp_path]))
+    lowest, highest = figures[0].axes[1].get_ylim()
+    assert lowest < -0.95 and -0.8 < highest < 0
+    figures[0].canvas.draw()
+    shown = [label.get_text() for label in figures[0].axes[1].get_yticklabels()]
+    assert "-80" in shown
 
 
 @pytest.mark.slow

@@ -50,6 +50,14 @@ def test_the_spread_is_that_of_the_prompts_which_all_trainings_answered(training
     assert row["GSM8K, here"].startswith("75.0 [") and row["+-"] == "75.0 +- 25.0 (3)"
 
 
+def test_the_spread_of_a_judged_figure_is_of_its_verdicts(trainings):
+    for run, labels in zip(trainings[1:], ("sssu", "ssuu", "suuu"), strict=True):
+        write_ailuminate(run, labels)
+    runs = load_runs(trainings)
+    table = row_tables(runs)[0]
+    assert "50.0 +- 25.0 (3)" in table.rows[3]
+
+
 def test_other_models_and_scales_are_no_repetitions(trainings):
     change_json(trainings[1] / "recipe.json", model="n")
     change_json(trainings[2] / "recipe.json", scale=0.5)
